@@ -1,0 +1,11 @@
+/** A CPU model: the CPUID leaves and capability MSRs that are the only source of which bits and features exist. */
+export interface CpuModel {
+  name: string;
+  vendor: 'amd' | 'intel';
+  /** CPUID leaves: `leaf` or `leaf.subleaf` in hexadecimal → [eax, ebx, ecx, edx]. */
+  cpuid: Readonly<Record<string, readonly [number, number, number, number]>>;
+  /** Read-only capability MSRs (VMX capability MSRs, …). */
+  msrs: ReadonlyMap<number, bigint>;
+  /** Physical address width in bits. */
+  maxphyaddr: number;
+}

@@ -1,0 +1,114 @@
+/**
+ * GuestMode: what the silicon of a vendor (svm/hardware, vmx/hardware) hangs into the processor while a guest runs.
+ * The processor asks; the vendor answers from its control block and records the exit. Manual: APM vol. 2 ch. 15, SDM vol. 3 ch. 25-29.
+ *
+ * Every method that can leave the guest returns true after it has recorded the exit: the processor then stops at once, with RIP, RFLAGS
+ * and segments exact, and `run()` returns 'guest-exit'.
+ */
+import type { InstructionInfo, InterceptStage } from './ops.ts';
+
+/** An event on its way through the IDT: what EXITINTINFO / IDT-vectoring information reports. */
+export interface PendingEvent {
+  kind: 'external' | 'nmi' | 'exception' | 'softint' | 'softexception' | 'icebp';
+  vector: number;
+  errorCode: number | undefined;
+  /** Bytes of the instruction that raised it (soft events). */
+  instructionLength: number;
+}
+
+/** A nested page fault (#VMEXIT NPF, EPT violation or misconfiguration). */
+export interface NestedFault {
+  /** Guest physical address. */
+  gpa: number;
+  write: boolean;
+  fetch: boolean;
+  user: boolean;
+  /** The access was part of a walk of the guest's own tables. */
+  pageWalk: boolean;
+  /** Guest linear address, if there is one. */
+  linear: bigint | undefined;
+}
+
+/** Result of a nested translation: host physical page and rights. */
+export interface NestedTranslation {
+  hpa: number;
+  writable: boolean;
+  executable: boolean;
+  /** Page size as shift: 12, 21 or 30. */
+  shift: number;
+}
+
+export interface GuestMode {
+  /** Distinguishes TLB contexts: ASID or VPID (0 is the host's). */
+  readonly asid: number;
+  /** Root of the nested tables (0: no nested paging), part of the TLB context. */
+  readonly nestedRoot: number;
+  /** Added to the TSC. */
+  readonly tscOffset: bigint;
+  /** True if physical interrupts leave the guest (both drivers always set it). */
+  readonly interruptsExit: boolean;
+
+  /** An instruction asks at its stage; true: exit recorded. */
+  intercept(info: InstructionInfo, stage: InterceptStage): boolean;
+  /** Before an exception is delivered; true: exit recorded. `event` in delivery when it was raised, if any. */
+  interceptException(
+    vector: number,
+    errorCode: number | undefined,
+    payload: bigint,
+    during: PendingEvent | undefined,
+  ): boolean;
+  /** Software interrupt / ICEBP intercepts are instruction intercepts; task switches have one of their own. */
+  interceptTaskSwitch(
+    selector: number,
+    source: 'call' | 'jmp' | 'iret' | 'gate',
+    errorCode: number | undefined,
+    during: PendingEvent | undefined,
+  ): boolean;
+  /** Port access; true: exit recorded. `linear`: effective linear address for string forms; `next`: next RIP. */
+  interceptIo(io: {
+    port: number;
+    size: number;
+    in: boolean;
+    string: boolean;
+    rep: boolean;
+    addrSize: number;
+    seg: number;
+    linear: bigint;
+    imm: boolean;
+    nextRip: bigint;
+  }): boolean;
+  interceptMsr(index: number, write: boolean): boolean;
+  /** Shutdown (triple fault); true: exit recorded. */
+  interceptShutdown(): boolean;
+  /** Physical events, tested at instruction boundaries; true: exit recorded. */
+  interceptInterrupt(): boolean;
+  interceptNmi(): boolean;
+  interceptSmi(): boolean;
+  interceptInit(): boolean;
+  interceptSipi(vector: number): boolean;
+  /**
+   * Called at each instruction boundary at which `boundaryWork` was set: window exits, virtual interrupts, MTF, preemption timer.
+   * Returns 'exit' (recorded), a virtual interrupt vector to deliver, or 'none'.
+   */
+  boundary(): 'exit' | 'none' | number;
+  /** True while `boundary` must be asked (a window is armed, a virtual interrupt is pending, MTF is on). */
+  boundaryWork: boolean;
+  /** Tick at which the silicon itself wants to exit (preemption timer), or Infinity. */
+  readonly deadline: number;
+
+  /** Translates through NPT/EPT; undefined after a fault was recorded as an exit. */
+  translate(
+    gpa: number,
+    access: { write: boolean; fetch: boolean; user: boolean; pageWalk: boolean; linear: bigint | undefined },
+  ): NestedTranslation | undefined;
+
+  /** CR reads and writes as the guest's instruction sees them (VMX masks and shadows, SVM V_TPR); undefined: the plain register. */
+  readCr(cr: number): bigint | undefined;
+  /** Value to really write (masks applied), after intercepts were asked; undefined: as given. */
+  writeCr(cr: number, value: bigint): bigint | undefined;
+  /** A write trap (SEV-ES): called after the write was committed and RIP advanced; true: exit recorded. */
+  crWritten(cr: number, value: bigint): boolean;
+  /** Extra CR0/CR4 bits that must hold in guest operation (VMX fixed bits), tested by MOV CR: true = illegal, #GP(0). */
+  crIllegal(cr: number, value: bigint): boolean;
+  /** RFLAGS.IF gate for physical/virtual interrupts etc. belongs to the vendor. */
+}
