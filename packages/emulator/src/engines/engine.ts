@@ -1,0 +1,63 @@
+/**
+ * The seam between the processor and an engine that runs many instructions (interpret, translate).
+ * evaluate is not behind it: the processor uses it for whatever an engine hands back.
+ */
+import type { Instruction } from '../decode/instruction.ts';
+import type { PhysicalMemory } from '../memory/physical.ts';
+import type { ProcessorState } from '../processor-api.ts';
+
+/** Static facts of the running code: part of the key of predecoded records. */
+export interface CodeKey {
+  codeSize: 2 | 4 | 8;
+  stackSize: 2 | 4 | 8;
+  /** CS, DS, ES, SS have base 0 and no limit or right that a data access could break (always so in 64-bit mode). */
+  flat: boolean;
+  /** Near branches need no limit check (CS limit 4G or 64-bit mode). */
+  flatCode: boolean;
+  /** Alignment checks are armed (CR0.AM, RFLAGS.AC, CPL 3): the engine hands every instruction back. */
+  alignmentCheck: boolean;
+}
+
+/** What the engine needs of the processor. Linear addresses cross as two 32-bit halves; results through `S.scratch`. */
+export interface EngineHost {
+  readonly memory: PhysicalMemory;
+  readonly state: ProcessorState;
+  /** TLB context id of data accesses now (tags of TlbEntry). */
+  tlbContext(): number;
+  codeKey(): CodeKey;
+  /** Full access behind the inline TLB probe: fills the TLB, does MMIO, crosses pages. 0: done (value in S.scratch), 1: fault or exit recorded. */
+  slowRead(low: number, high: number, size: number): number;
+  /** Value in S.scratch. 0: done, 1: fault or exit recorded, 2: done and predecoded code was hit (leave the record). */
+  slowWrite(low: number, high: number, size: number): number;
+  /** Reads as slowRead but with write intent; later slowWrite to the same place cannot fault. */
+  slowReadForWrite(low: number, high: number, size: number): number;
+  slowProbe(low: number, high: number, size: number): number;
+  /** Translates a fetch; host physical address, or -1 (fault or exit recorded). */
+  translateFetch(linear: bigint): number;
+  /** Segment-checked linear address for non-flat accesses: 0 (linear in S.scratch), 1 fault recorded. */
+  slowLinear(seg: number, low: number, high: number, size: number, write: number): number;
+  /** Records an exception for the instruction at hand. */
+  recordException(vector: number, hasErrorCode: number, errorCode: number): void;
+  /** Marks a host page as holding predecoded code, so that writes to it report. */
+  protectCodePage(hostPage: number): void;
+}
+
+/** Why an engine's `run` came back. State (RIP, RFLAGS, registers) is exact in the state block. */
+export type EngineStop =
+  /** All ticks used. */
+  | 'budget'
+  /** The instruction at RIP is for JavaScript: `engine.instruction` if decoded, else decode it by evaluate. */
+  | 'instruction'
+  /** host recorded a fault or an exit for the instruction at RIP. */
+  | 'fault';
+
+export interface Engine {
+  /** Runs at most `maxTicks` ticks; `retired` says how many were used. */
+  run(maxTicks: number): EngineStop;
+  readonly retired: number;
+  readonly instruction: Instruction | null;
+  /** Bytes of a host page changed: drop what was predecoded from it. */
+  invalidatePage(hostPage: number): void;
+  /** Drop everything (power-on, load). */
+  invalidateAll(): void;
+}
