@@ -5,6 +5,7 @@
  * Linear addresses, registers and values are `bigint`; sizes (bytes), selectors, ports and vectors are `number`.
  * Memory accessors return the value or throw: the processor's {@link GuestException}, or an {@link Unwind}.
  */
+import type { PendingEvent } from './guest-mode.ts';
 import type { Intercept } from './intercepts.ts';
 import type { DescriptorTable, Segment, SegmentIndex } from './state-layout.ts';
 
@@ -80,6 +81,7 @@ export interface X86EmulateOps {
   pioOut(size: number, port: number, value: number): void;
 
   getSegment(seg: SegmentIndex): Segment;
+  /** Loads the hidden part as given, no checks. CPL follows SS: loading SS makes CPL its DPL (also if null), as KVM's set_segment has it. */
   setSegment(seg: SegmentIndex, value: Segment): void;
   getCachedSegmentBase(seg: SegmentIndex): bigint;
   getGdt(): DescriptorTable;
@@ -120,6 +122,18 @@ export interface X86EmulateOps {
   getXcr(index: number): bigint;
   /** Non-zero: #GP(0). */
   setXcr(index: number, value: bigint): number;
+  /** RDMSR/WRMSR proper where they differ from the internal accessors (KVM: get/set_msr_with_filter; may throw IO_NEEDED). */
+  getMsrWithFilter?(index: number): bigint | undefined;
+  setMsrWithFilter?(index: number, value: bigint): number;
+  /** INVPCID after its checks; types 0..3 as in the manual. Absent: done by INVLPG and CR4 writes. */
+  invpcid?(type: number, pcid: number, linear: bigint): void;
+  /**
+   * Told before INT n, INT3, INTO or ICEBP goes through the IDT: the silicon asks for exception intercepts (throws VMEXIT) and notes the
+   * event as the one in delivery.
+   */
+  beginEvent?(event: PendingEvent): void;
+  /** Asked before a task switch, after its checks and before anything is changed; throws VMEXIT if the guest's owner wants it. */
+  beginTaskSwitch?(selector: number, source: 'call' | 'jmp' | 'iret' | 'gate', errorCode: number | undefined): void;
   /** Interrupt shadow to set after this instruction: 1 STI, 2 MOV SS. */
   setInterruptShadow(kind: 1 | 2): void;
 }

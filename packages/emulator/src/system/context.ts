@@ -27,7 +27,8 @@ export interface EmulateContext {
   interruptShadow: 0 | 1 | 2;
   /** Set by a function after which mode and segments must be looked at anew. */
   modeChanged: boolean;
-  /** A trap to raise after commit (INT3, INTO, ICEBP and INT n deliver by themselves; task switch with T set: #DB). */
+  /** A #DB trap to raise after commit: the bits to merge into DR6 (task switch to a TSS with T set: BT). */
+  debugTrap?: bigint;
 
   /** Checks segment:offset for an access of `size` bytes and returns the linear address; throws #GP, #SS. */
   linearize(seg: number, offset: bigint, size: number, write: boolean): bigint;
