@@ -1,9 +1,14 @@
 /** @module @tskvm/core: KVM without a vendor. */
 export * from './backend.ts';
+export * from './cpuid.ts';
 export * from './diagnostics.ts';
-export type * from './kvm.ts';
-export type * from './lapic.ts';
+export * from './kvm.ts';
+export * from './lapic.ts';
+export * from './mmu/mmu.ts';
 export * from './ops-table.ts';
+export * from './smm.ts';
+export * from './trace.ts';
 export * from './types.ts';
-export type * from './vcpu.ts';
-export type * from './vm.ts';
+export * from './vcpu.ts';
+export * from './vm.ts';
+export * from './x86.ts';

@@ -1,8 +1,10 @@
 /** struct kvm_vcpu and struct kvm_vcpu_arch: one virtual processor. */
 import type { Kvm } from './kvm.ts';
 import type { Lapic } from './lapic.ts';
-import type { KvmExit, KvmSegment, MpState } from './types.ts';
+import type { KvmExit, KvmSegment } from './types.ts';
+import { MpState } from './types.ts';
 import type { Vm } from './vm.ts';
+import { kvmArchVcpuIoctlRun } from './x86.ts';
 
 /** struct kvm_queued_exception. */
 export interface QueuedException {
@@ -24,6 +26,13 @@ export interface MmuRoot {
   role: number;
 }
 
+/** Work that waits for user space's answer: data, never a closure. KVM: the callback complete_userspace_io. */
+export interface UserspaceCompletion {
+  /** `fastPioIn`, `fastPioOut`, `emulatedPio`, `emulatedMmio`, `rdmsr`, `wrmsr`, `hypercall`, or a vendor's own. */
+  kind: string;
+  data: unknown;
+}
+
 /** struct kvm_vcpu_arch. Guest register values as KVM sees them; with a protected guest they are scrubbed. */
 export interface VcpuArch {
   /** RAX..R15 and RIP (index 16). Filled by the vendor's exit path; never aliases the processor's block. */
@@ -41,6 +50,7 @@ export interface VcpuArch {
   cr8: bigint;
   efer: bigint;
   xcr0: bigint;
+  guestSupportedXcr0: bigint;
   pat: bigint;
   smbase: bigint;
   tscOffset: bigint;
@@ -52,6 +62,8 @@ export interface VcpuArch {
   dr6: bigint;
   dr7: bigint;
   guestDebugDr7: bigint;
+  /** KVM_DEBUGREG_*: bit 0 BP enabled, bit 1 won't exit. */
+  switchDbRegs: number;
   /** HF_SMM_MASK 2, HF_SMM_INSIDE_NMI_MASK 4, HF_GUEST_MASK 1 (is_guest_mode). */
   hflags: number;
   exception: QueuedException;
@@ -68,17 +80,21 @@ export interface VcpuArch {
   pendingApicEvents: number;
   apic: Lapic | null;
   apicBase: bigint;
+  /** Vector that user space queued by KVM_INTERRUPT without an in-kernel PIC (KVM: pending_external_vector), -1: none. */
+  pendingExternalVector: number;
   guestStateProtected: boolean;
   emulationRequired: boolean;
   haltRequest: boolean;
   /** Outstanding port I/O (KVM: arch.pio). */
   pio: { port: number; in: boolean; size: number; count: number };
   /** Pending completion after user space answered: data, never a closure. */
-  completeUserspaceIo: { kind: string; data: unknown } | null;
+  completeUserspaceIo: UserspaceCompletion | null;
   maxphyaddr: number;
   reservedGpaBits: bigint;
   /** Root of the tables in use. */
   mmu: MmuRoot;
+  /** L2 runs with nested tables of its own: its physical addresses go through `translateNestedGpa`. */
+  nestedTdp: boolean;
   /** CPU role (paging mode bits), recomputed by kvmInitMmu. */
   cpuRole: number;
   exitQualification: bigint;
@@ -86,7 +102,12 @@ export interface VcpuArch {
   singlestepRip: bigint;
   msrs: Map<number, bigint>;
   miscEnable: bigint;
-  /** Frame names of the call in progress, when traced (see trace.ts). */
+  xss: bigint;
+  reqImmediateExit: boolean;
+  /** CPUID.1:EAX etc. were set at least once. */
+  cpuidSet: boolean;
+  /** x87 and SSE state of a vCPU that is not on the processor: the state block's bytes from `S.ymm` to `S.mxcsr` + 4 (null: fresh). */
+  guestFpu: Uint8Array;
   lastVmentryCpu: number;
 }
 
@@ -101,23 +122,125 @@ export interface KvmRunIo {
   smm: boolean;
 }
 
-export interface Vcpu {
+/** Options of one KVM_RUN. */
+export interface RunOptions {
+  /** Most instructions to run before an `intr` exit; default: no limit. */
+  budget?: number;
+}
+
+const noException = (): QueuedException => ({
+  pending: false,
+  injected: false,
+  hasErrorCode: false,
+  vector: 0,
+  errorCode: 0,
+  payload: 0n,
+  hasPayload: false,
+});
+
+function newArch(): VcpuArch {
+  return {
+    regs: new BigUint64Array(17),
+    regsAvail: new Set(),
+    regsDirty: new Set(),
+    cr0: 0n,
+    cr0GuestOwnedBits: 0n,
+    cr2: 0n,
+    cr3: 0n,
+    cr4: 0n,
+    cr4GuestOwnedBits: 0n,
+    cr4GuestRsvdBits: 0n,
+    cr8: 0n,
+    efer: 0n,
+    xcr0: 1n,
+    guestSupportedXcr0: 1n,
+    pat: 0x0007040600070406n,
+    smbase: 0x30000n,
+    tscOffset: 0n,
+    tscAux: 0n,
+    pdptrs: [0n, 0n, 0n, 0n],
+    pdptrsFromUserspace: false,
+    db: [0n, 0n, 0n, 0n],
+    effDb: [0n, 0n, 0n, 0n],
+    dr6: 0xffff0ff0n,
+    dr7: 0x400n,
+    guestDebugDr7: 0n,
+    switchDbRegs: 0,
+    hflags: 0,
+    exception: noException(),
+    exceptionVmexit: noException(),
+    interrupt: { injected: false, soft: false, nr: 0 },
+    nmiInjected: false,
+    nmiPending: 0,
+    nmiQueued: 0,
+    smiPending: false,
+    smiCount: 0,
+    mpState: MpState.RUNNABLE,
+    sipiVector: 0,
+    pendingApicEvents: 0,
+    apic: null,
+    apicBase: 0n,
+    pendingExternalVector: -1,
+    guestStateProtected: false,
+    emulationRequired: false,
+    haltRequest: false,
+    pio: { port: 0, in: false, size: 0, count: 0 },
+    completeUserspaceIo: null,
+    maxphyaddr: 36,
+    reservedGpaBits: ~((1n << 36n) - 1n) & 0xffffffffffffffffn,
+    mmu: { hpa: -1, level: 0, role: 0 },
+    nestedTdp: false,
+    cpuRole: 0,
+    exitQualification: 0n,
+    atInstructionBoundary: false,
+    singlestepRip: 0n,
+    msrs: new Map(),
+    miscEnable: 0x1800n,
+    xss: 0n,
+    reqImmediateExit: false,
+    cpuidSet: false,
+    guestFpu: new Uint8Array(0),
+    lastVmentryCpu: -1,
+  };
+}
+
+export class Vcpu {
   readonly kvm: Kvm;
-  readonly vm: Vm;
-  readonly vcpuId: number;
-  readonly arch: VcpuArch;
-  readonly runIo: KvmRunIo;
+  readonly arch: VcpuArch = newArch();
+  readonly runIo: KvmRunIo = {
+    requestInterruptWindow: false,
+    immediateExit: false,
+    readyForInterruptInjection: false,
+    ifFlag: false,
+    cr8: 0n,
+    apicBase: 0n,
+    smm: false,
+  };
   /** Exit prepared by whoever answered 0. */
-  exit: KvmExit;
-  /** Bit set of Req.* (bigint-free: two words behind makeRequest/checkRequest). */
-  readonly requests: Set<number>;
-  guestDebug: number;
+  exit: KvmExit = { reason: 'unknown', hardwareExitReason: 0 };
+  /** KVM_REQ_*: see requests.ts. */
+  readonly requests = new Set<number>();
+  /** KVM_GUESTDBG_* bits. */
+  guestDebug = 0;
   /** The vendor's part: VcpuSvm or VcpuVmx. */
-  vendor: unknown;
+  vendor: unknown = null;
   /** CPUID as the guest sees it. */
-  cpuid: CpuidEntry[];
-  /** KVM_RUN. */
-  run(): KvmExit;
+  cpuid: CpuidEntry[] = [];
+  /** Tick at which the budget of the KVM_RUN in progress is used up. */
+  runDeadline = Number.POSITIVE_INFINITY;
+
+  /** Use {@link Vm.createVcpu}. */
+  constructor(
+    readonly vm: Vm,
+    readonly vcpuId: number,
+  ) {
+    this.kvm = vm.kvm;
+  }
+
+  /** KVM_RUN: runs until something needs the caller. Never blocks; never throws for anything that the guest does. */
+  run(options: RunOptions = {}): KvmExit {
+    return kvmArchVcpuIoctlRun(this, options);
+  }
 }
 
 /** struct kvm_cpuid_entry2. */

@@ -15,18 +15,40 @@ export interface Memslot {
   frames: Uint32Array;
 }
 
-export interface Vm {
-  readonly kvm: Kvm;
-  readonly vcpus: Vcpu[];
-  readonly memslots: Memslot[];
+export interface VmOptions {
+  type?: 'default' | 'sev-es';
+}
+
+export class Vm {
+  readonly vcpus: Vcpu[] = [];
+  readonly memslots: Memslot[] = [];
   /** The vendor's part. */
-  vendor: unknown;
-  vmType: 'default' | 'sev-es';
-  bugged: boolean;
+  vendor: unknown = null;
+  readonly vmType: 'default' | 'sev-es';
+  bugged = false;
   /** In-kernel PIC, IOAPIC and local APICs exist (KVM_CREATE_IRQCHIP). */
-  irqchipInKernel: boolean;
-  /** Reads guest physical memory through the slots; throws KvmError for an address without one. */
-  readGuest(gpa: number, length: number): Uint8Array;
-  writeGuest(gpa: number, bytes: Uint8Array): void;
-  gfnToHfn(gfn: number, smm?: boolean): number;
+  irqchipInKernel = false;
+  constructor(
+    readonly kvm: Kvm,
+    options: VmOptions = {},
+  ) {
+    this.vmType = options.type ?? 'default';
+  }
+  readGuest(_gpa: number, _length: number, _smm = false): Uint8Array {
+    throw new Error('body follows');
+  }
+  writeGuest(_gpa: number, _bytes: Uint8Array, _smm = false): void {
+    throw new Error('body follows');
+  }
+  /** Is the whole range backed by slots. */
+  hasMemory(_gpa: number, _length: number, _smm = false): boolean {
+    throw new Error('body follows');
+  }
+  /** Host page frame number of a guest one, -1 without a slot. */
+  gfnToHfn(_gfn: number, _smm = false): number {
+    throw new Error('body follows');
+  }
+  createVcpu(_id: number): Vcpu {
+    throw new Error('body follows');
+  }
 }

@@ -1,0 +1,114 @@
+/**
+ * Lazily cached guest registers and the CR0/CR4/EFER predicates.
+ * KVM: arch/x86/kvm/kvm_cache_regs.h, and the predicates of x86.h.
+ */
+import { CR0, CR4, EFER, RAX, RBX, RCX, RDX, RSP } from '@tskvm/emulator';
+import type { Vcpu } from './vcpu.ts';
+
+/** Index of RIP in `arch.regs`. */
+export const VCPU_REGS_RIP = 16;
+/** HF_GUEST_MASK: the vCPU runs L2. */
+export const HF_GUEST_MASK = 1;
+export const HF_SMM_MASK = 2;
+export const HF_SMM_INSIDE_NMI_MASK = 4;
+
+export const kvmRegisterIsAvailable = (vcpu: Vcpu, reg: string): boolean => vcpu.arch.regsAvail.has(reg);
+export const kvmRegisterIsDirty = (vcpu: Vcpu, reg: string): boolean => vcpu.arch.regsDirty.has(reg);
+export function kvmRegisterMarkAvailable(vcpu: Vcpu, reg: string): void {
+  vcpu.arch.regsAvail.add(reg);
+}
+export function kvmRegisterMarkDirty(vcpu: Vcpu, reg: string): void {
+  vcpu.arch.regsAvail.add(reg);
+  vcpu.arch.regsDirty.add(reg);
+}
+const cache = (vcpu: Vcpu, reg: string): void => {
+  if (!vcpu.arch.regsAvail.has(reg)) vcpu.kvm.calls.cacheReg(vcpu, reg);
+};
+
+/** All 64 bits of a general register (or RIP, index 16). KVM: kvm_register_read_raw. */
+export function kvmRegisterReadRaw(vcpu: Vcpu, reg: number): bigint {
+  if (reg === RSP) cache(vcpu, 'rsp');
+  else if (reg === VCPU_REGS_RIP) cache(vcpu, 'rip');
+  return vcpu.arch.regs[reg];
+}
+/** KVM: kvm_register_write_raw. */
+export function kvmRegisterWriteRaw(vcpu: Vcpu, reg: number, value: bigint): void {
+  vcpu.arch.regs[reg] = value;
+  if (reg === RSP) kvmRegisterMarkDirty(vcpu, 'rsp');
+  else if (reg === VCPU_REGS_RIP) kvmRegisterMarkDirty(vcpu, 'rip');
+}
+/** As an instruction sees it: 32 bits outside 64-bit mode. KVM: kvm_register_read. */
+export function kvmRegisterRead(vcpu: Vcpu, reg: number): bigint {
+  const value = kvmRegisterReadRaw(vcpu, reg);
+  return is64BitMode(vcpu) ? value : value & 0xffffffffn;
+}
+export function kvmRegisterWrite(vcpu: Vcpu, reg: number, value: bigint): void {
+  kvmRegisterWriteRaw(vcpu, reg, is64BitMode(vcpu) ? value : value & 0xffffffffn);
+}
+
+export const kvmRipRead = (vcpu: Vcpu): bigint => kvmRegisterReadRaw(vcpu, VCPU_REGS_RIP);
+export const kvmRipWrite = (vcpu: Vcpu, value: bigint): void => kvmRegisterWriteRaw(vcpu, VCPU_REGS_RIP, value);
+export const kvmRspRead = (vcpu: Vcpu): bigint => kvmRegisterReadRaw(vcpu, RSP);
+export const kvmRspWrite = (vcpu: Vcpu, value: bigint): void => kvmRegisterWriteRaw(vcpu, RSP, value);
+export const kvmRaxRead = (vcpu: Vcpu): bigint => vcpu.arch.regs[RAX];
+export const kvmRbxRead = (vcpu: Vcpu): bigint => vcpu.arch.regs[RBX];
+export const kvmRcxRead = (vcpu: Vcpu): bigint => vcpu.arch.regs[RCX];
+export const kvmRdxRead = (vcpu: Vcpu): bigint => vcpu.arch.regs[RDX];
+export const kvmRaxWrite = (vcpu: Vcpu, value: bigint): void => void (vcpu.arch.regs[RAX] = value);
+export const kvmRbxWrite = (vcpu: Vcpu, value: bigint): void => void (vcpu.arch.regs[RBX] = value);
+export const kvmRcxWrite = (vcpu: Vcpu, value: bigint): void => void (vcpu.arch.regs[RCX] = value);
+export const kvmRdxWrite = (vcpu: Vcpu, value: bigint): void => void (vcpu.arch.regs[RDX] = value);
+/** EDX:EAX. KVM: kvm_read_edx_eax. */
+export const kvmReadEdxEax = (vcpu: Vcpu): bigint =>
+  (vcpu.arch.regs[RAX] & 0xffffffffn) | ((vcpu.arch.regs[RDX] & 0xffffffffn) << 32n);
+
+/** Bits of CR0 as the guest sees them; pulls guest-owned ones out of the control block. KVM: kvm_read_cr0_bits. */
+export function kvmReadCr0Bits(vcpu: Vcpu, mask: bigint): bigint {
+  if ((mask & vcpu.arch.cr0GuestOwnedBits) !== 0n) cache(vcpu, 'cr0');
+  return vcpu.arch.cr0 & mask;
+}
+export const kvmReadCr0 = (vcpu: Vcpu): bigint => kvmReadCr0Bits(vcpu, ~0n);
+export const kvmIsCr0BitSet = (vcpu: Vcpu, bit: bigint): boolean => kvmReadCr0Bits(vcpu, bit) !== 0n;
+export function kvmReadCr3(vcpu: Vcpu): bigint {
+  cache(vcpu, 'cr3');
+  return vcpu.arch.cr3;
+}
+export function kvmReadCr4Bits(vcpu: Vcpu, mask: bigint): bigint {
+  if ((mask & vcpu.arch.cr4GuestOwnedBits) !== 0n) cache(vcpu, 'cr4');
+  return vcpu.arch.cr4 & mask;
+}
+export const kvmReadCr4 = (vcpu: Vcpu): bigint => kvmReadCr4Bits(vcpu, ~0n);
+export const kvmIsCr4BitSet = (vcpu: Vcpu, bit: bigint): boolean => kvmReadCr4Bits(vcpu, bit) !== 0n;
+/** PDPTE 0..3 of PAE paging. KVM: kvm_pdptr_read. */
+export function kvmPdptrRead(vcpu: Vcpu, index: number): bigint {
+  cache(vcpu, 'pdptr');
+  return vcpu.arch.pdptrs[index];
+}
+export function kvmPdptrWrite(vcpu: Vcpu, index: number, value: bigint): void {
+  vcpu.arch.pdptrs[index] = value;
+}
+
+export const isProtmode = (vcpu: Vcpu): boolean => kvmIsCr0BitSet(vcpu, CR0.PE);
+export const isPaging = (vcpu: Vcpu): boolean => kvmIsCr0BitSet(vcpu, CR0.PG);
+export const isPae = (vcpu: Vcpu): boolean => kvmIsCr4BitSet(vcpu, CR4.PAE);
+export const isPse = (vcpu: Vcpu): boolean => kvmIsCr4BitSet(vcpu, CR4.PSE);
+export const isLongMode = (vcpu: Vcpu): boolean => (vcpu.arch.efer & EFER.LMA) !== 0n;
+export const isPaePaging = (vcpu: Vcpu): boolean => !isLongMode(vcpu) && isPae(vcpu) && isPaging(vcpu);
+export const isLa57Mode = (vcpu: Vcpu): boolean => isLongMode(vcpu) && kvmIsCr4BitSet(vcpu, CR4.LA57);
+/** LMA and CS.L. Not to be asked of a protected guest, whose CS is encrypted. KVM: is_64_bit_mode. */
+export function is64BitMode(vcpu: Vcpu): boolean {
+  return isLongMode(vcpu) && vcpu.kvm.calls.getCsDbLBits(vcpu).l === 1;
+}
+/** KVM: is_64_bit_hypercall: a protected guest is taken to be in 64-bit mode. */
+export const is64BitHypercall = (vcpu: Vcpu): boolean => vcpu.arch.guestStateProtected || is64BitMode(vcpu);
+
+export const isGuestMode = (vcpu: Vcpu): boolean => (vcpu.arch.hflags & HF_GUEST_MASK) !== 0;
+export const isSmm = (vcpu: Vcpu): boolean => (vcpu.arch.hflags & HF_SMM_MASK) !== 0;
+/** KVM: enter_guest_mode. */
+export function enterGuestMode(vcpu: Vcpu): void {
+  vcpu.arch.hflags |= HF_GUEST_MASK;
+}
+/** KVM: leave_guest_mode; a pending LOAD_EOI_EXITMAP becomes due. */
+export function leaveGuestMode(vcpu: Vcpu): void {
+  vcpu.arch.hflags &= ~HF_GUEST_MASK;
+}

@@ -1,0 +1,229 @@
+/**
+ * Tracepoints and the call path: typed, optional listeners that cost one test when nobody listens.
+ * KVM: arch/x86/kvm/trace.h and include/trace/events/kvm.h; `mode_switch` is ours.
+ */
+import type { ModeChange } from '@tskvm/emulator';
+import type { Kvm } from './kvm.ts';
+
+/** Fields of every event, by KVM's event name. Numbers stay numbers; text is made where it is printed. */
+export interface TraceEvents {
+  /** Just before the hardware entry (not when emulation stands in for it). */
+  kvm_entry: { vcpuId: number; rip: bigint; immediateExit: boolean; intrInfo: number; errorCode: number };
+  /** Right after a hardware exit, before the queues are rebuilt. */
+  kvm_exit: {
+    vcpuId: number;
+    reason: number;
+    name: string;
+    rip: bigint;
+    isa: 1 | 2;
+    info1: bigint;
+    info2: bigint;
+    intrInfo: number;
+    errorCode: number;
+    requests: bigint;
+  };
+  kvm_nested_vmexit: TraceEvents['kvm_exit'];
+  kvm_hypercall: { vcpuId: number; nr: bigint; a0: bigint; a1: bigint; a2: bigint; a3: bigint };
+  kvm_pio: { vcpuId: number; rw: 'read' | 'write'; port: number; size: number; count: number; val: number };
+  kvm_mmio: { type: 'read' | 'write' | 'unsatisfied-read'; len: number; gpa: number; val: bigint };
+  kvm_cpuid: {
+    function: number;
+    index: number;
+    rax: number;
+    rbx: number;
+    rcx: number;
+    rdx: number;
+    found: boolean;
+  };
+  kvm_apic: { rw: 'read' | 'write'; reg: number; val: number };
+  kvm_inj_virq: { vcpuId: number; vector: number; soft: boolean; reinjected: boolean };
+  kvm_inj_exception: {
+    vcpuId: number;
+    exception: number;
+    hasError: boolean;
+    errorCode: number;
+    reinjected: boolean;
+  };
+  kvm_page_fault: { vcpuId: number; rip: bigint; address: number; errorCode: bigint };
+  kvm_msr: { vcpuId: number; write: boolean; ecx: number; data: bigint; exception: boolean };
+  /** In the exit handlers before the setter; the emulator and write traps do not fire it. */
+  kvm_cr: { vcpuId: number; rw: 'read' | 'write'; cr: number; val: bigint };
+  kvm_pic_set_irq: { chip: number; pin: number; elcr: number; imr: number; coalesced: boolean };
+  kvm_apic_ipi: { icrLow: number; dest: number };
+  kvm_apic_accept_irq: { apicid: number; dm: number; tm: number; vec: number };
+  kvm_eoi: { apicid: number; vector: number };
+  kvm_emulate_insn: {
+    vcpuId: number;
+    csBase: bigint;
+    rip: bigint;
+    insn: Uint8Array;
+    mode: string;
+    failed: boolean;
+  };
+  vcpu_match_mmio: { gva: bigint; gpa: number; write: boolean; gpaMatch: boolean };
+  kvm_write_tsc_offset: { vcpuId: number; previous: bigint; next: bigint };
+  kvm_smm_transition: { vcpuId: number; smbase: bigint; entering: boolean };
+  kvm_nested_vmenter: {
+    rip: bigint;
+    vmcb: number;
+    nestedRip: bigint;
+    intCtl: number;
+    eventInj: number;
+    tdpEnabled: boolean;
+    guestPgd: bigint;
+    isa: 1 | 2;
+  };
+  kvm_nested_intercepts: { crRead: number; crWrite: number; exceptions: number; words: number[] };
+  kvm_nested_vmexit_inject: {
+    reason: number;
+    name: string;
+    info1: bigint;
+    info2: bigint;
+    intrInfo: number;
+    errorCode: number;
+    isa: 1 | 2;
+  };
+  kvm_nested_intr_vmexit: { rip: bigint };
+  kvm_nested_vmenter_failed: { message: string; error: number };
+  kvm_vmgexit_enter: { vcpuId: number; exitReason: number; info1: bigint; info2: bigint };
+  kvm_vmgexit_exit: TraceEvents['kvm_vmgexit_enter'];
+  kvm_vmgexit_msr_protocol_enter: { vcpuId: number; ghcbGpa: bigint };
+  kvm_vmgexit_msr_protocol_exit: { vcpuId: number; ghcbGpa: bigint; result: number };
+  kvm_hv_timer_state: { vcpuId: number; inUse: boolean };
+  kvm_userspace_exit: { vcpuId: number; reason: string };
+  kvm_vcpu_wakeup: { vcpuId: number; ticks: number };
+  kvm_set_irq: { gsi: number; level: number; source: number };
+  kvm_ioapic_set_irq: { entry: bigint; pin: number; coalesced: boolean };
+  kvm_msi_set_irq: { address: bigint; data: number };
+  kvm_ack_irq: { irqchip: number; pin: number };
+  mark_mmio_spte: { sptep: number; gfn: number; access: number; generation: number };
+  handle_mmio_page_fault: { addr: number; gfn: number; access: number };
+  kvm_mmu_set_spte: { level: number; gfn: number; spte: bigint };
+  kvm_mmu_get_page: { gfn: number; level: number; role: number; created: boolean };
+  kvm_mmu_zap_all_fast: { generation: number };
+  kvm_mmu_walker_error: { vcpuId: number; errorCode: number };
+  /** The processor's mode changed. */
+  mode_switch: ModeSwitch;
+}
+export type TraceName = keyof TraceEvents;
+export type TraceListener<N extends TraceName> = (event: TraceEvents[N], name: N) => void;
+
+/** A mode switch with what led to it. */
+export interface ModeSwitch extends ModeChange {
+  vcpuId: number;
+  /** The last hardware exit before it, if the switch came through KVM; null: native, the guest did it without an exit. */
+  exit: { reason: number; name: string } | null;
+  /** Frames that ran down to the deciding setter (set_cr0, set_cr4, set_efer), outermost first; empty for a native switch. */
+  path: readonly string[];
+  /** Why no exit happened, for a native switch. */
+  why: string | null;
+}
+
+/** One edge of the call graph as it ran. */
+export interface CallerEdge {
+  caller: string;
+  callee: string;
+  count: number;
+}
+
+/** Listeners, the shadow stack and the call edges of one kernel. Exists only while something listens. */
+export class Tracer {
+  readonly #listeners = new Map<TraceName, Set<TraceListener<TraceName>>>();
+  readonly #any = new Set<TraceListener<TraceName>>();
+  readonly #edges = new Map<string, Map<string, number>>();
+  /** Frames in progress, outermost first. */
+  readonly stack: string[] = [];
+  /** Path of the last call of a setter that can change the mode, and the exit it belongs to. */
+  lastSetter: { path: string[]; exit: { reason: number; name: string } | null } | null = null;
+  lastExit: { reason: number; name: string } | null = null;
+
+  /** Attaches a listener to one event, or to all (`*`). Returns the function that takes it off. */
+  on<N extends TraceName>(name: N | '*', listener: TraceListener<N>): () => void {
+    const wide = listener as unknown as TraceListener<TraceName>;
+    if (name === '*') {
+      this.#any.add(wide);
+      return () => this.#any.delete(wide);
+    }
+    let set = this.#listeners.get(name);
+    if (!set) this.#listeners.set(name, (set = new Set()));
+    set.add(wide);
+    return () => set.delete(wide);
+  }
+
+  get listening(): boolean {
+    if (this.#any.size > 0) return true;
+    for (const set of this.#listeners.values()) if (set.size > 0) return true;
+    return false;
+  }
+
+  emit<N extends TraceName>(name: N, event: TraceEvents[N]): void {
+    for (const listener of this.#listeners.get(name) ?? []) listener(event, name);
+    for (const listener of this.#any) listener(event, name);
+  }
+
+  enter(name: string): void {
+    const caller = this.stack.length > 0 ? this.stack[this.stack.length - 1] : 'user space';
+    let callees = this.#edges.get(caller);
+    if (!callees) this.#edges.set(caller, (callees = new Map()));
+    callees.set(name, (callees.get(name) ?? 0) + 1);
+    this.stack.push(name);
+    if (MODE_SETTERS.has(name)) this.lastSetter = { path: this.stack.slice(), exit: this.lastExit };
+  }
+  leave(): void {
+    this.stack.pop();
+  }
+
+  /** All edges that ran since the tracer was attached (or `reset`), in order of first use. */
+  edges(): CallerEdge[] {
+    const out: CallerEdge[] = [];
+    for (const [caller, callees] of this.#edges) {
+      for (const [callee, count] of callees) out.push({ caller, callee, count });
+    }
+    return out;
+  }
+  reset(): void {
+    this.#edges.clear();
+    this.stack.length = 0;
+    this.lastSetter = null;
+    this.lastExit = null;
+  }
+}
+
+/** Frames whose call can change the mode: the path down to the last of them explains a switch. */
+const MODE_SETTERS = new Set(['staticCall.setCr0', 'staticCall.setCr4', 'staticCall.setEfer']);
+
+// biome-ignore lint/suspicious/noExplicitAny: any signature whose first parameter knows its kernel
+type Framed = (owner: any, ...rest: any[]) => any;
+
+/**
+ * Gives a function a frame in the call path: `export const kvmSetCr0 = frame('kvmSetCr0', (vcpu: Vcpu, cr0: bigint) => …)`.
+ * The first parameter is a Vcpu, a Vm or a Kvm. Without a tracer a call costs one load and one test more.
+ */
+export function frame<F extends Framed>(name: string, fn: F): F {
+  const framed = (
+    owner: { readonly kvm: Kvm },
+    b: unknown,
+    c: unknown,
+    d: unknown,
+    e: unknown,
+    f: unknown,
+    g: unknown,
+  ) => {
+    const tracer = owner.kvm.tracer;
+    if (tracer === null) return fn(owner, b, c, d, e, f, g);
+    tracer.enter(name);
+    try {
+      return fn(owner, b, c, d, e, f, g);
+    } finally {
+      tracer.leave();
+    }
+  };
+  Object.defineProperty(framed, 'name', { value: name });
+  return framed as unknown as F;
+}
+
+/** Fires an event if somebody traces: `trace(vcpu, 'kvm_cr', () => ({…}))`; the fields are made only then. */
+export function trace<N extends TraceName>(owner: { readonly kvm: Kvm }, name: N, make: () => TraceEvents[N]): void {
+  const tracer = owner.kvm.tracer;
+  if (tracer !== null) tracer.emit(name, make());
+}
