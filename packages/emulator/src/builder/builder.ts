@@ -47,6 +47,8 @@ export interface Access {
   /** Faults as a write would (read-modify-write). */
   forWrite?: boolean;
   locked?: boolean;
+  /** Linear alignment in bytes that the instruction itself demands: #GP(0) otherwise (CMPXCHG16B). */
+  align?: number;
 }
 
 export interface Builder {
@@ -127,8 +129,11 @@ export interface Builder {
   getReg(ref: RegRef, size: Size): Value;
   setReg(ref: RegRef, size: Size, value: Value): void;
 
-  /** Effective address of the memory operand: base + index << scale + disp, truncated to the address size. No segment base. */
-  ea(): Value;
+  /**
+   * Effective address of the memory operand: base + index << scale + disp, truncated to the address size. No segment base.
+   * @param popped bytes (static) by which RSP counts as already moved if it is the base (POP to memory); default 0
+   */
+  ea(popped?: number): Value;
   /** Loads zero-extended from segment:offset. Faults: #PF, #GP/#SS by limit, rights and canonicality, #AC. */
   load(offset: Value, access: Access): Value;
   store(offset: Value, value: Value, access: Access): void;
@@ -163,6 +168,8 @@ export interface Builder {
   raise(vector: number, errorCode?: Value): void;
   raiseWhen(c: Cond, vector: number, errorCode?: number): void;
 
+  /** Raises what `jump` there would raise; for instructions that store before they jump. */
+  probeJump(target: Value): void;
   /** Near control transfer: checks canonicality / CS limit (#GP(0)), truncates to the code size, then commits RIP. Last effect but one. */
   jump(target: Value): void;
   jumpWhen(c: Cond, target: Value): void;
