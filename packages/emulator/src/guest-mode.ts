@@ -78,6 +78,12 @@ export interface GuestMode {
     nextRip: bigint;
   }): boolean;
   interceptMsr(index: number, write: boolean): boolean;
+  /** RDMSR of an MSR that the silicon keeps for the guest itself (SEV-ES: the GHCB MSR); undefined: none of those. Asked after the intercept. */
+  readMsr?(index: number): bigint | undefined;
+  /** WRMSR of such an MSR; true: the silicon took it. Asked after the intercept. */
+  writeMsr?(index: number, value: bigint): boolean;
+  /** EFER write trap (SEV-ES): called after WRMSR committed and RIP advanced; true: exit recorded. */
+  msrWritten?(index: number, value: bigint): boolean;
   /** Shutdown (triple fault); true: exit recorded. */
   interceptShutdown(): boolean;
   /** Physical events, tested at instruction boundaries; true: exit recorded. */

@@ -1,0 +1,502 @@
+/**
+ * What AMD-V does while a guest runs: tests intercepts, records #VMEXITs with EXITINFO, translates through NPT.
+ * Manual: APM vol. 2 sections 15.7-15.14 (intercepts), 15.20 (EXITINTINFO), 15.21 (virtual interrupts), 15.25 (nested paging).
+ */
+import {
+  CR0,
+  CR4,
+  EFER,
+  Flag,
+  type GuestException,
+  type GuestMode,
+  type InstructionInfo,
+  type Intercept,
+  type InterceptStage,
+  type NestedTranslation,
+  type PendingEvent,
+  type PhysicalMemory,
+  type ProcessorApi,
+  S,
+  Vector,
+} from '@tskvm/emulator';
+import { NpfErrorHigh, SvmExit } from './exit-codes.ts';
+import { type HostPaging, NestedWalker } from './nested-paging.ts';
+import { EventInfo, IntCtl, V } from './vmcb.ts';
+
+/** What of AMD-V the processor has (CPUID Fn8000_000A_EDX), as far as a guest's exits depend on it. */
+export interface SvmFeatures {
+  nestedPaging: boolean;
+  nextRip: boolean;
+  decodeAssists: boolean;
+  flushByAsid: boolean;
+  pauseFilter: boolean;
+  sevEs: boolean;
+}
+
+type Special = (guest: SvmGuest, info: InstructionInfo) => boolean;
+
+/** Exit (and bit number) of each interceptable instruction, or the function that knows. */
+const INSTRUCTIONS: { readonly [I in Intercept]?: number | Special } = {
+  crRead: (g, info) => g.exitIf(SvmExit.READ_CR0 + info.reg, info, g.movCrInfo(info)),
+  crWrite: (g, info) => g.crWrite(info),
+  clts: (g, info) => g.exitIf(SvmExit.WRITE_CR0, info),
+  lmsw: (g, info) => g.exitIf(SvmExit.WRITE_CR0, info) || g.exitIf(SvmExit.CR0_SEL_WRITE, info),
+  smsw: (g, info) => g.exitIf(SvmExit.READ_CR0, info),
+  drRead: (g, info) => g.exitIf(SvmExit.READ_DR0 + info.reg, info, g.assist(info.rm)),
+  drWrite: (g, info) => g.exitIf(SvmExit.WRITE_DR0 + info.reg, info, g.assist(info.rm)),
+  sidt: SvmExit.IDTR_READ,
+  sgdt: SvmExit.GDTR_READ,
+  sldt: SvmExit.LDTR_READ,
+  str: SvmExit.TR_READ,
+  lidt: SvmExit.IDTR_WRITE,
+  lgdt: SvmExit.GDTR_WRITE,
+  lldt: SvmExit.LDTR_WRITE,
+  ltr: SvmExit.TR_WRITE,
+  rdtsc: SvmExit.RDTSC,
+  rdpmc: SvmExit.RDPMC,
+  pushf: SvmExit.PUSHF,
+  popf: SvmExit.POPF,
+  cpuid: SvmExit.CPUID,
+  rsm: SvmExit.RSM,
+  iret: SvmExit.IRET,
+  intn: (g, info) => g.exitIf(SvmExit.SWINT, info, g.assist(Number(info.imm & 0xffn))),
+  icebp: SvmExit.ICEBP,
+  invd: SvmExit.INVD,
+  pause: (g, info) => g.pause(info),
+  hlt: (g, info) => g.exitIf(SvmExit.HLT, info),
+  invlpg: (g, info) => g.exitLinear(SvmExit.INVLPG, info),
+  invlpga: SvmExit.INVLPGA,
+  invpcid: (g, info) => g.exitLinear(SvmExit.INVPCID, info),
+  vmrun: SvmExit.VMRUN,
+  vmload: SvmExit.VMLOAD,
+  vmsave: SvmExit.VMSAVE,
+  vmmcall: SvmExit.VMMCALL,
+  stgi: SvmExit.STGI,
+  clgi: SvmExit.CLGI,
+  skinit: SvmExit.SKINIT,
+  rdtscp: SvmExit.RDTSCP,
+  wbinvd: SvmExit.WBINVD,
+  monitor: SvmExit.MONITOR,
+  mwait: SvmExit.MWAIT,
+  xsetbv: SvmExit.XSETBV,
+  rdpru: SvmExit.RDPRU,
+  rdmsr: (g, info) => g.msr(Number(g.gpr32(1)), false, info.nextRip),
+  wrmsr: (g, info) => g.msr(Number(g.gpr32(1)), true, info.nextRip),
+  vmgexit: (g, info) => g.vmgexit(info),
+};
+
+/** Exits of a SEV-ES guest that leave directly; every other intercept becomes #VC in the guest (APM 15.35.4). */
+const AUTOMATIC_EXITS: ReadonlySet<number> = new Set([
+  SvmExit.INTR,
+  SvmExit.NMI,
+  SvmExit.SMI,
+  SvmExit.INIT,
+  SvmExit.VINTR,
+  SvmExit.EXCP_BASE + Vector.MC,
+  SvmExit.HLT,
+  SvmExit.PAUSE,
+  SvmExit.SHUTDOWN,
+  SvmExit.EFER_WRITE_TRAP,
+  ...Array.from({ length: 16 }, (_, cr) => SvmExit.CR0_WRITE_TRAP + cr),
+  SvmExit.NPF,
+  SvmExit.VMGEXIT,
+  SvmExit.BUS_LOCK,
+]);
+
+/** MSR of the GHCB protocol: a SEV-ES guest owns it; VMGEXIT puts it into the VMCB. */
+export const MSR_SEV_ES_GHCB = 0xc001_0130;
+
+/** Base index and byte offset of the three ranges of the MSR permission map (APM 15.11). */
+export const MSRPM_RANGES = [
+  [0x0000_0000, 0x0000],
+  [0xc000_0000, 0x0800],
+  [0xc001_0000, 0x1000],
+] as const;
+
+/** Bit number of an MSR's read permission in the map (write is the next one), or -1: outside, always intercepted. */
+export function msrpmBit(index: number): number {
+  for (const [base, offset] of MSRPM_RANGES) {
+    if (index >= base && index < base + 0x2000) return offset * 8 + (index - base) * 2;
+  }
+  return -1;
+}
+
+/** The guest's side of one processor with AMD-V. One object; VMRUN loads it anew from the VMCB. */
+export class SvmGuest implements GuestMode {
+  asid = 0;
+  nestedRoot = 0;
+  tscOffset = 0n;
+  readonly interruptsExit = true;
+  boundaryWork = false;
+  readonly deadline = Number.POSITIVE_INFINITY;
+
+  /** Physical interrupts are masked by the host's RFLAGS.IF (V_INTR_MASKING), else by the guest's. */
+  intCtl = 0;
+  host: HostPaging = { levels: 4, nxe: true, reservedHigh: 0, gigabytePages: true };
+  sevEs = false;
+  /** The GHCB MSR of the running SEV-ES guest. */
+  ghcb = 0n;
+  /** Set by `record`; VMRUN clears it. */
+  exited = false;
+  /** Exit code of the recorded exit. */
+  exitCode = 0;
+  /** RIP to save for a trap-like exit whose instruction the processor did not commit. */
+  advanceTo: bigint | undefined = undefined;
+  /** EXITINTINFO of the recorded exit. */
+  exitEvent: PendingEvent | undefined = undefined;
+
+  readonly features: SvmFeatures;
+  readonly #processor: ProcessorApi;
+  readonly #memory: PhysicalMemory;
+  readonly #view: DataView;
+  readonly #walker: NestedWalker;
+  readonly #access = { write: false, fetch: false, pageWalk: false };
+  /** The six intercept words. */
+  readonly #words = new Int32Array(6);
+  #at = 0;
+  #iopm = 0;
+  #msrpm = 0;
+  #pauses = 0;
+
+  constructor(processor: ProcessorApi, memory: PhysicalMemory, features: SvmFeatures) {
+    this.features = features;
+    this.#processor = processor;
+    this.#memory = memory;
+    this.#view = memory.view;
+    this.#walker = new NestedWalker(memory);
+  }
+
+  /** Takes the control area over. @param at offset of the VMCB in linear memory */
+  loadControl(at: number): void {
+    const view = this.#view;
+    this.#at = at;
+    for (let word = 0; word < 6; word += 1) this.#words[word] = view.getInt32(at + word * 4, true);
+    this.#iopm = pa64(view, at + V.iopmBasePa);
+    this.#msrpm = pa64(view, at + V.msrpmBasePa);
+    this.#pauses = view.getUint16(at + V.pauseFilterCount, true);
+    this.asid = view.getUint32(at + V.asid, true);
+    this.nestedRoot = view.getUint32(at + V.miscCtl, true) & 1 ? pa64(view, at + V.nestedCr3) : 0;
+    this.sevEs = (view.getUint32(at + V.miscCtl, true) & 4) !== 0;
+    this.tscOffset = view.getBigUint64(at + V.tscOffset, true);
+    this.intCtl = view.getUint32(at + V.intCtl, true);
+    this.boundaryWork = (this.intCtl & IntCtl.V_IRQ) !== 0;
+    this.exited = false;
+    this.advanceTo = undefined;
+    this.exitEvent = undefined;
+  }
+
+  has(bit: number): boolean {
+    return (this.#words[bit >>> 5] & (1 << (bit & 31))) !== 0;
+  }
+
+  // Recording
+
+  /** Records a #VMEXIT; EXITINFO as 32-bit halves. Always true. */
+  record(code: number, nextRip: bigint, low1 = 0, high1 = 0): true {
+    const view = this.#view;
+    const at = this.#at;
+    view.setInt32(at + V.exitCode, code, true);
+    view.setInt32(at + V.exitCode + 4, code < 0 ? -1 : 0, true);
+    view.setInt32(at + V.exitInfo1, low1, true);
+    view.setInt32(at + V.exitInfo1 + 4, high1, true);
+    view.setInt32(at + V.exitInfo2, 0, true);
+    view.setInt32(at + V.exitInfo2 + 4, 0, true);
+    view.setBigUint64(at + V.nextRip, this.features.nextRip ? nextRip : 0n, true);
+    view.setUint8(at + V.insnLen, 0);
+    this.exited = true;
+    this.exitCode = code;
+    this.exitEvent = this.#processor.eventInDelivery;
+    return true;
+  }
+
+  #info1(value: bigint): void {
+    this.#view.setBigUint64(this.#at + V.exitInfo1, value, true);
+  }
+  #info2(value: bigint): void {
+    this.#view.setBigUint64(this.#at + V.exitInfo2, value, true);
+  }
+
+  /** An intercept fired: leaves, or in a SEV-ES guest raises #VC unless the exit is an automatic one. */
+  #leave(code: number, nextRip: bigint, low1 = 0, high1 = 0): true {
+    if (this.sevEs) this.#protectedExit(code, nextRip);
+    return this.record(code, nextRip, low1, high1);
+  }
+
+  #protectedExit(code: number, nextRip: bigint): void {
+    if (!AUTOMATIC_EXITS.has(code)) this.#raise(Vector.VC, code);
+    // Automatic exits of instructions are trap-like: the host cannot move RIP for the guest.
+    if (code === SvmExit.HLT || code === SvmExit.PAUSE || code === SvmExit.VMGEXIT) this.advanceTo = nextRip;
+  }
+
+  #raise(vector: number, errorCode: number): never {
+    const exception: GuestException = this.#processor.exception;
+    throw exception.set(vector, errorCode);
+  }
+
+  /** Leaves if the intercept with the exit's number is set. `info1`: low half; `high1`: high half. */
+  exitIf(code: number, info: InstructionInfo, info1 = 0): boolean {
+    if (!this.has(code)) return false;
+    // A complement stands for bit 63 (a decoded MOV CR) beside the register number.
+    return info1 < 0 ? this.#leave(code, info.nextRip, ~info1, -0x8000_0000) : this.#leave(code, info.nextRip, info1);
+  }
+
+  exitLinear(code: number, info: InstructionInfo): boolean {
+    if (!this.has(code)) return false;
+    this.#leave(code, info.nextRip);
+    if (this.features.decodeAssists || code === SvmExit.INVPCID) this.#info1(info.linear);
+    if (code === SvmExit.INVPCID) this.#info2(info.srcVal);
+    return true;
+  }
+
+  // Instructions
+
+  intercept(info: InstructionInfo, _stage: InterceptStage): boolean {
+    const rule = INSTRUCTIONS[info.intercept];
+    if (rule === undefined) return false;
+    if (typeof rule !== 'number') return rule(this, info);
+    return this.has(rule) && this.#leave(rule, info.nextRip);
+  }
+
+  /** EXITINFO1 that decode assists give. */
+  assist(value: number): number {
+    return this.features.decodeAssists ? value : 0;
+  }
+  /** EXITINFO1 of MOV CR: bit 63 and the register (APM 15.8.1), as `exitIf` takes it. */
+  movCrInfo(info: InstructionInfo): number {
+    return this.features.decodeAssists ? ~info.rm : 0;
+  }
+  gpr32(reg: number): number {
+    return this.#view.getUint32(this.#processor.state.base + S.gpr + reg * 8, true);
+  }
+
+  /**
+   * MOV to CR (APM table 15-7 and 15.9): the silicon's own check for illegal CR0 values comes before the intercept, so that the
+   * processor raises #GP without a #VMEXIT; the unconditional intercept wins over the selective one, which ignores TS and MP.
+   */
+  crWrite(info: InstructionInfo): boolean {
+    if (info.reg === 0 && cr0Illegal(this.#processor, info.srcVal)) return false;
+    if (this.exitIf(SvmExit.WRITE_CR0 + info.reg, info, this.movCrInfo(info))) return true;
+    if (info.reg !== 0 || !this.has(SvmExit.CR0_SEL_WRITE)) return false;
+    const changed = (info.srcVal ^ this.#processor.state.cr0) & ~(CR0.TS | CR0.MP);
+    return changed !== 0n && this.exitIf(SvmExit.CR0_SEL_WRITE, info, this.movCrInfo(info));
+  }
+
+  /** PAUSE leaves when the filter's count is used up (APM 15.14.4; without the feature at once). */
+  pause(info: InstructionInfo): boolean {
+    if (!this.has(SvmExit.PAUSE)) return false;
+    if (this.features.pauseFilter && this.#pauses > 0) {
+      this.#pauses -= 1;
+      return false;
+    }
+    return this.#leave(SvmExit.PAUSE, info.nextRip);
+  }
+
+  /** Outside SEV-ES the opcode is VMMCALL (APM 15.35.6). */
+  vmgexit(info: InstructionInfo): boolean {
+    if (!this.sevEs) return this.has(SvmExit.VMMCALL) && this.#leave(SvmExit.VMMCALL, info.nextRip);
+    return this.#leave(SvmExit.VMGEXIT, info.nextRip);
+  }
+
+  /** MSR permission map. Indices outside the three ranges always leave. */
+  msr(index: number, write: boolean, nextRip: bigint): boolean {
+    if (this.sevEs && index === MSR_SEV_ES_GHCB) return false;
+    if (!this.has(SvmExit.MSR)) return false;
+    const bit = msrpmBit(index);
+    if (bit >= 0 && !this.#mapBit(this.#msrpm, bit + (write ? 1 : 0))) return false;
+    return this.#leave(SvmExit.MSR, nextRip, write ? 1 : 0);
+  }
+
+  #mapBit(base: number, bit: number): boolean {
+    const pa = base + (bit >>> 3);
+    if (!this.#memory.contains(pa, 1)) return true;
+    return (this.#memory.read8(pa) & (1 << (bit & 7))) !== 0;
+  }
+
+  interceptMsr(index: number, write: boolean): boolean {
+    // RDMSR and WRMSR are two bytes unless prefixed; `intercept` has the exact length and is asked first.
+    return this.msr(index, write, this.#processor.state.rip + 2n);
+  }
+
+  interceptIo(io: Parameters<GuestMode['interceptIo']>[0]): boolean {
+    if (!this.has(SvmExit.IOIO)) return false;
+    let hit = false;
+    for (let n = 0; n < io.size; n += 1) hit ||= this.#mapBit(this.#iopm, io.port + n);
+    if (!hit) return false;
+    const info =
+      (io.port << 16) |
+      ((this.features.decodeAssists && io.string ? io.seg : 0) << 10) |
+      (io.addrSize << 6) |
+      (io.size << 4) |
+      (io.rep ? 8 : 0) |
+      (io.string ? 4 : 0) |
+      (io.in ? 1 : 0);
+    this.#leave(SvmExit.IOIO, io.nextRip, info);
+    this.#info2(io.nextRip);
+    return true;
+  }
+
+  // MSRs that belong to the guest itself
+
+  /** Reads an MSR that the silicon keeps for the running guest; undefined: not one of those. */
+  readMsr(index: number): bigint | undefined {
+    return this.sevEs && index === MSR_SEV_ES_GHCB ? this.ghcb : undefined;
+  }
+  /** True: the silicon took the write. */
+  writeMsr(index: number, value: bigint): boolean {
+    if (!this.sevEs || index !== MSR_SEV_ES_GHCB) return false;
+    this.ghcb = value;
+    return true;
+  }
+  /** EFER write trap (SEV-ES): called after the write was committed; true: exit recorded. */
+  msrWritten(index: number, value: bigint): boolean {
+    if (index !== 0xc000_0080 || !this.has(SvmExit.EFER_WRITE_TRAP)) return false;
+    this.record(SvmExit.EFER_WRITE_TRAP, 0n);
+    this.#info1(value);
+    return true;
+  }
+
+  // Exceptions and events
+
+  interceptException(
+    vector: number,
+    errorCode: number | undefined,
+    payload: bigint,
+    during: PendingEvent | undefined,
+  ): boolean {
+    const code = SvmExit.EXCP_BASE + vector;
+    if (vector > 31 || !this.has(code)) return false;
+    if (this.sevEs && !AUTOMATIC_EXITS.has(code)) return false;
+    // DR6 is written before the intercept is taken (APM 15.12.2); CR2 is not (15.12.15).
+    if (vector === Vector.DB) {
+      const { state } = this.#processor;
+      state.set64(S.dr6, (state.get64(S.dr6) & ~0xfn) | payload);
+    }
+    this.record(code, 0n, errorCode ?? 0);
+    if (vector === Vector.PF) this.#info2(payload);
+    this.exitEvent = during ?? this.exitEvent;
+    return true;
+  }
+
+  interceptTaskSwitch(
+    selector: number,
+    source: 'call' | 'jmp' | 'iret' | 'gate',
+    errorCode: number | undefined,
+    during: PendingEvent | undefined,
+  ): boolean {
+    if (!this.has(SvmExit.TASK_SWITCH)) return false;
+    this.#leave(SvmExit.TASK_SWITCH, 0n, selector);
+    const high =
+      (source === 'iret' ? 1 << 4 : 0) |
+      (source === 'jmp' ? 1 << 6 : 0) |
+      (errorCode !== undefined ? 1 << 12 : 0) |
+      (this.#processor.state.rflags & BigInt(Flag.RF) ? 1 << 16 : 0);
+    this.#info2((BigInt(high) << 32n) | BigInt(errorCode ?? 0));
+    this.exitEvent = during ?? this.exitEvent;
+    return true;
+  }
+
+  interceptShutdown(): boolean {
+    return this.has(SvmExit.SHUTDOWN) && this.record(SvmExit.SHUTDOWN, 0n);
+  }
+  interceptInterrupt(): boolean {
+    if (!this.has(SvmExit.INTR)) return false;
+    const masked = (this.intCtl & IntCtl.V_INTR_MASKING) === 0 && !this.#guestIf();
+    return !masked && this.record(SvmExit.INTR, 0n);
+  }
+  interceptNmi(): boolean {
+    return this.has(SvmExit.NMI) && this.record(SvmExit.NMI, 0n);
+  }
+  interceptSmi(): boolean {
+    return this.has(SvmExit.SMI) && this.record(SvmExit.SMI, 0n);
+  }
+  interceptInit(): boolean {
+    return this.has(SvmExit.INIT) && this.record(SvmExit.INIT, 0n);
+  }
+  /** A SIPI is ignored by a processor that does not wait for one. */
+  interceptSipi(_vector: number): boolean {
+    return false;
+  }
+
+  #guestIf(): boolean {
+    return (this.#view.getUint32(this.#processor.state.base + S.rflags, true) & Flag.IF) !== 0;
+  }
+
+  /** A virtual interrupt is taken when its priority beats V_TPR and the guest's IF and shadow let it (APM 15.21.4). */
+  boundary(): 'exit' | 'none' | number {
+    if ((this.intCtl & IntCtl.V_IRQ) === 0 || !this.#guestIf()) return 'none';
+    const base = this.#processor.state.base;
+    if (this.#view.getUint8(base + S.shadow) !== 0) return 'none';
+    const priority = (this.intCtl & IntCtl.V_INTR_PRIO_MASK) >>> IntCtl.V_INTR_PRIO_SHIFT;
+    const tpr = this.#view.getUint8(base + S.cr8) & 0xf;
+    if ((this.intCtl & IntCtl.V_IGN_TPR) === 0 && priority <= tpr) return 'none';
+    if (this.has(SvmExit.VINTR)) {
+      this.record(SvmExit.VINTR, 0n);
+      return 'exit';
+    }
+    this.intCtl &= ~IntCtl.V_IRQ;
+    this.boundaryWork = false;
+    return this.#view.getUint32(this.#at + V.intVector, true) & 0xff;
+  }
+
+  // Memory
+
+  translate(
+    gpa: number,
+    access: { write: boolean; fetch: boolean; user: boolean; pageWalk: boolean; linear: bigint | undefined },
+  ): NestedTranslation | undefined {
+    this.#access.write = access.write;
+    this.#access.fetch = access.fetch;
+    this.#access.pageWalk = access.pageWalk;
+    const error = this.#walker.walk(this.nestedRoot, gpa, this.#access, this.host);
+    if (error === 0) return this.#walker.translation;
+    // A reserved bit is how KVM marks MMIO: a SEV-ES guest handles it itself (APM 15.35.5).
+    if (this.sevEs && error & 8) this.#raise(Vector.VC, SvmExit.NPF);
+    this.record(SvmExit.NPF, 0n, error, access.pageWalk ? NpfErrorHigh.TABLE_WALK : NpfErrorHigh.FINAL);
+    this.#info2(BigInt(gpa));
+    return undefined;
+  }
+
+  // Control registers
+
+  /** CR8 is V_TPR: VMRUN loads it into the processor's CR8 and #VMEXIT writes it back. */
+  readCr(_cr: number): bigint | undefined {
+    return undefined;
+  }
+  writeCr(_cr: number, _value: bigint): bigint | undefined {
+    return undefined;
+  }
+  crIllegal(_cr: number, _value: bigint): boolean {
+    return false;
+  }
+  crWritten(cr: number, value: bigint): boolean {
+    const code = SvmExit.CR0_WRITE_TRAP + cr;
+    if (!this.has(code)) return false;
+    this.record(code, 0n);
+    this.#info1(value);
+    return true;
+  }
+}
+
+/** A page-aligned physical address from a 64-bit field. */
+export const pa64 = (view: DataView, at: number): number =>
+  view.getUint32(at + 4, true) * 0x1_0000_0000 + ((view.getUint32(at, true) & 0xffff_f000) >>> 0);
+
+/** The combinations for which MOV CR0 raises #GP by itself (APM 3.1.1, 5.3.1; before any intercept, table 15-7). */
+export function cr0Illegal(processor: ProcessorApi, value: bigint): boolean {
+  if (value >> 32n !== 0n) return true;
+  if ((value & (CR0.NW | CR0.CD)) === CR0.NW) return true;
+  if ((value & (CR0.PG | CR0.PE)) === CR0.PG) return true;
+  const { state } = processor;
+  const enablesPaging = (value & CR0.PG) !== 0n && (state.cr0 & CR0.PG) === 0n;
+  return enablesPaging && (state.efer & EFER.LME) !== 0n && (state.cr4 & CR4.PAE) === 0n;
+}
+
+/** EVENTINJ / EXITINTINFO type field of a pending event (APM table 15-10). */
+export const EVENT_TYPE: { readonly [K in PendingEvent['kind']]: number } = {
+  external: EventInfo.TYPE_INTR,
+  nmi: EventInfo.TYPE_NMI,
+  exception: EventInfo.TYPE_EXCEPTION,
+  softexception: EventInfo.TYPE_EXCEPTION,
+  icebp: EventInfo.TYPE_EXCEPTION,
+  softint: EventInfo.TYPE_SOFT,
+};

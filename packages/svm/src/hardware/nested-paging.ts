@@ -1,0 +1,121 @@
+/**
+ * The nested page walk: guest physical to host physical through the tables at nCR3, in numbers only.
+ * Manual: APM vol. 2 section 15.25 (nested paging), 5.3 (long-mode page translation, the host's paging mode).
+ */
+import type { NestedTranslation, PhysicalMemory } from '@tskvm/emulator';
+import { NpfError } from './exit-codes.ts';
+
+const PRESENT = 0x01;
+const WRITABLE = 0x02;
+const USER = 0x04;
+const ACCESSED = 0x20;
+const DIRTY = 0x40;
+const PAGE_SIZE = 0x80;
+const NX_HIGH = 0x8000_0000;
+
+/** What a walk is asked; reused between calls. */
+export interface NestedAccess {
+  write: boolean;
+  fetch: boolean;
+  pageWalk: boolean;
+}
+
+/** Host context of the walk: the host's paging mode as VMRUN found it. */
+export interface HostPaging {
+  /** 4 (CR4.LA57=0) or 5. */
+  levels: 4 | 5;
+  /** EFER.NXE: bit 63 is no-execute, else it is reserved. */
+  nxe: boolean;
+  /** Physical address bits above bit 31 that are reserved in an entry's high half. */
+  reservedHigh: number;
+  /** CR4-independent: 1 GiB pages exist. */
+  gigabytePages: boolean;
+}
+
+/** Mask of the reserved bits in an entry's high half for a physical address width. */
+export const reservedHighMask = (maxphyaddr: number): number =>
+  maxphyaddr >= 52 ? 0 : ((0xf_ffff << Math.max(0, maxphyaddr - 32)) & 0xf_ffff) >>> 0;
+
+/** Walks NPT. `translation` holds the result of the last successful walk; it is reused. */
+export class NestedWalker {
+  readonly translation: NestedTranslation = { hpa: 0, writable: false, executable: false, shift: 12 };
+  readonly #memory: PhysicalMemory;
+  readonly #view: DataView;
+
+  constructor(memory: PhysicalMemory) {
+    this.#memory = memory;
+    this.#view = memory.view;
+  }
+
+  /**
+   * Translates `gpa`. Returns 0 with the result in `translation`, or the nested fault's error code (bits 4:0, APM 15.25.6).
+   * Every guest access is a user access at this level; a walk of the guest's own tables is a user write.
+   * A page is reported writable only once its dirty bit is set, so that the first write walks again and sets it.
+   */
+  walk(root: number, gpa: number, access: NestedAccess, host: HostPaging): number {
+    const write = access.write || access.pageWalk;
+    const want = NpfError.U | (write ? NpfError.W : 0) | (access.fetch ? NpfError.FETCH : 0);
+    let table = root;
+    let rights = WRITABLE | USER;
+    let noExecute = false;
+    for (let level: number = host.levels; level > 0; level -= 1) {
+      const shift = 12 + 9 * (level - 1);
+      const index = Math.floor(gpa / 2 ** shift) % 512;
+      const pte = table + index * 8;
+      if (!this.#memory.contains(pte, 8)) return want | NpfError.P | NpfError.RSVD;
+      const at = this.#memory.offset(pte, 8);
+      const low = this.#view.getUint32(at, true);
+      const high = this.#view.getUint32(at + 4, true);
+      if ((low & PRESENT) === 0) return want;
+      const leaf = level === 1 || (low & PAGE_SIZE) !== 0;
+      if (entryReserved(low, high, level, leaf && level > 1, host)) return want | NpfError.P | NpfError.RSVD;
+      rights &= low;
+      noExecute ||= high >>> 31 !== 0;
+      if (!leaf) {
+        if ((low & ACCESSED) === 0) this.#view.setUint32(at, low | ACCESSED, true);
+        table = (high & 0xf_ffff) * 0x1_0000_0000 + ((low & 0xffff_f000) >>> 0);
+        continue;
+      }
+      return this.#leaf({ at, low, high, shift, gpa, rights, noExecute, write, fetch: access.fetch, want });
+    }
+    return want;
+  }
+
+  #leaf(hit: {
+    at: number;
+    low: number;
+    high: number;
+    shift: number;
+    gpa: number;
+    rights: number;
+    noExecute: boolean;
+    write: boolean;
+    fetch: boolean;
+    want: number;
+  }): number {
+    const { at, low, high, shift, rights, noExecute, write, fetch, want } = hit;
+    if ((rights & USER) === 0 || (write && (rights & WRITABLE) === 0) || (fetch && noExecute)) {
+      return want | NpfError.P;
+    }
+    const marked = low | ACCESSED | (write ? DIRTY : 0);
+    if (marked !== low) this.#view.setUint32(at, marked, true);
+    const frame = (high & 0xf_ffff) * 0x1_0000_0000 + ((low & 0xffff_f000) >>> 0);
+    const size = 2 ** shift;
+    // Bit 12 of a large page's entry is PAT, not address.
+    const base = frame - (frame % size);
+    this.translation.hpa = base + (hit.gpa % size) - (hit.gpa % 4096);
+    this.translation.writable = (rights & WRITABLE) !== 0 && (marked & DIRTY) !== 0;
+    this.translation.executable = !noExecute;
+    this.translation.shift = shift;
+    return 0;
+  }
+}
+
+/** Reserved bits of one entry (APM 5.3.3 and 5.4.1; bit 7 is reserved above the levels that have large pages). */
+function entryReserved(low: number, high: number, level: number, large: boolean, host: HostPaging): boolean {
+  if ((high & host.reservedHigh) !== 0) return true;
+  if (!host.nxe && (high & NX_HIGH) !== 0) return true;
+  if (!large) return false;
+  if (level > 3 || (level === 3 && !host.gigabytePages)) return true;
+  return (low & (level === 3 ? 0x3fff_e000 : 0x001f_e000)) !== 0;
+}
