@@ -1,0 +1,109 @@
+/**
+ * Stacks of far transfers and events: frames are checked as a whole before anything is written, and read before RSP moves.
+ * Manual: APM vol. 2 ch. 4.12 (limits) and 8.7-8.9 (frames), SDM vol. 3 ch. 6.12-6.14.
+ */
+import type { Segment } from '../state-layout.ts';
+import { Attrib, RSP, Seg, Vector } from '../state-layout.ts';
+import type { EventContext } from './common.ts';
+import { isCanonical, maskOf } from './common.ts';
+
+/** Address size of a stack: 8 in 64-bit mode, else by SS.B. */
+export const stackWidth = (ss: Segment, is64: boolean): 2 | 4 | 8 => (is64 ? 8 : ss.attrib & Attrib.DB ? 4 : 2);
+
+/** True if `size` bytes at `offset` lie within the limit of a (possibly expand-down) segment. */
+export const withinLimit = (s: Segment, offset: number, size: number): boolean => {
+  const last = offset + size - 1;
+  const expandDown = (s.attrib & (Attrib.S | 12)) === (Attrib.S | 4);
+  if (!expandDown) return last <= s.limit;
+  return offset > s.limit && last <= (s.attrib & Attrib.DB ? 0xffff_ffff : 0xffff);
+};
+
+/** Where a frame goes. */
+export interface StackTarget {
+  ss: Segment;
+  sp: bigint;
+  width: 2 | 4 | 8;
+  /** The stack of another privilege level: implicit supervisor accesses, which can't be probed. */
+  system: boolean;
+  /** Of #SS if the frame does not fit. */
+  errorCode: number;
+}
+
+/** The stack that the processor uses now. */
+export const currentStack = (ctx: EventContext, errorCode = 0): StackTarget => {
+  const ss = ctx.ops.getSegment(Seg.SS);
+  const width = ctx.stackSize();
+  return { ss, sp: ctx.ops.readGpr(RSP) & maskOf(width), width, system: false, errorCode };
+};
+
+const linearOf = (ctx: EventContext, t: StackTarget, offset: bigint, size: number): bigint => {
+  if (t.width === 8) {
+    const inside = isCanonical(ctx.ops, offset) && isCanonical(ctx.ops, offset + BigInt(size - 1));
+    if (!inside) ctx.raise(Vector.SS, t.errorCode);
+    return offset;
+  }
+  if (!withinLimit(t.ss, Number(offset), size)) ctx.raise(Vector.SS, t.errorCode);
+  return (t.ss.base + offset) & 0xffff_ffffn;
+};
+
+/** A frame in the making: `push` only collects, `check` raises what pushing would, `write` stores. */
+export class StackFrame {
+  private readonly slots: { linear: bigint; value: bigint; size: number }[] = [];
+  sp: bigint;
+
+  constructor(
+    private readonly ctx: EventContext,
+    private readonly target: StackTarget,
+  ) {
+    this.sp = target.sp;
+  }
+
+  /** Pushes `size` bytes; #SS if they do not fit. */
+  push(value: bigint, size: number): this {
+    this.sp = (this.sp - BigInt(size)) & maskOf(this.target.width);
+    this.slots.push({ linear: linearOf(this.ctx, this.target, this.sp, size), value: value & maskOf(size), size });
+    return this;
+  }
+
+  /** Probes the pages. Frames on another level's stack are written in push order instead: a fault there leaves only dead bytes behind. */
+  check(): this {
+    if (!this.target.system) for (const s of this.slots) this.ctx.ops.probeWrite(s.linear, s.size);
+    return this;
+  }
+
+  write(): void {
+    const { ops } = this.ctx;
+    for (const s of this.slots) {
+      if (this.target.system) ops.writeStd(s.linear, s.value, s.size, true);
+      else ops.writeEmulated(s.linear, s.value, s.size);
+    }
+  }
+}
+
+/** Checks a store of `size` bytes at SS:`sp` of the current stack; the function returned stores. */
+export const reserveStack = (ctx: EventContext, sp: bigint, size: number): ((value: bigint) => void) => {
+  const linear = linearOf(ctx, currentStack(ctx), sp, size);
+  ctx.ops.probeWrite(linear, size);
+  return (value) => ctx.ops.writeEmulated(linear, value & maskOf(size), size);
+};
+
+/** Reads the current stack upwards without moving RSP. */
+export class StackReader {
+  readonly width: 2 | 4 | 8;
+  sp: bigint;
+
+  constructor(private readonly ctx: EventContext) {
+    this.width = ctx.stackSize();
+    this.sp = ctx.ops.readGpr(RSP) & maskOf(this.width);
+  }
+
+  pop(size: number): bigint {
+    const value = this.ctx.read(Seg.SS, this.sp, size);
+    this.skip(size);
+    return value;
+  }
+
+  skip(bytes: number): void {
+    this.sp = (this.sp + BigInt(bytes)) & maskOf(this.width);
+  }
+}
