@@ -1,0 +1,217 @@
+/**
+ * The software TLB: the only gate to memory; generated code probes the same entries inline (memory/layout.ts).
+ * Manual: APM vol. 2 section 5.5 (translation-lookaside buffer) and 15.16 (ASID), SDM vol. 3 section 4.10.
+ *
+ * An entry belongs to one interned context {ASID or VPID, PCID, nested root, rights}; entering or leaving a guest flushes nothing.
+ */
+import { Layout, TlbEntry } from './layout.ts';
+import { PRIVATE, type PhysicalMemory } from './physical.ts';
+
+/** The facts of a context that decide who may do what with a page (`rights` of {@link Tlb.context}). */
+export const Rights = { user: 1, wp: 2, smep: 4, smap: 8, nx: 16, paging: 32 } as const;
+
+/** Page sizes of `TlbEntry.info`, bits 2:1. */
+export const PageSize = { small: 0, large: 1, huge: 2 } as const;
+
+const ENTRIES = Layout.tlbEntries;
+const WORDS = TlbEntry.size / 4;
+const WRITE = TlbEntry.tagWrite / 4;
+const EXEC = TlbEntry.tagExec / 4;
+const ADDEND = TlbEntry.addend / 4;
+const INFO = TlbEntry.info / 4;
+const MAX_CONTEXT = 4095;
+
+/** Which of an entry's three tags match. */
+export const Tag = { read: 0, write: WRITE, exec: EXEC } as const;
+export type Tag = (typeof Tag)[keyof typeof Tag];
+
+interface Context {
+  asid: number;
+  pcid: number;
+  nestedRoot: number;
+  rights: number;
+}
+
+/** What {@link Tlb.fill} learns from a walk. */
+export interface TlbFill {
+  /** Host physical address of the 4 KiB page, inside RAM. */
+  page: number;
+  read: boolean;
+  write: boolean;
+  exec: boolean;
+  global: boolean;
+  size: number;
+}
+
+export interface TlbSave {
+  contexts: Context[];
+  entries: Uint8Array;
+}
+
+export class Tlb {
+  readonly #u32: Uint32Array;
+  readonly #u8: Uint8Array;
+  /** Context of each entry, 0 for a free one. */
+  readonly #owner = new Uint16Array(ENTRIES);
+  readonly #ids = new Map<number, number>();
+  #contexts: Context[] = [{ asid: 0, pcid: 0, nestedRoot: 0, rights: 0 }];
+  readonly #roots = new Map<number, number>();
+  /** Fills of pages above 4 KiB since the last full flush: INVLPG must then look for all parts of the page. */
+  #large = 0;
+
+  constructor(memory: PhysicalMemory) {
+    this.#u32 = new Uint32Array(memory.memory.buffer, Layout.tlb, ENTRIES * WORDS);
+    this.#u8 = new Uint8Array(memory.memory.buffer, Layout.tlb, ENTRIES * TlbEntry.size);
+  }
+
+  /** Interns a context: an id from 1 to 4095. When ids run out everything is flushed and numbering starts again. */
+  context(asid: number, pcid: number, nestedRoot: number, rights: number): number {
+    let root = this.#roots.get(nestedRoot);
+    if (root === undefined) this.#roots.set(nestedRoot, (root = this.#roots.size));
+    const key = ((root * 65536 + asid) * 4096 + pcid) * 64 + rights;
+    const known = this.#ids.get(key);
+    if (known !== undefined) return known;
+    if (this.#contexts.length > MAX_CONTEXT) {
+      this.#forget();
+      return this.context(asid, pcid, nestedRoot, rights);
+    }
+    this.#contexts.push({ asid, pcid, nestedRoot, rights });
+    this.#ids.set(key, this.#contexts.length - 1);
+    return this.#contexts.length - 1;
+  }
+
+  #forget(): void {
+    this.flushAll();
+    this.#ids.clear();
+    this.#roots.clear();
+    this.#contexts.length = 1;
+  }
+
+  /** Host physical address of a linear address given as two 32-bit halves, or -1 for a miss. */
+  lookup(low: number, high: number, context: number, tag: Tag): number {
+    const at = (((low >>> 12) ^ (context * 37)) & (ENTRIES - 1)) * WORDS;
+    const u32 = this.#u32;
+    if (u32[at + tag] !== ((low & 0xfffff000) | context) >>> 0 || u32[at + tag + 1] !== high >>> 0) return -1;
+    return ((u32[at + INFO] & 0xfffff000) | (low & 0xfff)) >>> 0;
+  }
+
+  fill(low: number, high: number, context: number, fill: TlbFill): void {
+    const index = ((low >>> 12) ^ (context * 37)) & (ENTRIES - 1);
+    const at = index * WORDS;
+    const tag = ((low & 0xfffff000) | context) >>> 0;
+    const set = (offset: number, on: boolean): void => {
+      this.#u32[at + offset] = on ? tag : 0;
+      this.#u32[at + offset + 1] = on ? high : 0;
+    };
+    set(Tag.read, fill.read);
+    set(Tag.write, fill.write);
+    set(Tag.exec, fill.exec);
+    this.#u32[at + ADDEND] = PRIVATE + fill.page - ((low & 0xfffff000) >>> 0);
+    this.#u32[at + INFO] = fill.page | (fill.size << 1) | (fill.global ? 1 : 0);
+    this.#owner[index] = context;
+    if (fill.size !== PageSize.small) this.#large++;
+  }
+
+  #drop(index: number): void {
+    this.#u32.fill(0, index * WORDS, (index + 1) * WORDS);
+    this.#owner[index] = 0;
+  }
+
+  flushAll(): void {
+    this.#u32.fill(0);
+    this.#owner.fill(0);
+    this.#large = 0;
+  }
+
+  #flushWhere(matches: (context: Context, info: number) => boolean): void {
+    const hit = new Map<number, boolean>();
+    for (let index = 0; index < ENTRIES; index++) {
+      const owner = this.#owner[index];
+      if (owner === 0) continue;
+      const info = this.#u32[index * WORDS + INFO];
+      // The answer depends only on the context and the global bit.
+      const key = owner * 2 + (info & 1);
+      let answer = hit.get(key);
+      if (answer === undefined) hit.set(key, (answer = matches(this.#contexts[owner], info & 1)));
+      if (answer) this.#drop(index);
+    }
+  }
+
+  /** Everything of an address space (MOV CR3, CR4.PGE, TLB_CONTROL, INVVPID). `pcid` limits it to one PCID. */
+  flushAsid(asid: number, keepGlobal: boolean, pcid?: number): void {
+    this.#flushWhere(
+      (context, global) =>
+        context.asid === asid && !(keepGlobal && global === 1) && (pcid === undefined || context.pcid === pcid),
+    );
+  }
+
+  /** Everything that came through one nested root (INVEPT single-context, an NPT root that was replaced). */
+  flushNested(root: number): void {
+    this.#flushWhere((context) => context.nestedRoot === root);
+  }
+
+  /**
+   * INVLPG, INVLPGA, INVVPID type 0, INVPCID type 0: the page of `linear` in all contexts of `asid`, all parts of a large page.
+   * Globals go whatever PCID they were filled under; flushing another PCID's entry too is allowed (SDM vol. 3, 4.10.4.1).
+   */
+  flushPage(asid: number, linear: bigint): void {
+    const low = Number(linear & 0xffffffffn);
+    const high = Number((linear >> 32n) & 0xffffffffn);
+    if (this.#large > 0) return this.#flushLarge(asid, low, high);
+    for (let id = 1; id < this.#contexts.length; id++) {
+      if (this.#contexts[id].asid !== asid) continue;
+      const index = ((low >>> 12) ^ (id * 37)) & (ENTRIES - 1);
+      if (this.#owner[index] === id && this.#samePage(index, low, high, 12)) this.#drop(index);
+    }
+  }
+
+  #flushLarge(asid: number, low: number, high: number): void {
+    for (let index = 0; index < ENTRIES; index++) {
+      const owner = this.#owner[index];
+      if (owner === 0 || this.#contexts[owner].asid !== asid) continue;
+      const size = (this.#u32[index * WORDS + INFO] >>> 1) & 3;
+      // 22 covers the 4 MiB page of 32-bit paging; for 2 MiB pages it drops a neighbour, which is allowed.
+      const shift = size === PageSize.huge ? 30 : size === PageSize.large ? 22 : 12;
+      if (this.#samePage(index, low, high, shift)) this.#drop(index);
+    }
+  }
+
+  #samePage(index: number, low: number, high: number, shift: number): boolean {
+    const at = index * WORDS;
+    const tag = this.#anyTag(at);
+    return tag >= 0 && this.#u32[tag] >>> shift === low >>> shift && this.#u32[tag + 1] === high;
+  }
+
+  #anyTag(at: number): number {
+    if (this.#u32[at] !== 0) return at;
+    if (this.#u32[at + WRITE] !== 0) return at + WRITE;
+    return this.#u32[at + EXEC] !== 0 ? at + EXEC : -1;
+  }
+
+  /** Withdraws the inline right to write a host physical page (it now holds predecoded code). */
+  protectPage(hostPage: number): void {
+    for (let index = 0; index < ENTRIES; index++) {
+      const at = index * WORDS;
+      if (this.#u32[at + INFO] >>> 12 !== hostPage || this.#u32[at + WRITE] === 0) continue;
+      this.#u32[at + WRITE] = 0;
+      this.#u32[at + WRITE + 1] = 0;
+    }
+  }
+
+  save(): TlbSave {
+    return { contexts: this.#contexts.map((context) => ({ ...context })), entries: this.#u8.slice() };
+  }
+
+  load(saved: TlbSave): void {
+    this.#forget();
+    for (const { asid, pcid, nestedRoot, rights } of saved.contexts.slice(1)) {
+      this.context(asid, pcid, nestedRoot, rights);
+    }
+    this.#u8.set(saved.entries);
+    for (let index = 0; index < ENTRIES; index++) {
+      const tag = this.#anyTag(index * WORDS);
+      this.#owner[index] = tag < 0 ? 0 : this.#u32[tag] & 0xfff;
+      if (((this.#u32[index * WORDS + INFO] >>> 1) & 3) !== 0 && tag >= 0) this.#large++;
+    }
+  }
+}
