@@ -9,8 +9,8 @@ import { pathToFileURL } from 'node:url';
 import { type Backend, KvmError } from '@tskvm/core';
 import { svm } from '@tskvm/svm';
 import { vmx } from '@tskvm/vmx';
-import { nearest } from './nearest.ts';
 import { UsageError } from './machine/errors.ts';
+import { nearest } from './nearest.ts';
 
 /** A backend's factory takes module parameters. */
 export type BackendFactory = (params?: Record<string, unknown>) => Backend;
@@ -125,7 +125,18 @@ function unknownBackend(name: string, cwd: string): UsageError {
   );
 }
 
-const BOOLEANS: Readonly<Record<string, boolean>> = { '1': true, y: true, yes: true, true: true, on: true, '0': false, n: false, no: false, false: false, off: false };
+const BOOLEANS: Readonly<Record<string, boolean>> = {
+  '1': true,
+  y: true,
+  yes: true,
+  true: true,
+  on: true,
+  '0': false,
+  n: false,
+  no: false,
+  false: false,
+  off: false,
+};
 
 /** `unrestrictedGuest=0` → { unrestrictedGuest: false }; KVM's snake case is accepted too. */
 function parseParams(texts: string[], backend: string): Record<string, unknown> {
@@ -133,7 +144,10 @@ function parseParams(texts: string[], backend: string): Record<string, unknown> 
   for (const text of texts) {
     const [key, value, ...rest] = text.split('=');
     if (!key || value === undefined || rest.length > 0) {
-      throw new UsageError('BAD_PARAMETER', `backend ${backend}: "${text}" is not a parameter; write name=value, for example unrestrictedGuest=0`);
+      throw new UsageError(
+        'BAD_PARAMETER',
+        `backend ${backend}: "${text}" is not a parameter; write name=value, for example unrestrictedGuest=0`,
+      );
     }
     const name = key.replace(/_(\w)/g, (_, letter: string) => letter.toUpperCase());
     const number = Number(value);
@@ -148,7 +162,8 @@ export async function findBackend(spec: string, cwd = process.cwd()): Promise<Ba
   const params = parseParams(rest, name);
   const factory = BUILT_IN[name] ?? (await importFactory(name, cwd));
   const backend = factory(params);
-  if (!isBackend(backend)) throw new UsageError('NOT_A_BACKEND', `backend ${name}: its factory did not return a backend; use defineBackend`);
+  if (!isBackend(backend))
+    throw new UsageError('NOT_A_BACKEND', `backend ${name}: its factory did not return a backend; use defineBackend`);
   return backend;
 }
 

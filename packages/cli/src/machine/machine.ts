@@ -1,0 +1,403 @@
+/**
+ * The PC: memory map, chipset and devices around a VM, and the loop that answers KVM's exits.
+ * Free of Node: this is what an embedder gets from `import { createMachine } from 'tskvm'`.
+ */
+import { type Backend, Kvm, KvmError, type KvmExit, type Vcpu, type Vm } from '@tskvm/core';
+import { type CpuModel, NotImplementedError } from '@tskvm/emulator';
+import { type Device, type DeviceHost, IoBus } from './bus.ts';
+import type { BlockImage } from './devices/ide.ts';
+import { UsageError } from './errors.ts';
+import type { LoadPlan } from './loaders/image.ts';
+import { addPcDevices, type PcDevices } from './pc.ts';
+import { applyStart } from './start-state.ts';
+
+const MIB = 2 ** 20;
+const VGA_HOLE = 0xa0000;
+const HIGH_MEMORY = 0x100000;
+/** RAM ends here; PCI, APICs and firmware lie above. */
+const LOW_RAM_LIMIT = 0xe0000000;
+const ROM_TOP = 0x100000000;
+
+export interface MachineOptions {
+  backend: Backend;
+  /** What to start: see loaders/image.ts and loaders/multiboot.ts. */
+  image: LoadPlan;
+  /** Guest RAM in bytes, 1 MiB to 3.5 GiB, a multiple of 64 KiB (default 64 MiB). */
+  memory?: number;
+  /** Virtual processors (default 1, at most 8). */
+  cpus?: number;
+  model?: CpuModel;
+  disks?: BlockImage[];
+  cdrom?: BlockImage;
+  /** Text of INT 10h on COM1 (SeaBIOS), default true. */
+  serialConsole?: boolean;
+  onSerial?: (byte: number) => void;
+  onDebug?: (byte: number) => void;
+  /** Hand out host frames shuffled by this seed. */
+  shuffleFrames?: number;
+  engine?: 'interpret' | 'evaluate';
+}
+
+/** Why a machine stopped. */
+export type MachineStop =
+  /** The guest wrote the debug-exit port. */
+  | { reason: 'debug-exit'; status: number }
+  /** Triple fault or shutdown. */
+  | { reason: 'shutdown'; detail: string }
+  /** `maxInstructions` were executed. */
+  | { reason: 'budget' }
+  /** Every processor is halted and nothing will wake it but input from outside. */
+  | { reason: 'idle' }
+  /** KVM could not go on: entry failure, emulation failure, a hole in tskvm. */
+  | { reason: 'error'; code: string; message: string; exit?: KvmExit }
+  /** A reset was asked for and `resetStops` is on. */
+  | { reason: 'reset' }
+  | { reason: 'guest-terminated'; code: number };
+
+export interface RunLimits {
+  /** Instructions in all, counted from now. */
+  maxInstructions?: number;
+  /** Instructions between two looks at the outside world (default 2,000,000). */
+  slice?: number;
+  /** Called between slices; true stops the run with reason 'budget'. */
+  between?: () => boolean | undefined;
+}
+
+interface Timer {
+  time: number;
+  callback: () => void;
+}
+
+export class Machine {
+  readonly kvm: Kvm;
+  readonly vm: Vm;
+  readonly bus: IoBus;
+  readonly devices: PcDevices;
+  readonly memory: number;
+  readonly #image: LoadPlan;
+  readonly #timers = new Map<string, Timer>();
+  #stop: MachineStop | null = null;
+  #resetWanted = false;
+  readonly #all: Device[];
+
+  private constructor(kvm: Kvm, vm: Vm, options: MachineOptions, memory: number) {
+    this.kvm = kvm;
+    this.vm = vm;
+    this.memory = memory;
+    this.#image = options.image;
+    this.bus = new IoBus();
+    this.devices = addPcDevices(this.bus, this.#host(), {
+      memory,
+      cpus: options.cpus ?? 1,
+      disks: options.disks ?? [],
+      cdrom: options.cdrom,
+      serialConsole: options.serialConsole ?? true,
+      onSerial: options.onSerial ?? (() => {}),
+      onDebug: options.onDebug ?? (() => {}),
+      exit: (status) => {
+        this.#stop = { reason: 'debug-exit', status };
+      },
+    });
+    this.#all = this.devices.all;
+  }
+
+  /** Makes a machine, loads its image and puts the boot processor into the start state. Throws UsageError or KvmError. */
+  static async create(options: MachineOptions): Promise<Machine> {
+    const memory = options.memory ?? 64 * MIB;
+    checkOptions(options, memory);
+    const kvm = await Kvm.create(options.backend, {
+      memory: memory + 16 * MIB + 2 * roundUp(options.image.rom?.length ?? 0, 65536),
+      model: options.model,
+      shuffleFrames: options.shuffleFrames,
+      engine: options.engine,
+    });
+    const vm = kvm.createVm({ type: options.backend.params?.sevEs === true ? 'sev-es' : 'default' });
+    const machine = new Machine(kvm, vm, options, memory);
+    machine.#mapMemory();
+    vm.setTssAddr(0xfffbd000);
+    vm.createIrqchip();
+    vm.createPit2();
+    for (let id = 0; id < (options.cpus ?? 1); id++) vm.createVcpu(id).setCpuid(kvm.getSupportedCpuid());
+    machine.#loadImage();
+    applyStart(vm.vcpus[0], options.image.start);
+    return machine;
+  }
+
+  /** Instructions retired since the machine was made. */
+  get instructions(): number {
+    return this.kvm.processor.tick;
+  }
+
+  #mapMemory(): void {
+    const { vm, memory } = this;
+    const rom = this.#image.rom;
+    const backing = vm.allocBacking(memory);
+    vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memorySize: Math.min(memory, HIGH_MEMORY), backing });
+    if (memory > HIGH_MEMORY) {
+      vm.setUserMemoryRegion({
+        slot: 1,
+        guestPhysAddr: HIGH_MEMORY,
+        memorySize: memory - HIGH_MEMORY,
+        backing,
+        offset: HIGH_MEMORY,
+      });
+    }
+    if (!rom) return;
+    const size = roundUp(rom.length, 4096);
+    vm.setUserMemoryRegion({ slot: 2, guestPhysAddr: ROM_TOP - size, memorySize: size });
+  }
+  #loadImage(): void {
+    const { rom, segments } = this.#image;
+    if (rom) {
+      this.vm.writeGuest(ROM_TOP - rom.length, rom);
+      const low = rom.subarray(Math.max(0, rom.length - 128 * 1024));
+      this.vm.writeGuest(HIGH_MEMORY - low.length, low);
+    }
+    for (const { at, bytes } of segments) {
+      if (at + bytes.length > this.memory) {
+        throw new UsageError(
+          'IMAGE_TOO_LARGE',
+          `the image ends at 0x${(at + bytes.length).toString(16)}, behind the end of memory (0x${this.memory.toString(16)}): give a larger --memory or a lower address`,
+        );
+      }
+      this.vm.writeGuest(at, bytes);
+    }
+  }
+
+  #host(): DeviceHost {
+    return {
+      setIrq: (line, level) => this.vm.setIrqLine(line, level),
+      now: () => this.kvm.now(),
+      callAt: (key, time, callback) => {
+        this.#timers.set(key, { time, callback });
+      },
+      readMemory: (gpa, length) =>
+        this.vm.hasMemory(gpa, length) ? this.vm.readGuest(gpa, length) : new Uint8Array(length),
+      writeMemory: (gpa, bytes) => {
+        if (this.vm.hasMemory(gpa, bytes.length)) this.vm.writeGuest(gpa, bytes);
+      },
+      requestReset: () => {
+        this.#resetWanted = true;
+      },
+      requestSmi: () => this.vm.vcpus[0].smi(),
+    };
+  }
+
+  /** Runs in slices until something ends the run; between slices the event loop gets its turn. */
+  async run(limits: RunLimits = {}): Promise<MachineStop> {
+    const end = this.instructions + (limits.maxInstructions ?? Number.POSITIVE_INFINITY);
+    const slice = limits.slice ?? 2_000_000;
+    for (;;) {
+      const stop = this.runSlice(Math.min(slice, end - this.instructions));
+      if (stop && stop.reason !== 'budget') return stop;
+      if (this.instructions >= end || limits.between?.()) return { reason: 'budget' };
+      await new Promise<void>((resolve) => setTimeout(resolve, 0));
+    }
+  }
+
+  /** Runs at most `budget` instructions; null or 'budget' when they are used up. Never throws for what a guest does. */
+  runSlice(budget: number): MachineStop | null {
+    const end = this.instructions + budget;
+    try {
+      while (this.instructions < end) {
+        const stop = this.#step(end);
+        if (stop) return stop;
+      }
+      return null;
+    } catch (error) {
+      return this.#failure(error);
+    }
+  }
+
+  #step(end: number): MachineStop | null {
+    this.#fireTimers();
+    const wake = this.#nextTimer();
+    const limit = Math.max(1, Math.min(end, this.kvm.tickAt(wake)) - this.instructions);
+    const { vcpu, exit } = this.vm.run({ budget: limit });
+    const stop = this.#handle(vcpu, exit, end);
+    if (this.#stop) {
+      const result = this.#stop;
+      this.#stop = null;
+      return result;
+    }
+    if (stop) return stop;
+    if (this.#resetWanted) return this.#reset();
+    return null;
+  }
+
+  #handle(vcpu: Vcpu, exit: KvmExit, end: number): MachineStop | null {
+    switch (exit.reason) {
+      case 'io':
+        this.#io(exit);
+        return null;
+      case 'mmio':
+        this.#mmio(exit);
+        return null;
+      case 'intr':
+        return null;
+      case 'hlt':
+      case 'idle':
+        return this.#idle(exit.reason === 'idle' ? exit.idleUntil : Number.POSITIVE_INFINITY, end);
+      case 'shutdown':
+        return { reason: 'shutdown', detail: describePlace(vcpu) };
+      case 'system_event':
+        return { reason: 'guest-terminated', code: Number(exit.data[0] ?? 0n) };
+      case 'fail_entry':
+        return {
+          reason: 'error',
+          code: 'FAIL_ENTRY',
+          message: `VM entry refused (0x${exit.hardwareEntryFailureReason.toString(16)}): ${exit.failures
+            .map((f) => `${f.code}: ${f.field} = 0x${f.value.toString(16)}; ${f.rule} (${f.section})`)
+            .join('; ')}`,
+          exit,
+        };
+      case 'internal_error':
+        return {
+          reason: 'error',
+          code: 'INTERNAL_ERROR',
+          message: `KVM can't go on (suberror ${exit.suberror}${exit.detail ? `, ${exit.detail}` : ''}) at ${describePlace(vcpu)}`,
+          exit,
+        };
+      default:
+        return {
+          reason: 'error',
+          code: 'UNEXPECTED_EXIT',
+          message: `exit ${exit.reason} has no handler in this machine`,
+          exit,
+        };
+    }
+  }
+
+  #io(exit: Extract<KvmExit, { reason: 'io' }>): void {
+    const view = new DataView(exit.data.buffer, exit.data.byteOffset, exit.data.byteLength);
+    for (let i = 0; i < exit.count; i++) {
+      const at = i * exit.size;
+      if (exit.direction === 'in') putValue(view, at, exit.size, this.bus.readPort(exit.port, exit.size));
+      else this.bus.writePort(exit.port, exit.size, getValue(view, at, exit.size));
+      if (this.#stop) return;
+    }
+  }
+  #mmio(exit: Extract<KvmExit, { reason: 'mmio' }>): void {
+    if (exit.isWrite) {
+      let value = 0n;
+      for (let i = exit.len - 1; i >= 0; i--) value = (value << 8n) | BigInt(exit.data[i]);
+      this.bus.writeMmio(exit.physAddr, exit.len, value);
+      return;
+    }
+    const value = this.bus.readMmio(exit.physAddr, exit.len);
+    for (let i = 0; i < exit.len; i++) exit.data[i] = Number((value >> BigInt(8 * i)) & 0xffn);
+  }
+
+  /** All processors sleep: guest time jumps to whatever comes first. */
+  #idle(idleUntil: number, end: number): MachineStop | null {
+    const next = Math.min(idleUntil, this.kvm.tickAt(this.#nextTimer()));
+    if (!Number.isFinite(next)) return { reason: 'idle' };
+    this.kvm.warpTo(Math.min(next, end));
+    return null;
+  }
+  #nextTimer(): number {
+    let next = Number.POSITIVE_INFINITY;
+    for (const { time } of this.#timers.values()) next = Math.min(next, time);
+    return next;
+  }
+  #fireTimers(): void {
+    const now = this.kvm.now();
+    for (const [key, { time, callback }] of [...this.#timers]) {
+      if (time > now) continue;
+      this.#timers.delete(key);
+      callback();
+    }
+  }
+
+  /** A reset line was pulled: processors to RESET, the image's memory anew. */
+  #reset(): MachineStop {
+    this.#resetWanted = false;
+    return { reason: 'reset' };
+  }
+
+  #failure(error: unknown): MachineStop {
+    if (error instanceof NotImplementedError || error instanceof KvmError) {
+      const place = describePlace(this.vm.vcpus[0]);
+      return { reason: 'error', code: error.name, message: `${error.message} at ${place}` };
+    }
+    throw error;
+  }
+
+  /** The text screen. */
+  screen(): string[] {
+    return this.devices.vga.dump();
+  }
+
+  /** State of the whole machine as a plain, versioned object. Images of disks are not part of it. */
+  save(): MachineState {
+    return {
+      version: 1,
+      memory: this.memory,
+      kvm: this.kvm.save(),
+      vm: this.vm.save(),
+      devices: this.#all.map((device) => [device.name, device.save()]),
+      timers: [...this.#timers].map(([key, { time }]) => [key, time]),
+    };
+  }
+  /** Restores what `save` gave, into a machine made with the same options. */
+  load(state: MachineState): void {
+    if (state.version !== 1 || state.memory !== this.memory) {
+      throw new UsageError(
+        'BAD_STATE',
+        'the saved state does not fit: create the machine with the options it was saved under',
+      );
+    }
+    this.kvm.load(state.kvm);
+    this.vm.load(state.vm);
+    const saved = new Map(state.devices);
+    for (const device of this.#all) {
+      const part = saved.get(device.name);
+      if (part) device.load(part as Record<string, unknown>);
+    }
+  }
+}
+
+export interface MachineState {
+  version: 1;
+  memory: number;
+  kvm: unknown;
+  vm: unknown;
+  devices: [string, unknown][];
+  timers: [string, number][];
+}
+
+/** Makes a machine; see {@link MachineOptions}. */
+export const createMachine = (options: MachineOptions): Promise<Machine> => Machine.create(options);
+
+const roundUp = (value: number, unit: number): number => Math.ceil(value / unit) * unit;
+
+function checkOptions(options: MachineOptions, memory: number): void {
+  if (!Number.isInteger(memory) || memory < MIB || memory > LOW_RAM_LIMIT || memory % 65536 !== 0) {
+    throw new UsageError('BAD_MEMORY', `memory of ${memory} bytes: give 1 MiB to 3584 MiB, a multiple of 64 KiB`);
+  }
+  const cpus = options.cpus ?? 1;
+  if (!Number.isInteger(cpus) || cpus < 1 || cpus > 8)
+    throw new UsageError('BAD_CPUS', `${cpus} processors: give 1 to 8`);
+  if ((options.disks?.length ?? 0) > 1) throw new UsageError('TOO_MANY_DISKS', 'one disk and one CD-ROM at most');
+  void VGA_HOLE;
+}
+
+/** CS:RIP of a processor for messages. */
+function describePlace(vcpu: Vcpu): string {
+  try {
+    const regs = vcpu.getRegs();
+    const sregs = vcpu.getSregs();
+    return `${sregs.cs.selector.toString(16).padStart(4, '0')}:${regs.rip.toString(16)} (CR0 0x${sregs.cr0.toString(16)}), instruction ${vcpu.kvm.processor.tick}`;
+  } catch {
+    return 'a place that can not be read (protected state)';
+  }
+}
+
+function getValue(view: DataView, at: number, size: number): number {
+  return size === 1 ? view.getUint8(at) : size === 2 ? view.getUint16(at, true) : view.getUint32(at, true);
+}
+function putValue(view: DataView, at: number, size: number, value: number): void {
+  if (size === 1) view.setUint8(at, value);
+  else if (size === 2) view.setUint16(at, value, true);
+  else view.setUint32(at, value, true);
+}
