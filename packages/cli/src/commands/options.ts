@@ -1,0 +1,173 @@
+/** Options that run, modes and trace share, and what they mean: files read, sizes parsed, a machine's options made. */
+import { existsSync, readFileSync } from 'node:fs';
+import { basename } from 'node:path';
+import type { Command } from 'commander';
+import { findBackend } from '../backends.ts';
+import { memoryImage } from '../machine/devices/ide.ts';
+import { UsageError } from '../machine/errors.ts';
+import { bootSector, firmware, flatBinary, type LoadPlan } from '../machine/loaders/image.ts';
+import { multiboot } from '../machine/loaders/multiboot.ts';
+import type { MachineOptions } from '../machine/machine.ts';
+
+/** Where Debian's package seabios puts its image. */
+export const SEABIOS = '/usr/share/seabios/bios.bin';
+const MIB = 2 ** 20;
+const DEFAULT_MEMORY = 64 * MIB;
+
+/** As commander hands them over. */
+export interface RunFlags {
+  load?: string;
+  bios?: string;
+  disk?: string;
+  cdrom?: string;
+  kernel?: string;
+  initrd?: string;
+  append?: string;
+  memory?: string;
+  cpus?: string;
+  backend?: string[];
+  maxInstructions?: string;
+  engine?: string;
+  json?: boolean;
+  input?: string;
+  until?: string;
+}
+
+const collect = (value: string, list: string[] | undefined): string[] => [...(list ?? []), value];
+
+/** Adds the shared options to a command. */
+export function addRunOptions(command: Command): Command {
+  return command
+    .argument(
+      '[image]',
+      'a boot sector (512 bytes that end in 55 AA), loaded at 7C00; or, behind --load, the flat binary',
+    )
+    .option(
+      '--load <addr[:entry]>',
+      'load a flat binary at a physical address and start it in real mode at entry (default: addr)',
+    )
+    .option('--bios <file>', `start firmware at the reset vector (SeaBIOS: ${SEABIOS})`)
+    .option('--disk <file>', 'a disk image; without --bios SeaBIOS is looked for where Debian puts it')
+    .option('--cdrom <file>', 'a CD-ROM image; likewise')
+    .option('--kernel <file>', 'a Multiboot 1 kernel (32-bit ELF)')
+    .option('--initrd <file>', 'a module for --kernel')
+    .option('--append <text>', "the kernel's arguments")
+    .option('--memory <size>', 'guest RAM, e.g. 16M or 1G (default 64M)')
+    .option('--cpus <n>', 'virtual processors (default 1)')
+    .option(
+      '--backend <name[,param=value…]>',
+      'svm, vmx, a path or a package; may be given several times where a command compares',
+      collect,
+    )
+    .option('--max-instructions <n>', 'stop after so many instructions')
+    .option('--engine <name>', 'interpret (default) or evaluate')
+    .option('--input <text>', 'type this on the serial console (\\r, \\n, \\xNN are understood) besides standard input')
+    .option('--until <text>', 'stop with status 0 as soon as the serial console has shown this text')
+    .option('--json', 'print the outcome as JSON');
+}
+
+/** `16M`, `1G`, `65536`, `512K`. */
+export function parseSize(text: string, what: string): number {
+  const match = /^(\d+|0x[0-9a-f]+)\s*([kmg])?i?b?$/i.exec(text);
+  if (!match)
+    throw new UsageError('BAD_SIZE', `${what} ${text}: give a number with K, M or G behind it, for example 64M`);
+  const unit = { k: 2 ** 10, m: MIB, g: 2 ** 30 }[(match[2] ?? '').toLowerCase()] ?? 1;
+  return Number(match[1]) * unit;
+}
+/** A whole number, decimal or hexadecimal, at least `min`. */
+export function parseNumber(text: string, what: string, min = 0): number {
+  const value = /^(0x[0-9a-f]+|\d+(_\d+)*)$/i.test(text) ? Number(text.replaceAll('_', '')) : Number.NaN;
+  if (!Number.isSafeInteger(value) || value < min)
+    throw new UsageError('BAD_NUMBER', `${what} ${text}: give a whole number of at least ${min}`);
+  return value;
+}
+function parseAddress(text: string, what: string): number {
+  const value = /^(0x)?[0-9a-f]+$/i.test(text) ? Number.parseInt(text.replace(/^0x/i, ''), 16) : Number.NaN;
+  if (!Number.isSafeInteger(value))
+    throw new UsageError('BAD_ADDRESS', `${what} ${text}: give a hexadecimal address, for example 0x7c00`);
+  return value;
+}
+
+/** Reads a file or says what is wrong with it. */
+export function readImage(file: string, what: string): Uint8Array {
+  if (!existsSync(file)) {
+    const hint = file === SEABIOS ? '; install the Debian package seabios, or name another image by --bios' : '';
+    throw new UsageError('FILE_NOT_FOUND', `${what} ${file}: there is no such file${hint}`);
+  }
+  try {
+    const bytes = readFileSync(file);
+    if (bytes.length === 0) throw new UsageError('FILE_EMPTY', `${what} ${file} is empty`);
+    return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  } catch (error) {
+    if (error instanceof UsageError) throw error;
+    throw new UsageError('FILE_UNREADABLE', `${what} ${file} can't be read: ${(error as Error).message}`);
+  }
+}
+
+/** The image that the flags name. Exactly one kind. */
+function plan(image: string | undefined, flags: RunFlags, memory: number): LoadPlan {
+  const ways = [flags.load && '--load', flags.bios && '--bios', flags.kernel && '--kernel'].filter(Boolean);
+  if (ways.length > 1) throw new UsageError('TWO_IMAGES', `${ways.join(' and ')} exclude each other: give one`);
+  if (flags.kernel) {
+    if (image) throw new UsageError('TWO_IMAGES', `${image} and --kernel exclude each other: give one`);
+    return multiboot({
+      kernel: readImage(flags.kernel, 'kernel'),
+      kernelName: basename(flags.kernel),
+      module: flags.initrd ? readImage(flags.initrd, 'initrd') : undefined,
+      append: flags.append,
+      memory,
+    });
+  }
+  if (flags.load) {
+    if (!image)
+      throw new UsageError('NO_IMAGE', '--load needs the file behind the options: tskvm run --load 0x1000 FILE');
+    const [address, entry] = flags.load.split(':');
+    const at = parseAddress(address, '--load');
+    return flatBinary(readImage(image, 'image'), at, entry === undefined ? at : parseAddress(entry, '--load entry'));
+  }
+  if (image && flags.bios)
+    throw new UsageError('TWO_IMAGES', `${image} and --bios exclude each other: firmware boots from --disk or --cdrom`);
+  if (image) return bootSector(readImage(image, 'image'), image);
+  if (flags.bios || flags.disk || flags.cdrom) {
+    const file = flags.bios ?? SEABIOS;
+    return firmware(readImage(file, 'firmware'), file);
+  }
+  throw new UsageError(
+    'NO_IMAGE',
+    'nothing to run: give a boot sector, --load ADDR FILE, --bios FILE, --disk FILE, --cdrom FILE or --kernel FILE',
+  );
+}
+
+/** Everything of a machine but its backend. */
+export type CommonOptions = Omit<MachineOptions, 'backend'>;
+
+export function machineOptions(image: string | undefined, flags: RunFlags): CommonOptions {
+  const memory = flags.memory === undefined ? DEFAULT_MEMORY : parseSize(flags.memory, '--memory');
+  if (flags.engine !== undefined && flags.engine !== 'interpret' && flags.engine !== 'evaluate') {
+    throw new UsageError('BAD_ENGINE', `engine ${flags.engine}: choose interpret or evaluate`);
+  }
+  return {
+    image: plan(image, flags, memory),
+    memory,
+    cpus: flags.cpus === undefined ? 1 : parseNumber(flags.cpus, '--cpus', 1),
+    disks: flags.disk ? [memoryImage(readImage(flags.disk, 'disk').slice())] : [],
+    cdrom: flags.cdrom ? { ...memoryImage(readImage(flags.cdrom, 'CD-ROM')), write: undefined } : undefined,
+    engine: flags.engine as MachineOptions['engine'],
+  };
+}
+
+/** The backends that `--backend` names, or the defaults. */
+export async function backendSpecs(flags: RunFlags, defaults: readonly string[]): Promise<string[]> {
+  const specs = flags.backend ?? [...defaults];
+  for (const spec of specs) await findBackend(spec);
+  return specs;
+}
+
+/** `\r`, `\n`, `\t`, `\\`, `\xNN` in `--input`. */
+export function unescapeInput(text: string): Uint8Array {
+  const plain = text.replace(/\\(r|n|t|\\|x[0-9a-fA-F]{2})/g, (_, code: string) => {
+    if (code.startsWith('x')) return String.fromCharCode(Number.parseInt(code.slice(1), 16));
+    return { r: '\r', n: '\n', t: '\t', '\\': '\\' }[code] as string;
+  });
+  return Uint8Array.from(plain, (character) => character.charCodeAt(0) & 0xff);
+}
