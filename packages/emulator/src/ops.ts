@@ -50,6 +50,12 @@ export interface InstructionInfo {
   opcode: number;
   /** Decoded immediate (INT n's vector, IN/OUT's port). */
   imm: bigint;
+  /** How the memory operand was named (VMX instruction information); absent or -1: no such part. Registers with REX.X / REX.B. */
+  scale?: number;
+  index?: number;
+  base?: number;
+  /** Sign-extended. */
+  displacement?: bigint;
 }
 
 export interface X86EmulateOps {

@@ -1,0 +1,347 @@
+/**
+ * The VMX instructions as the processor executes them in root operation.
+ * Manual: SDM vol. 3 ch. 30 (instructions, error numbers), 26 (VM entry), 27 (VM exit).
+ *
+ * This is all that a driver sees of VT-x, besides the capability MSRs. An instruction returns 0 (VMsucceed), the VM-instruction error
+ * number (VMfailValid; it stands in the VMCS too) or -1 (VMfailInvalid). Exceptions of the manual's pseudo code (#UD, #GP) are returned
+ * by `vmxon` only, as the others cannot meet them once VMX operation is on and CPL is 0.
+ */
+import type { CpuModel, PendingEvent, PhysicalMemory, ProcessorApi } from '@tskvm/emulator';
+import { AssertionError, S } from '@tskvm/emulator';
+import {
+  EptCap,
+  ExitCtl,
+  FAILED_VMENTRY,
+  FeatureControl,
+  INTR_ERROR_CODE,
+  INTR_VALID,
+  Interruptibility,
+  IntrType,
+  Reason,
+  VMFAIL_INVALID,
+  VmError,
+  VmxMsr,
+  VpidCap,
+} from './bits.ts';
+import { readCapabilities, type VmxCapabilities } from './capabilities.ts';
+import { VmxGuest } from './controls.ts';
+import {
+  allHold,
+  CheckContext,
+  type CheckRow,
+  CONTROL_ROWS,
+  type FailedCheck,
+  failures,
+  firstQualification,
+  GUEST_ROWS,
+  HOST_ROWS,
+} from './entry-checks.ts';
+import { clearRegion, Dirty, F, fieldExists, fieldReadOnly, regionRevision, Vmcs } from './vmcs.ts';
+import { WorldSwitch } from './world-switch.ts';
+
+const CR4_VMXE = 1n << 13n;
+const NO_FAILURES: readonly FailedCheck[] = [];
+
+/** Kinds of the events that entry injects, by interruption type (SDM table 24-13). */
+const INJECTED: Readonly<Record<number, PendingEvent['kind']>> = {
+  [IntrType.external]: 'external',
+  [IntrType.nmi]: 'nmi',
+  [IntrType.hardException]: 'exception',
+  [IntrType.softInterrupt]: 'softint',
+  [IntrType.privilegedSoftException]: 'icebp',
+  [IntrType.softException]: 'softexception',
+};
+
+/** VT-x of one logical processor. */
+export class VmxSilicon {
+  readonly caps: VmxCapabilities;
+  readonly vmcs: Vmcs;
+  readonly guest: VmxGuest;
+  /** The rules that the last VMLAUNCH or VMRESUME found broken. */
+  failures: readonly FailedCheck[] = NO_FAILURES;
+
+  readonly processor: ProcessorApi;
+  readonly memory: PhysicalMemory;
+  readonly #model: CpuModel;
+  readonly #switch: WorldSwitch;
+  readonly #checks: CheckContext;
+  readonly #controls = { secondary: 0, exit: 0, entry: 0 };
+  /** Address of the VMXON region, -1 outside VMX operation. */
+  #vmxon = -1;
+  #hostStale = true;
+
+  constructor(processor: ProcessorApi, memory: PhysicalMemory, model: CpuModel) {
+    this.processor = processor;
+    this.memory = memory;
+    this.#model = model;
+    this.caps = readCapabilities(model);
+    this.vmcs = new Vmcs(memory);
+    this.guest = new VmxGuest(processor, memory, this.vmcs, this.caps);
+    this.#switch = new WorldSwitch(processor, memory, this.vmcs);
+    this.#checks = new CheckContext(this.vmcs, this.caps, memory);
+  }
+
+  get inVmxOperation(): boolean {
+    return this.#vmxon >= 0;
+  }
+  /** Capability MSR (480H to 491H) or IA32_FEATURE_CONTROL as RDMSR gives it. */
+  rdmsr(index: number): bigint | undefined {
+    return this.#model.msrs.get(index);
+  }
+
+  #validRegion(pa: number): boolean {
+    return pa >= 0 && pa % 4096 === 0 && this.memory.contains(pa, 4096);
+  }
+  /** VMfail: with a current VMCS the number goes into it. */
+  #fail(error: number): number {
+    if (this.vmcs.pa < 0) return VMFAIL_INVALID;
+    this.vmcs.write32(F.VM_INSTRUCTION_ERROR, error);
+    return error;
+  }
+
+  /** VMXON. @returns 0, -1 (VMfailInvalid), or 'UD' / 'GP' for the exception that it raises. */
+  vmxon(pa: number): number | 'UD' | 'GP' {
+    const { state } = this.processor;
+    if ((state.cr4 & CR4_VMXE) === 0n) return 'UD';
+    if (this.inVmxOperation) return this.#fail(VmError.VMXON_IN_ROOT);
+    const feature = this.rdmsr(VmxMsr.FEATURE_CONTROL) ?? 0n;
+    const enabled = FeatureControl.lock | FeatureControl.vmxOutsideSmx;
+    if ((feature & enabled) !== enabled || !this.#fixedBitsHold()) return 'GP';
+    if (!this.#validRegion(pa) || regionRevision(this.memory, pa) !== this.caps.revision) return VMFAIL_INVALID;
+    this.#vmxon = pa;
+    this.vmcs.bind(-1);
+    return 0;
+  }
+  #fixedBitsHold(): boolean {
+    const { cr0, cr4 } = this.processor.state;
+    const { cr0Fixed0, cr0Fixed1, cr4Fixed0, cr4Fixed1 } = this.caps;
+    const cr0Ok = (cr0 & cr0Fixed0) === cr0Fixed0 && (cr0 & ~cr0Fixed1) === 0n;
+    return cr0Ok && (cr4 & cr4Fixed0) === cr4Fixed0 && (cr4 & ~cr4Fixed1) === 0n;
+  }
+
+  vmxoff(): number {
+    if (!this.inVmxOperation) return VMFAIL_INVALID;
+    this.#vmxon = -1;
+    this.vmcs.bind(-1);
+    return 0;
+  }
+
+  vmclear(pa: number): number {
+    if (!this.#validRegion(pa)) return this.#fail(VmError.VMCLEAR_ADDRESS);
+    if (pa === this.#vmxon) return this.#fail(VmError.VMCLEAR_VMXON_POINTER);
+    clearRegion(this.memory, pa);
+    if (this.vmcs.pa === pa) this.vmcs.bind(-1);
+    return 0;
+  }
+
+  vmptrld(pa: number): number {
+    if (!this.#validRegion(pa)) return this.#fail(VmError.VMPTRLD_ADDRESS);
+    if (pa === this.#vmxon) return this.#fail(VmError.VMPTRLD_VMXON_POINTER);
+    if (regionRevision(this.memory, pa) !== this.caps.revision) return this.#fail(VmError.VMPTRLD_REVISION);
+    if (this.vmcs.pa !== pa) {
+      this.vmcs.bind(pa);
+      this.#hostStale = true;
+    }
+    return 0;
+  }
+  /** Address of the current VMCS, -1 if none (the instruction stores all ones). */
+  vmptrst(): number {
+    return this.vmcs.pa;
+  }
+
+  /** VMREAD with its checks; `value` counts if `error` is 0. */
+  vmread(encoding: number): { error: number; value: bigint } {
+    if (this.vmcs.pa < 0) return { error: VMFAIL_INVALID, value: 0n };
+    const value = this.vmcs.read(encoding);
+    if (value === undefined) return { error: this.#fail(VmError.UNSUPPORTED_COMPONENT), value: 0n };
+    return { error: 0, value };
+  }
+  vmwrite(encoding: number, value: bigint): number {
+    if (this.vmcs.pa < 0) return VMFAIL_INVALID;
+    if (!fieldExists(encoding)) return this.#fail(VmError.UNSUPPORTED_COMPONENT);
+    if (fieldReadOnly(encoding) && !this.caps.vmwriteAnyField) return this.#fail(VmError.READ_ONLY_COMPONENT);
+    this.vmcs.write(encoding, value);
+    return 0;
+  }
+
+  /** INVEPT: type 1 one EPTP, 2 all. */
+  invept(type: number, eptp: number): number {
+    const offered =
+      type === 1 ? this.caps.ept & EptCap.inveptSingle : type === 2 ? this.caps.ept & EptCap.inveptGlobal : 0;
+    if (!offered) return this.#fail(VmError.INVALIDATION_OPERAND);
+    if (type === 2) this.processor.flushTlb({ kind: 'all' });
+    else this.processor.flushTlb({ kind: 'nested', root: eptp - (eptp % 4096) });
+    return 0;
+  }
+  /** INVVPID: type 0 one address, 1 one VPID, 2 all, 3 one VPID but global pages. */
+  invvpid(type: number, vpid: number, linear: bigint): number {
+    const bits = [VpidCap.individual, VpidCap.single, VpidCap.all, VpidCap.singleNonGlobal];
+    if (!(this.caps.vpid & (bits[type] ?? 0)) || (type !== 2 && vpid === 0)) {
+      return this.#fail(VmError.INVALIDATION_OPERAND);
+    }
+    if (type === 0) this.processor.flushTlb({ kind: 'page', asid: vpid, linear });
+    else if (type === 2) this.processor.flushTlb({ kind: 'all' });
+    else this.processor.flushTlb({ kind: 'asid', asid: vpid, keepGlobal: type === 3 });
+    return 0;
+  }
+
+  vmlaunch(): number {
+    return this.#enter(true);
+  }
+  vmresume(): number {
+    return this.#enter(false);
+  }
+
+  /** VM entry, the guest's run and the VM exit. 0: an exit happened (its reason says whether entry succeeded). */
+  #enter(launch: boolean): number {
+    const v = this.vmcs;
+    if (v.pa < 0) return VMFAIL_INVALID;
+    if (this.processor.state.shadow & Interruptibility.movSs) return this.#fail(VmError.ENTRY_MOV_SS);
+    if (launch && v.launched) return this.#fail(VmError.VMLAUNCH_NOT_CLEAR);
+    if (!launch && !v.launched) return this.#fail(VmError.VMRESUME_NOT_LAUNCHED);
+    const error = this.#checkControlsAndHost();
+    if (error !== 0) return error;
+    if (this.#check(GUEST_ROWS)) {
+      const dirty = v.dirty;
+      v.dirty = 0;
+      this.#run(dirty, launch);
+    } else {
+      this.#failEntry(Reason.INVALID_STATE, firstQualification(GUEST_ROWS, this.#checks));
+    }
+    return 0;
+  }
+
+  #checkControlsAndHost(): number {
+    const c = this.#checks;
+    c.refresh();
+    this.#controls.secondary = c.secondary;
+    this.#controls.exit = c.exit;
+    this.#controls.entry = c.entry;
+    if (!this.#check(CONTROL_ROWS)) return this.#fail(VmError.ENTRY_CONTROL);
+    if (!this.#check(HOST_ROWS)) return this.#fail(VmError.ENTRY_HOST);
+    return 0;
+  }
+  /** Asks the rows of the written groups; collects what is broken only if something is. */
+  #check(rows: readonly CheckRow[]): boolean {
+    if (allHold(rows, this.#checks, this.vmcs.dirty)) return true;
+    this.failures = failures(rows, this.#checks);
+    // An unwritten field can't have broken its rule: whatever the walk missed is a bug of the groups.
+    if (this.failures.length === 0) throw new AssertionError('an entry check failed that holds when walked');
+    return false;
+  }
+
+  /** SDM 26.8: nothing is saved; host state is loaded. */
+  #failEntry(reason: number, qualification: number): void {
+    this.guest.record((reason | FAILED_VMENTRY) >>> 0, 0, qualification);
+    this.#switch.loadHost(this.#controls, true);
+    this.#hostStale = false;
+    this.processor.guest = null;
+    this.processor.stateReplaced('vmexit');
+  }
+
+  #run(dirty: number, launch: boolean): void {
+    const { processor, guest, vmcs } = this;
+    this.#hostStale ||= (dirty & (Dirty.host | Dirty.controls)) !== 0;
+    guest.loadControls(dirty);
+    const segmentsChanged = this.#switch.loadGuest(this.#controls);
+    const count = vmcs.read32(F.VM_ENTRY_MSR_LOAD_COUNT);
+    const bad = count === 0 ? -1 : this.#loadMsrs(vmcs.readAddress(F.VM_ENTRY_MSR_LOAD_ADDR), count);
+    if (bad >= 0) {
+      this.#failEntry(Reason.MSR_LOAD_FAIL, bad + 1);
+      return;
+    }
+    if (launch) vmcs.launched = true;
+    if (guest.asid === 0) processor.flushTlb({ kind: 'asid', asid: 0, keepGlobal: false });
+    processor.guest = guest;
+    processor.eventInDelivery = undefined;
+    processor.stateReplaced('vmentry', segmentsChanged);
+    if (this.#inject()) this.#execute();
+    this.#exit();
+  }
+  #execute(): void {
+    const stop = this.processor.run();
+    if (stop !== 'guest-exit') throw new AssertionError(`the processor left guest mode by '${stop}'`);
+  }
+
+  /** Injects the event of the entry (26.6) and pending debug exceptions (26.7.3). False: the delivery exited. */
+  #inject(): boolean {
+    const info = this.vmcs.read32(F.VM_ENTRY_INTR_INFO_FIELD);
+    if (info & INTR_VALID) return this.#injectEvent(info);
+    if (this.vmcs.readLow(F.GUEST_PENDING_DBG_EXCEPTIONS) === 0) return true;
+    return this.#pendingDebug();
+  }
+  #injectEvent(info: number): boolean {
+    const kind = INJECTED[(info >> 8) & 7];
+    if (kind === undefined) {
+      // Type 7: a pending MTF exit (26.6.2).
+      this.guest.record(Reason.MONITOR_TRAP_FLAG);
+      return false;
+    }
+    const { processor, vmcs } = this;
+    if (kind === 'nmi') processor.state.nmiBlocked = true;
+    processor.state.activity = 0;
+    const delivered = processor.injectEvent({
+      kind,
+      vector: info & 0xff,
+      errorCode: info & INTR_ERROR_CODE ? vmcs.read32(F.VM_ENTRY_EXCEPTION_ERROR_CODE) : undefined,
+      instructionLength: vmcs.read32(F.VM_ENTRY_INSTRUCTION_LEN),
+    });
+    // An MTF exit is pending right behind the delivery (25.5.2).
+    if (delivered && this.guest.trapAfter >= 0) this.guest.trapAfter -= 1;
+    return delivered;
+  }
+  #pendingDebug(): boolean {
+    const { processor } = this;
+    const bits = this.vmcs.read64(F.GUEST_PENDING_DBG_EXCEPTIONS);
+    // MOV SS holds them back (26.7.3); DR6 bits other than BS count only with an enabled breakpoint.
+    if (processor.state.shadow & Interruptibility.movSs || (bits & 0x5000n) === 0n) return true;
+    const payload = bits & 0x400fn;
+    if (this.guest.interceptException(1, undefined, payload, undefined)) return false;
+    processor.state.set64(S.dr6, (processor.state.get64(S.dr6) & ~0xfn) | payload);
+    return processor.injectEvent({ kind: 'exception', vector: 1, errorCode: undefined, instructionLength: 0 });
+  }
+
+  /** SDM 27: saves the guest, loads the host. */
+  #exit(): void {
+    const { processor, vmcs, guest } = this;
+    const controls = this.#controls;
+    vmcs.u32[vmcs.wordOf(F.VM_ENTRY_INTR_INFO_FIELD)] &= 0x7fffffff;
+    this.#switch.saveGuest(controls);
+    if (controls.exit & ExitCtl.savePreemptionTimer) this.#saveTimer();
+    const stores = vmcs.read32(F.VM_EXIT_MSR_STORE_COUNT);
+    if (stores !== 0) this.#storeMsrs(vmcs.readAddress(F.VM_EXIT_MSR_STORE_ADDR), stores);
+    this.#switch.loadHost(controls, this.#hostStale);
+    this.#hostStale = false;
+    const loads = vmcs.read32(F.VM_EXIT_MSR_LOAD_COUNT);
+    if (loads !== 0 && this.#loadMsrs(vmcs.readAddress(F.VM_EXIT_MSR_LOAD_ADDR), loads) >= 0) vmcs.abort = 4;
+    if (guest.asid === 0) processor.flushTlb({ kind: 'asid', asid: 0, keepGlobal: false });
+    processor.guest = null;
+    processor.eventInDelivery = undefined;
+    processor.stateReplaced('vmexit');
+  }
+  #saveTimer(): void {
+    const left = Math.max(0, this.guest.deadline - this.processor.tick);
+    this.vmcs.saveWord(F.VMX_PREEMPTION_TIMER_VALUE, Math.floor(left / 2 ** this.caps.preemptionRate));
+  }
+
+  /** MSR areas: 16-byte entries, index then value (SDM table 24-12). @returns number of the first bad entry, or -1 */
+  #loadMsrs(pa: number, count: number): number {
+    for (let i = 0; i < count; i++) {
+      const at = pa + 16 * i;
+      if (!this.memory.contains(at, 16) || this.memory.read32(at + 4) !== 0) return i;
+      if (this.processor.wrmsr(this.memory.read32(at), this.memory.read64(at + 8)) !== 0) return i;
+    }
+    return -1;
+  }
+  #storeMsrs(pa: number, count: number): void {
+    for (let i = 0; i < count; i++) {
+      const at = pa + 16 * i;
+      const value = this.memory.contains(at, 16) ? this.processor.rdmsr(this.memory.read32(at)) : undefined;
+      if (value === undefined) {
+        this.vmcs.abort = 1;
+        return;
+      }
+      this.memory.write64(at + 8, value);
+    }
+  }
+}
