@@ -1,1 +1,7 @@
-export {};
+/** @module tskvm: the PC as a library, free of Node. */
+export * from './machine/bus.ts';
+export { type BlockImage, memoryImage } from './machine/devices/ide.ts';
+export { UsageError } from './machine/errors.ts';
+export * from './machine/loaders/image.ts';
+export { isMultiboot, type MultibootOptions, multiboot } from './machine/loaders/multiboot.ts';
+export * from './machine/machine.ts';

@@ -1,0 +1,141 @@
+/** The table of mode switches: what `modes` and `tour` print, and their JSON. */
+import type { ModeSwitch } from '@tskvm/core';
+import type { ProcessorMode } from '@tskvm/emulator';
+import Table from 'cli-table3';
+import { Decoder, DecoderOptions, Formatter, FormatterSyntax } from 'iced-x86';
+import pc from 'picocolors';
+
+const CR0_LOW = ['PE', 'MP', 'EM', 'TS', 'ET', 'NE'] as const;
+const CR0_NAMES = new Map<number, string>([
+  ...CR0_LOW.map((name, i) => [i, name] as const),
+  [16, 'WP'],
+  [18, 'AM'],
+  [29, 'NW'],
+  [30, 'CD'],
+  [31, 'PG'],
+]);
+const CR4_NAMES = new Map<number, string>([
+  [0, 'VME'],
+  [1, 'PVI'],
+  [4, 'PSE'],
+  [5, 'PAE'],
+  [7, 'PGE'],
+  [9, 'OSFXSR'],
+  [10, 'OSXMMEXCPT'],
+  [17, 'PCIDE'],
+  [20, 'SMEP'],
+  [21, 'SMAP'],
+]);
+const EFER_NAMES = new Map<number, string>([
+  [0, 'SCE'],
+  [8, 'LME'],
+  [10, 'LMA'],
+  [11, 'NXE'],
+  [12, 'SVME'],
+]);
+
+function changedBits(register: string, before: bigint, after: bigint, names: ReadonlyMap<number, string>): string[] {
+  const out: string[] = [];
+  const changed = before ^ after;
+  for (let bit = 0; bit < 64; bit++) {
+    if (!((changed >> BigInt(bit)) & 1n)) continue;
+    out.push(`${(after >> BigInt(bit)) & 1n ? '+' : '-'}${register}.${names.get(bit) ?? bit}`);
+  }
+  return out;
+}
+
+/** `+CR0.PE -EFER.LMA`. */
+export function bitsChanged(event: ModeSwitch): string {
+  return [
+    ...changedBits('CR0', event.cr0.before, event.cr0.after, CR0_NAMES),
+    ...changedBits('CR4', event.cr4.before, event.cr4.after, CR4_NAMES),
+    ...changedBits('EFER', event.efer.before, event.efer.after, EFER_NAMES),
+  ].join(' ');
+}
+
+/** `protected32 PAE SMM`. */
+export function modeName(mode: ProcessorMode): string {
+  return [mode.name, mode.paging === 'off' ? '' : mode.paging, mode.smm ? 'SMM' : '', mode.nested ? 'nested' : '']
+    .filter(Boolean)
+    .join(' ');
+}
+
+const BITNESS: Readonly<Record<ProcessorMode['name'], number>> = {
+  real: 16,
+  unreal: 16,
+  protected16: 16,
+  protected32: 32,
+  virtual8086: 16,
+  compatibility16: 16,
+  compatibility32: 32,
+  long: 64,
+};
+
+/** The instruction's text, or its cause where no instruction did it. */
+export function instructionText(event: ModeSwitch): string {
+  if (!event.bytes || event.bytes.length === 0 || event.rip === undefined) return event.cause;
+  const decoder = new Decoder(BITNESS[event.from.name], event.bytes, DecoderOptions.None);
+  decoder.ip = event.rip;
+  const instruction = decoder.decode();
+  const formatter = new Formatter(FormatterSyntax.Nasm);
+  const text = formatter.format(instruction);
+  for (const each of [instruction, formatter, decoder]) each.free();
+  return text;
+}
+
+const hex = (value: bigint | undefined): string => (value === undefined ? '' : `0x${value.toString(16)}`);
+
+/** `exit handler → … → setter`, without the run loop's first frames unless `whole`. */
+export function pathText(event: ModeSwitch, whole = false): string {
+  if (event.path.length === 0) return event.why ? `native: ${event.why}` : 'native';
+  const start = whole
+    ? 0
+    : Math.max(
+        0,
+        event.path.findIndex((name) => /handleExit$/.test(name)),
+      );
+  return event.path.slice(start).join(' → ');
+}
+
+/** One switch as JSON-safe data. */
+export function switchData(event: ModeSwitch): Record<string, unknown> {
+  return {
+    tick: event.tick,
+    vcpu: event.vcpuId,
+    from: event.from,
+    to: event.to,
+    cause: event.cause,
+    instruction: instructionText(event),
+    rip: hex(event.rip),
+    bits: bitsChanged(event),
+    exit: event.exit,
+    path: event.path,
+    why: event.why,
+    cr0: { before: hex(event.cr0.before), after: hex(event.cr0.after) },
+    cr4: { before: hex(event.cr4.before), after: hex(event.cr4.after) },
+    efer: { before: hex(event.efer.before), after: hex(event.efer.after) },
+  };
+}
+
+/** A table for a terminal: one row a switch, its call path below it. */
+export function switchTable(events: readonly ModeSwitch[]): string {
+  const table = new Table({
+    head: ['instr.', 'cpu', 'from', 'to', 'by', 'at', 'bits', 'exit'],
+    style: { head: [], border: [], compact: true },
+    wordWrap: true,
+  });
+  for (const event of events) {
+    table.push([
+      String(event.tick),
+      String(event.vcpuId),
+      modeName(event.from),
+      pc.bold(modeName(event.to)),
+      instructionText(event),
+      hex(event.rip),
+      bitsChanged(event),
+      event.exit ? `${event.exit.name} 0x${event.exit.reason.toString(16)}` : 'none',
+    ]);
+    table.push([{ colSpan: 8, content: pc.dim(`  ${pathText(event)}`) }]);
+  }
+  return table.toString();
+}
