@@ -71,10 +71,11 @@ const neg: Semantics = (b, op) => {
 
 /** x + y + carry as (sum, carry out): the sum of 32-bit operands has its carry in bit 32, 64-bit ones have to compare. */
 function addWithCarry(b: Builder, op: Operation, carryIn: Cond): { sum: Value; carry: Cond } {
-  const x = operand(op, 0).get();
+  const dst = operand(op, 0);
+  const x = dst.get();
   const y = operand(op, 1).get();
   const sum = b.add(b.add(x, y), b.fromCond(carryIn));
-  const carry = op.size === 8 ? b.orC(b.ltU(sum, x), b.andC(carryIn, b.eq(sum, x))) : b.bit(sum, op.size * 8);
+  const carry = dst.size === 8 ? b.orC(b.ltU(sum, x), b.andC(carryIn, b.eq(sum, x))) : b.bit(sum, dst.size * 8);
   return { sum, carry };
 }
 

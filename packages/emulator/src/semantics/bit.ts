@@ -63,8 +63,9 @@ const popcnt: Semantics = (b, op) => {
 
 /** SF, ZF from the result, OF = 0, CF as given; AF and PF are undefined and stay. */
 function bmiFlags(b: Builder, op: Operation, result: Value, cf: Cond): void {
-  const low = b.zext(result, op.size);
-  b.setFlags({ cf, zf: b.isZero(low), sf: sign(b, low, op.size), of: b.false() });
+  const size = operand(op, 0).size;
+  const low = b.zext(result, size);
+  b.setFlags({ cf, zf: b.isZero(low), sf: sign(b, low, size), of: b.false() });
 }
 
 const andn: Semantics = (b, op) => {
@@ -105,7 +106,7 @@ const bzhi: Semantics = (b, op) => {
   const index = b.zext(operand(op, 2).get(), 1);
   const result = b.and(x, lowMask(b, index));
   operand(op, 0).set(result);
-  bmiFlags(b, op, result, b.ltU(b.const(bitsOf(op.size) - 1), index));
+  bmiFlags(b, op, result, b.ltU(b.const(bitsOf(operand(op, 0).size) - 1), index));
 };
 
 /** PEXT, PDEP walk the mask's set bits from below; `dense` is the bit in the packed value, `sparse` the one in the mask. */

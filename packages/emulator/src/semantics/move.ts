@@ -3,6 +3,7 @@
  * Manual: APM vol. 3 ch. 3 (MOV, MOVZX, MOVSX, MOVSXD, MOVBE, MOVNTI, BSWAP, CMOVcc, SETcc, LEA, XLAT, NOP, PREFETCH).
  */
 import type { Builder, Semantics, Size, Value } from '../builder/builder.ts';
+import { Vector } from '../state-layout.ts';
 import { operand, reg } from './support.ts';
 
 const mov: Semantics = (_b, op) => operand(op, 0).set(operand(op, 1).get());
@@ -42,6 +43,14 @@ const xlat: Semantics = (b, op) => {
 
 const nothing: Semantics = () => {};
 
+/** Cache line instructions fault as a read of one byte (APM vol. 3, CLFLUSH). */
+const touch: Semantics = (_b, op) => {
+  operand(op, 0).get();
+};
+
+/** UD0, UD1, UD2. */
+const undefinedOpcode: Semantics = (b) => b.raise(Vector.UD);
+
 export const MOVE: Record<string, Semantics> = {
   mov,
   movnti: mov,
@@ -55,11 +64,14 @@ export const MOVE: Record<string, Semantics> = {
   lea,
   xlat,
   nop: nothing,
-  endbr64: nothing,
-  endbr32: nothing,
-  prefetch: nothing,
-  prefetchw: nothing,
+  pause: nothing,
+  clflush: touch,
+  clflushopt: touch,
+  clwb: touch,
   lfence: nothing,
   mfence: nothing,
   sfence: nothing,
+  ud0: undefinedOpcode,
+  ud1: undefinedOpcode,
+  ud2: undefinedOpcode,
 };

@@ -57,7 +57,7 @@ const imul: Semantics = (b, op) => {
 };
 
 const mulx: Semantics = (b, op) => {
-  const size = op.size;
+  const size = operand(op, 0).size;
   const x = b.getReg(reg.rdx, size);
   const y = operand(op, 2).get();
   const low = b.mul(x, y);

@@ -7,7 +7,7 @@ import { bitsOf, operand, resultFlags, sign } from './support.ts';
 
 /** The count, masked to 5 bits (6 for 64-bit operands). */
 const maskedCount = (b: Builder, op: Operation, n: number): Value =>
-  b.and(operand(op, n).get(), b.const(op.size === 8 ? 63 : 31));
+  b.and(operand(op, n).get(), b.const(operand(op, 0).size === 8 ? 63 : 31));
 
 interface Shifted {
   result: Value;
@@ -150,7 +150,8 @@ const flagless =
   (b, op) => {
     const x = operand(op, 1).get();
     const count = maskedCount(b, op, 2);
-    operand(op, 0).set(compute(b, x, count, op.size));
+    const dst = operand(op, 0);
+    dst.set(compute(b, x, count, dst.size));
   };
 
 export const SHIFT: Record<string, Semantics> = {
@@ -159,7 +160,6 @@ export const SHIFT: Record<string, Semantics> = {
   rcl: throughCarry(true),
   rcr: throughCarry(false),
   shl,
-  sal: shl,
   shr,
   sar,
   shld: double(true),

@@ -1,0 +1,240 @@
+/**
+ * Evaluator: executes one instruction at a time, directly, through X86EmulateOps.
+ * It is KVM's emulator (x86_decode_insn, x86_emulate_insn) for core, and the processor's engine for whatever the others hand back.
+ *
+ * REP: one call is one iteration. Everything a guest can cause ends in a result code; what escapes is NotImplementedError or a bug.
+ */
+import type { Builder, Operation } from '../../builder/builder.ts';
+import { createInstruction, decode, MAX_INSTRUCTION_LENGTH } from '../../decode/decode.ts';
+import type { DecodeMode, DecodeResult, Instruction } from '../../decode/instruction.ts';
+import { GuestException, NotImplementedError, Unwind } from '../../exceptions.ts';
+import { X86Emul, type X86EmulateOps } from '../../ops.ts';
+import { SEMANTICS } from '../../semantics/index.ts';
+import { Attrib, Seg, Vector } from '../../state-layout.ts';
+import type { EmulateMode } from '../../system/context.ts';
+import { SYSTEM } from '../../system/index.ts';
+import { asBuilder, EvaluateBuilder } from './builder.ts';
+import { EvaluateContext, emulateMode } from './context.ts';
+import { EvaluateOperation } from './operation.ts';
+import { checkIntercept, checkLegality, checkPrivilege, createInfo } from './phases.ts';
+
+export interface EvaluatorOptions {
+  /** `kvm`: exactly the instructions that KVM's emulator knows; the others are UNHANDLEABLE. Default `x86`. */
+  subset?: 'x86' | 'kvm';
+  /** Decides undefined results and what vendors do differently. Default: by `ops.isIntelCompatible()`. */
+  vendor?: 'amd' | 'intel';
+  /** The mode, if the caller tracks it; by default it is derived from CR0, RFLAGS, CS and EFER before each instruction. */
+  mode?: () => EmulateMode;
+  /** Checks the commit rule (tests). */
+  strict?: boolean;
+}
+
+export class Evaluator {
+  readonly context: EvaluateContext;
+  /** What `decode` filled. */
+  readonly instruction: Instruction = createInstruction();
+  /** After PROPAGATE_FAULT: the exception. Valid until the next call. */
+  exception: GuestException;
+  /** After IO_NEEDED, RETRY_INSTR or UNHANDLEABLE: what was thrown, if anything was. */
+  unwind: Unwind | undefined = undefined;
+  private readonly builder: EvaluateBuilder;
+  private readonly operation: EvaluateOperation;
+  /** Both under the opaque types of the contract. */
+  private readonly builderView: Builder;
+  private readonly operationView: Operation;
+  private readonly info = createInfo();
+  private readonly code = new Uint8Array(16);
+  private readonly fetched = new Uint8Array(16);
+  private readonly codeMode: DecodeMode;
+
+  constructor(
+    readonly ops: X86EmulateOps,
+    private readonly options: EvaluatorOptions = {},
+  ) {
+    const vendor = options.vendor ?? (ops.isIntelCompatible() ? 'intel' : 'amd');
+    this.context = new EvaluateContext(ops, options.subset ?? 'x86', vendor);
+    this.codeMode = { codeSize: 2, intel: vendor === 'intel' };
+    this.exception = this.context.exception;
+    this.builder = new EvaluateBuilder(this.context, vendor, options.strict);
+    this.operation = new EvaluateOperation(this.context);
+    this.builderView = asBuilder(this.builder);
+    this.operationView = this.operation as unknown as Operation;
+  }
+
+  /** Fetches, decodes and executes the instruction at CS:RIP; with REP one iteration. KVM: x86_emulate_instruction without its policy. */
+  emulate(): X86Emul {
+    const code = this.decode();
+    return code === X86Emul.CONTINUE ? this.executeInMode(this.instruction) : code;
+  }
+
+  /** As `emulate`, but a REP instruction runs to its end (or until it faults, or must wait). */
+  emulateToEnd(): X86Emul {
+    let code = this.emulate();
+    while (code === X86Emul.CONTINUE && this.context.restart) code = this.execute(this.instruction);
+    return code;
+  }
+
+  /**
+   * Decodes the instruction at CS:RIP into `instruction`.
+   * @param provided bytes that the hardware delivered with the exit (decode assists); they are used before memory is fetched
+   * @returns CONTINUE; PROPAGATE_FAULT (#PF, #GP of the fetch, #UD, #GP of an overlong instruction); UNHANDLEABLE for undefined bytes in KVM's subset
+   */
+  decode(provided?: Uint8Array): X86Emul {
+    this.context.mode = this.options.mode?.() ?? emulateMode(this.ops);
+    try {
+      return this.decoded(this.fetchAndDecode(provided ?? this.interruptedBytes()));
+    } catch (error) {
+      return this.thrown(error);
+    }
+  }
+
+  private decoded(result: DecodeResult): X86Emul {
+    if (result === 'ok') return X86Emul.CONTINUE;
+    if (this.context.subset === 'kvm') return X86Emul.UNHANDLEABLE;
+    return this.context.raise(result === 'too-long' ? Vector.GP : Vector.UD, result === 'too-long' ? 0 : undefined);
+  }
+
+  /** Bytes of an instruction that waited for user space and starts again: they are not fetched twice. */
+  private interruptedBytes(): Uint8Array | undefined {
+    const { session } = this.context;
+    return session.waitingAt === this.ops.getRip() ? session.bytes : undefined;
+  }
+
+  /** Decodes with what is there, and fetches more (up to the next page's end) while that is not enough. */
+  private fetchAndDecode(provided: Uint8Array | undefined): DecodeResult {
+    const { code } = this;
+    const mode = this.decodeMode();
+    let available = Math.min(provided?.length ?? 0, MAX_INSTRUCTION_LENGTH);
+    if (provided !== undefined) code.set(provided.subarray(0, available));
+    for (;;) {
+      const result = available === 0 ? 'need-more' : decode(code, available, mode, this.instruction);
+      if (result !== 'need-more') return result;
+      available += this.fetchMore(available);
+    }
+  }
+
+  /** Real and virtual-8086 code follow CS.D too: it survives the way back from protected mode (APM vol. 2 section 4.7.2). */
+  private decodeMode(): DecodeMode {
+    const { context, codeMode } = this;
+    if (context.mode === 'prot64') codeMode.codeSize = 8;
+    else codeMode.codeSize = (this.ops.getSegment(Seg.CS).attrib & Attrib.DB) !== 0 ? 4 : 2;
+    return codeMode;
+  }
+
+  /** Fetches up to the end of the page; raises if there is nothing to fetch. Returns how many bytes came. */
+  private fetchMore(have: number): number {
+    const { context, ops } = this;
+    const offset = context.truncateRip(ops.getRip() + BigInt(have));
+    let linear = offset;
+    let most = MAX_INSTRUCTION_LENGTH - have;
+    if (context.mode === 'prot64') {
+      if (!context.isCanonical(linear)) context.raise(Vector.GP, 0);
+    } else {
+      const segment = ops.getSegment(Seg.CS);
+      const left = segment.limit - Number(offset) + 1;
+      if (left <= 0) context.raise(Vector.GP, 0);
+      most = Math.min(most, left);
+      linear = (segment.base + offset) & 0xffffffffn;
+    }
+    most = Math.min(most, 0x1000 - Number(linear & 0xfffn));
+    const got = ops.fetch(linear, this.fetched, most);
+    this.code.set(this.fetched.subarray(0, got), have);
+    return got;
+  }
+
+  /**
+   * Executes a decoded instruction that stands at CS:RIP; with REP one iteration (`context.restart` says whether it goes on).
+   * @returns CONTINUE: committed. PROPAGATE_FAULT: `exception`, nothing committed (a trap: committed). INTERCEPTED, UNHANDLEABLE, RETRY_INSTR: nothing
+   *   committed. IO_NEEDED: nothing committed, execute again once the access can be answered (see EmulateSession).
+   */
+  execute(insn: Instruction): X86Emul {
+    this.context.mode = this.options.mode?.() ?? emulateMode(this.ops);
+    return this.executeInMode(insn);
+  }
+
+  private executeInMode(insn: Instruction): X86Emul {
+    const { context } = this;
+    const { session } = context;
+    context.begin(insn);
+    if (session.waitingAt === context.rip) session.restart();
+    else session.begin();
+    try {
+      const code = this.run(insn);
+      if (code === X86Emul.CONTINUE) context.commit();
+      return code;
+    } catch (error) {
+      return this.thrown(error);
+    }
+  }
+
+  private run(insn: Instruction): X86Emul {
+    const { context, info } = this;
+    const { row } = insn;
+    if (context.subset === 'kvm' && !row.kvm) return X86Emul.UNHANDLEABLE;
+    checkLegality(context);
+    let code = checkIntercept(context, info, 'preExcept');
+    if (code !== X86Emul.CONTINUE) return code;
+    checkPrivilege(context);
+    code = checkIntercept(context, info, 'postExcept');
+    if (code !== X86Emul.CONTINUE) return code;
+    context.clearResume();
+    code = checkIntercept(context, info, 'postMemAccess');
+    return code === X86Emul.CONTINUE ? this.perform(insn) : code;
+  }
+
+  private perform(insn: Instruction): X86Emul {
+    const { context } = this;
+    const { row } = insn;
+    const semantics = SEMANTICS[row.mnemonic];
+    if (semantics !== undefined) {
+      this.builder.begin();
+      this.operation.bind(context.forms, insn);
+      semantics(this.builderView, this.operationView);
+      return X86Emul.CONTINUE;
+    }
+    const system = SYSTEM[row.mnemonic];
+    if (system !== undefined) return system(context);
+    if (context.subset === 'kvm') return X86Emul.UNHANDLEABLE;
+    throw new NotImplementedError(row.mnemonic.toUpperCase(), `APM vol. 3-5, ${row.mnemonic.toUpperCase()}`);
+  }
+
+  /** Turns what was thrown into a result code. */
+  private thrown(error: unknown): X86Emul {
+    if (error instanceof GuestException) {
+      this.exception = error;
+      return X86Emul.PROPAGATE_FAULT;
+    }
+    if (!(error instanceof Unwind)) throw error;
+    this.unwind = error;
+    switch (error.reason) {
+      case 'io-needed':
+        this.wait();
+        return X86Emul.IO_NEEDED;
+      case 'vmexit':
+        return X86Emul.INTERCEPTED;
+      case 'retry':
+        return X86Emul.RETRY_INSTR;
+      default:
+        return X86Emul.UNHANDLEABLE;
+    }
+  }
+
+  private wait(): void {
+    const { session, insn, rip } = this.context;
+    session.waitingAt = rip;
+    session.bytes = insn.bytes.slice(0, insn.length);
+  }
+}
+
+/**
+ * Fetches, decodes and executes one instruction on `ops`.
+ * For more than one instruction keep an {@link Evaluator}: it allocates nothing per instruction.
+ */
+export function emulateInstruction(
+  ops: X86EmulateOps,
+  options: EvaluatorOptions = {},
+): { code: X86Emul; exception: GuestException; evaluator: Evaluator } {
+  const evaluator = new Evaluator(ops, options);
+  const code = evaluator.emulate();
+  return { code, exception: evaluator.exception, evaluator };
+}
