@@ -47,6 +47,8 @@ export interface Row {
   interceptStage: InterceptStage;
   /** KVM's emulator knows this instruction (what it lacks takes KVM's own failure path). */
   kvm: boolean;
+  /** It stands in KVM's tables (length, intercept check) but without an implementation: KVM cannot execute it. */
+  kvmDecodeOnly: boolean;
   /** KVM: EmulateOnUD. */
   emulateOnUD: boolean;
   blockEnd: BlockEnd;
@@ -108,4 +110,9 @@ export interface DecodeMode {
   codeSize: 2 | 4 | 8;
   /** Intel-compatible decoding where vendors differ (66 on near branches in 64-bit code). */
   intel: boolean;
+  /**
+   * Features that the processor has (cpu/features.ts `featureSet`): rows of absent ones are undefined opcodes, TZCNT and LZCNT fall back to BSF
+   * and BSR, LOCK MOV CR0 is MOV CR8. Absent: every row decodes (KVM's emulator decodes without asking CPUID).
+   */
+  features?: ReadonlySet<string>;
 }
