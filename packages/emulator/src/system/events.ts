@@ -231,9 +231,9 @@ const deliverLong = (ctx: EventContext, event: PendingEvent): void => {
  * @throws GuestException for faults on the way: EXT and IDT bits are in the error code; deciding on #DF is the caller's
  */
 export const deliverEvent = (ctx: EventContext, event: PendingEvent): void => {
-  if (ctx.mode === 'real') return deliverReal(ctx, event);
   if (ctx.mode === 'vm86' && event.kind === 'softint' && redirectVm86Int(ctx, event)) return;
-  if (inLongMode(ctx.ops)) deliverLong(ctx, event);
+  if (ctx.mode === 'real') deliverReal(ctx, event);
+  else if (inLongMode(ctx.ops)) deliverLong(ctx, event);
   else deliverProtected(ctx, event);
 };
 
