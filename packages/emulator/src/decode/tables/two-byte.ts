@@ -13,6 +13,7 @@ const GROUP7: RowText[] = [
   ['0F 01 /4', 'smsw', 'Rv/Mw', '@smsw'],
   ['0F 01 /6', 'lmsw', 'Ew', 'priv', '@lmsw'],
   ['0F 01 /7', 'invlpg', 'Mb', 'priv', '@invlpg'],
+  ['NP 0F 01 C0', 'enclv', '', 'priv', '?sgx', '-kvm'],
   ['NP 0F 01 C1', 'vmcall', '', 'priv', '?vmx', '@vmcall', 'on-ud'],
   ['NP 0F 01 C2', 'vmlaunch', '', 'prot', 'priv', '?vmx', '@vmlaunch', '-kvm'],
   ['NP 0F 01 C3', 'vmresume', '', 'prot', 'priv', '?vmx', '@vmresume', '-kvm'],
@@ -38,11 +39,13 @@ const GROUP7: RowText[] = [
   ['0F 01 DD', 'clgi', '', 'prot', 'priv', '?svm', '@clgi', 'kvm-decode'],
   ['0F 01 DE', 'skinit', '', 'prot', 'priv', '?skinit', '@skinit', 'kvm-decode'],
   ['0F 01 DF', 'invlpga', '', 'prot', 'priv', '?svm', '@invlpga', 'kvm-decode'],
+  ['NP 0F 01 EE', 'rdpkru', '', '?pku', '-kvm'],
+  ['NP 0F 01 EF', 'wrpkru', '', '?pku', '-kvm'],
   ['0F 01 F8', 'swapgs', '', 'only64', 'priv', '-kvm'],
   ['0F 01 F9', 'rdtscp', '', '?rdtscp', '@rdtscp', 'kvm-decode'],
   ['NP 0F 01 FA', 'monitorx', '', '?monitorx', '@monitor', '-kvm'],
   ['NP 0F 01 FB', 'mwaitx', '', '?monitorx', '@mwait', '-kvm'],
-  ['NP 0F 01 FC', 'clzero', '', '?clzero', '-kvm'],
+  ['NP|66 0F 01 FC', 'clzero', '', '?clzero', '-kvm'],
   ['NP 0F 01 FD', 'rdpru', '', '?rdpru', '@rdpru', '-kvm'],
 ];
 
@@ -165,7 +168,9 @@ export const TWO_BYTE = rows({ unit: 'integer', kvm: true }, [
   ['NP 0F C3 /r', 'movnti', 'My Gy', '?sse2'],
   ...GROUP9,
   ['0F C8+r', 'bswap', 'Zv'],
-  ['0F FF /r', 'ud0', 'Gv Ev', '-kvm'],
+  // AMD's UD0 has no modrm, Intel's has (SDM vol. 2 UD).
+  ['0F FF', 'ud0', '', 'amd', '-kvm'],
+  ['0F FF /r', 'ud0', 'Gv Ev', 'intel', '-kvm'],
   ['66 0F38 80 /r', 'invept', 'Gy Mdq', 'f64', 'prot', 'priv', '?vmx', '@invept', '-kvm'],
   ['66 0F38 81 /r', 'invvpid', 'Gy Mdq', 'f64', 'prot', 'priv', '?vmx', '@invvpid', '-kvm'],
   ['66 0F38 82 /r', 'invpcid', 'Gy Mdq', 'f64', 'priv', '?invpcid', '@invpcid', '-kvm'],
