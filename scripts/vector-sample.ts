@@ -32,7 +32,9 @@ interface Source {
 }
 
 function readSource(path: string, name: string): Source {
-  const lines = gunzipSync(readFileSync(join(path, name))).toString('utf8').split('\n');
+  const lines = gunzipSync(readFileSync(join(path, name)))
+    .toString('utf8')
+    .split('\n');
   const byTemplate: string[][] = [];
   for (const line of lines.slice(1)) {
     if (line === '') continue;

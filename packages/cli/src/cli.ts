@@ -4,7 +4,9 @@ import { KvmError } from '@tskvm/core';
 import { NotImplementedError } from '@tskvm/emulator';
 import { Command, CommanderError } from 'commander';
 import { addBackendsCommand } from './commands/backends.ts';
+import { addCallersCommand } from './commands/callers.ts';
 import { addModesCommand } from './commands/modes.ts';
+import { addOpsCommand } from './commands/ops.ts';
 import { addRunCommand } from './commands/run.ts';
 import { addTourCommand } from './commands/tour.ts';
 import { addTraceCommand } from './commands/trace.ts';
@@ -23,6 +25,8 @@ addTourCommand(program);
 addRunCommand(program);
 addModesCommand(program);
 addTraceCommand(program);
+addCallersCommand(program);
+addOpsCommand(program);
 addBackendsCommand(program);
 
 /** One message on stderr; the stack only with --debug. */

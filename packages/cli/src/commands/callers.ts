@@ -1,0 +1,119 @@
+/** `tskvm callers`: who can call a function, and who did in a run; the butterfly of a setter. */
+import { writeFileSync } from 'node:fs';
+import type { CallerEdge } from '@tskvm/core';
+import type { Command } from 'commander';
+import pc from 'picocolors';
+import { UsageError } from '../machine/errors.ts';
+import { nearest } from '../nearest.ts';
+import {
+  type CallerNode,
+  callerDot,
+  callerTree,
+  camelCase,
+  functionNames,
+  graphRow,
+  treeLines,
+} from '../report/call-graph.ts';
+import { addRunOptions, backendSpecs, machineOptions, type RunFlags } from './options.ts';
+import { runSession } from './session.ts';
+import { CONFIGURATIONS, runTour } from './tour.ts';
+
+interface CallersFlags extends RunFlags {
+  svg?: string;
+  depth?: string;
+}
+
+/** A function by its name here or in KVM; unknown names get the nearest ones. */
+export function findFunction(name: string): string {
+  for (const candidate of [name, camelCase(name), `staticCall.${camelCase(name.replace(/^kvm_x86_/, ''))}`]) {
+    if (graphRow(candidate)) return candidate;
+  }
+  const near = nearest(camelCase(name), functionNames());
+  throw new UsageError(
+    'UNKNOWN_FUNCTION',
+    `no function ${name}${near.length > 0 ? `; the nearest are ${near.join(', ')}` : ''}`,
+  );
+}
+
+/** Edges of several runs added up. */
+export function mergeEdges(lists: readonly (readonly CallerEdge[])[]): CallerEdge[] {
+  const merged = new Map<string, CallerEdge>();
+  for (const edge of lists.flat()) {
+    const key = `${edge.caller}>${edge.callee}`;
+    const known = merged.get(key);
+    if (known) known.count += edge.count;
+    else merged.set(key, { ...edge });
+  }
+  return [...merged.values()];
+}
+
+/** Configurations whose tour can reach a function: its vendor's, or all. */
+function defaultSpecs(name: string): string[] {
+  const file = graphRow(name)?.[2] ?? '';
+  if (file.startsWith('packages/svm')) return ['svm', 'svm,sevEs=1'];
+  if (file.startsWith('packages/vmx')) return CONFIGURATIONS.filter((spec) => spec.startsWith('vmx'));
+  return [...CONFIGURATIONS, 'svm,sevEs=1'];
+}
+
+async function recordedEdges(
+  name: string,
+  image: string | undefined,
+  flags: CallersFlags,
+): Promise<{ what: string; edges: CallerEdge[] }> {
+  const own = image !== undefined || flags.bios || flags.kernel || flags.disk || flags.cdrom;
+  const specs = await backendSpecs(flags, own ? ['svm'] : defaultSpecs(name));
+  const lists: CallerEdge[][] = [];
+  for (const spec of specs) {
+    if (!own) {
+      const result = await runTour(spec, spec.includes('sevEs=1') ? 'sevEs' : 'tour');
+      lists.push(result.tracer?.edges() ?? []);
+      continue;
+    }
+    const result = await runSession({
+      spec,
+      common: machineOptions(image, flags),
+      flags,
+      prepare: (machine) => machine.kvm.trace('mode_switch', () => {}),
+    });
+    lists.push(result.tracer?.edges() ?? []);
+  }
+  return { what: `${own ? 'this run' : 'the tour'} under ${specs.join('; ')}`, edges: mergeEdges(lists) };
+}
+
+const mark = (node: CallerNode, text: string): string => (node.count > 0 ? pc.green(text) : pc.dim(text));
+
+/** The tree as JSON-safe data. */
+const treeData = (node: CallerNode): unknown => ({
+  name: node.name,
+  file: node.file,
+  label: node.label,
+  count: node.count,
+  taken: node.count > 0,
+  callers: node.callers.map(treeData),
+});
+
+export function addCallersCommand(program: Command): void {
+  addRunOptions(
+    program
+      .command('callers')
+      .description('who can call a function, from the source, and who did in a run (default run: the tour)')
+      .argument('<function>', "a function's name, here or in KVM (svmSetCr0, svm_set_cr0)")
+      .option('--svg <file>', 'write the graph as SVG')
+      .option('--depth <n>', 'levels of callers to show (default 14)')
+      .addHelpText(
+        'after',
+        '\nExamples:\n  tskvm callers svmSetCr0\n  tskvm callers vmx_set_cr0 --svg butterfly.svg\n  tskvm callers kvmSetCr0 --backend vmx boot.bin',
+      ),
+  ).action(async (name: string, image: string | undefined, flags: CallersFlags) => {
+    const target = findFunction(name);
+    const { what, edges } = await recordedEdges(target, image, flags);
+    const tree = callerTree(target, edges, flags.depth === undefined ? 14 : Number(flags.depth));
+    if (flags.svg) {
+      const { Graphviz } = await import('@hpcc-js/wasm-graphviz');
+      writeFileSync(flags.svg, (await Graphviz.load()).dot(callerDot(tree), 'svg'));
+      process.stderr.write(`tskvm: wrote ${flags.svg}\n`);
+    }
+    if (flags.json) process.stdout.write(`${JSON.stringify(treeData(tree))}\n`);
+    else process.stdout.write(`${treeLines(tree, mark).join('\n')}\n\ntaken: in ${what}; possible: from the source\n`);
+  });
+}
