@@ -168,9 +168,18 @@ export interface Builder {
   raise(vector: number, errorCode?: Value): void;
   raiseWhen(c: Cond, vector: number, errorCode?: number): void;
 
+  /**
+   * Effects so far stay even if a later access faults; the instruction executed again gives the same result (PUSHA, POPA, ENTER on AMD).
+   * Engines that write through do nothing.
+   */
+  checkpoint(): void;
+
   /** Raises what `jump` there would raise; for instructions that store before they jump. */
   probeJump(target: Value): void;
-  /** Near control transfer: checks canonicality / CS limit (#GP(0)), truncates to the code size, then commits RIP. Last effect but one. */
+  /**
+   * Near control transfer: checks canonicality / CS limit (#GP(0)), then commits RIP. Last effect but one.
+   * `target` is an offset in CS, truncated to the operand size already (in 16-bit code a 32-bit target beyond the limit faults).
+   */
   jump(target: Value): void;
   jumpWhen(c: Cond, target: Value): void;
   /** REP: leaves RIP at this instruction, so that it executes again (one iteration per tick). */

@@ -405,14 +405,17 @@ export class EvaluateBuilder implements Computed<Builder> {
     this.mayFault();
     if (c) this.context.raise(vector, errorCode);
   }
+  checkpoint(): void {
+    this.committed = false;
+    this.context.checkpoint();
+  }
   probeJump(target: bigint): void {
     this.mayFault();
-    this.context.checkTarget(target & MASK[this.codeSize]!);
+    this.context.checkTarget(target);
   }
   jump(target: bigint): void {
-    const to = target & MASK[this.codeSize]!;
-    this.context.checkTarget(to);
-    this.context.eip = to;
+    this.context.checkTarget(target);
+    this.context.eip = target;
   }
   jumpWhen(c: boolean, target: bigint): void {
     if (c) this.jump(target);

@@ -91,6 +91,11 @@ export class EvaluateContext implements EmulateContext {
     if (this.interruptShadow !== 0) ops.setInterruptShadow(this.interruptShadow);
   }
 
+  /** What AMD processors keep of an instruction that faults half-way; KVM's emulator keeps nothing. */
+  checkpoint(): void {
+    if (this.subset === 'x86') this.flushRegisters();
+  }
+
   private flushRegisters(): void {
     for (let number = 0, left = this.dirty; left !== 0; number++, left >>>= 1) {
       if ((left & 1) !== 0) this.ops.writeGpr(number, this.registers[number]!);
