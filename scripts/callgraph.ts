@@ -1,7 +1,7 @@
 // The program's own call graph, from its source: which function can call which, static calls and handler tables resolved.
-// Writes packages/cli/src/data/callgraph.ts; `--check` compares instead. Analysis: ts-morph (TypeScript's own symbols).
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
-import { join, relative } from 'node:path';
+// Writes packages/cli/src/data/callgraph.ts as part of the build. Analysis: ts-morph (TypeScript's own symbols).
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Identifier, type Symbol as MorphSymbol, Node, Project, type SourceFile, SyntaxKind } from 'ts-morph';
 
@@ -192,24 +192,17 @@ const rows = [...nodes.values()]
   .map((n) => {
     const calls = [...n.calls].filter(([to]) => nodes.has(to)).sort(([a], [b]) => (a < b ? -1 : 1));
     const list = calls.map(([to, label]) => (label ? `['${to}', ${JSON.stringify(label)}]` : `['${to}']`)).join(', ');
-    return `  ['${n.name}', '${n.kind}', '${n.file}', ${n.framed ? 1 : 0}, [${list}]],`;
+    return `  ['${n.name}', '${n.kind}', '${n.file ? `${n.file}:${n.line}` : ''}', ${n.framed ? 1 : 0}, [${list}]],`;
   });
 const text = `/** The program's call graph, made by scripts/callgraph.ts from the source. Generated: don't edit. */
 import type { CallGraphRow } from '../report/call-graph.ts';
 
-/** [name, kind, file, framed, [callee, table key or vendor]…]. */
+/** [name, kind, file:line, framed, [callee, table key or vendor]…]. */
 export const CALL_GRAPH: readonly CallGraphRow[] = [
 ${rows.join('\n')}
 ];
 `;
-if (process.argv.includes('--check')) {
-  if (!existsSync(output) || readFileSync(output, 'utf8') !== text) {
-    process.stderr.write(
-      'callgraph: packages/cli/src/data/callgraph.ts is stale; run: pnpm exec tsx scripts/callgraph.ts\n',
-    );
-    process.exit(1);
-  }
-} else {
-  writeFileSync(output, text);
-  process.stdout.write(`callgraph: ${rows.length} functions\n`);
-}
+mkdirSync(dirname(output), { recursive: true });
+// Written only when it changed, so that builds stay cached.
+if (!existsSync(output) || readFileSync(output, 'utf8') !== text) writeFileSync(output, text);
+process.stdout.write(`callgraph: ${rows.length} functions\n`);

@@ -2,7 +2,7 @@
 import type { CallerEdge } from '@tskvm/core';
 import { CALL_GRAPH } from '../data/callgraph.ts';
 
-/** [name, kind, file, framed, [callee, table key or vendor?]…]. */
+/** [name, kind, file:line, framed, [callee, table key or vendor?]…]. */
 export type CallGraphRow = readonly [
   name: string,
   kind: 'function' | 'table' | 'staticCall' | 'emulateOp',
@@ -114,9 +114,9 @@ export function treeLines(node: CallerNode, mark: (node: CallerNode, text: strin
     const label = n.label ? ` [${n.label}]` : '';
     const taken = n.count > 0 ? `  taken ${n.count}x` : '  possible, not taken';
     lines.push(prefix + branch + mark(n, `${n.name}${label}${taken}${n.again ? ' (see above)' : ''}`));
-    n.callers.forEach((caller, i) =>
-      walk(caller, prefix + (isRoot ? '' : isLast ? '   ' : '│  '), i === n.callers.length - 1, false),
-    );
+    for (const [i, caller] of n.callers.entries()) {
+      walk(caller, prefix + (isRoot ? '' : isLast ? '   ' : '│  '), i === n.callers.length - 1, false);
+    }
   };
   walk(node, '', true, true);
   return lines;
