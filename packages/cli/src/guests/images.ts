@@ -2,6 +2,14 @@
 import type { SparseImage } from './image.ts';
 
 export const GUEST_IMAGES = {
+  hello: {
+    size: 0x200,
+    filler: 0x0,
+    parts: [
+      [0x0, '+jHAjtiO0LwAfL5sfOhQAA8BFsB8DyDADAEPIsDqInwIAGa4EACO2I7QxwUABQAAeFY0Euo7fAAAGAC4IACO2I7QDyDAJP4PIsDqT3wAADHAjtiO0L6CfOgFALAA5vT0uvgDrITAdAPu6/jDaGVsbG8gZnJvbSByZWFsIG1vZGUKAGJhY2sgaW4gcmVhbCBtb2RlCgCQkJAAAAAAAAAAAP//AAAAm88A//8AAACTzwD//wAAAJsAAP//AAAAkwAAJwCYfA=='],
+      [0x1fe, 'Vao='],
+    ],
+  },
   sevEs: {
     size: 0x10000,
     filler: 0xff,
