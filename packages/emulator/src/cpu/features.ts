@@ -163,6 +163,9 @@ export const FEATURES = {
   sevEs: at(0x8000001f, EAX)(3),
   sev: at(0x8000001f, EAX)(1),
 
+  /** Loading a null selector clears the segment's base and limit. */
+  nullSelectorClearsBase: at(0x80000021, EAX)(6),
+
   xsaveopt: xsaveBit(0),
   xsavec: xsaveBit(1),
   xgetbvEcx1: xsaveBit(2),

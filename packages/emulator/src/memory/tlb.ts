@@ -5,7 +5,7 @@
  * An entry belongs to one interned context {ASID or VPID, PCID, nested root, rights}; entering or leaving a guest flushes nothing.
  */
 import { Layout, TlbEntry } from './layout.ts';
-import { PRIVATE, type PhysicalMemory } from './physical.ts';
+import { type PhysicalMemory, PRIVATE } from './physical.ts';
 
 /** The facts of a context that decide who may do what with a page (`rights` of {@link Tlb.context}). */
 export const Rights = { user: 1, wp: 2, smep: 4, smap: 8, nx: 16, paging: 32 } as const;
@@ -157,7 +157,10 @@ export class Tlb {
   flushPage(asid: number, linear: bigint): void {
     const low = Number(linear & 0xffffffffn);
     const high = Number((linear >> 32n) & 0xffffffffn);
-    if (this.#large > 0) return this.#flushLarge(asid, low, high);
+    if (this.#large > 0) {
+      this.#flushLarge(asid, low, high);
+      return;
+    }
     for (let id = 1; id < this.#contexts.length; id++) {
       if (this.#contexts[id].asid !== asid) continue;
       const index = ((low >>> 12) ^ (id * 37)) & (ENTRIES - 1);

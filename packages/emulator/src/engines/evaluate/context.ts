@@ -42,6 +42,7 @@ export class EvaluateContext implements EmulateContext {
   restart = false;
   interruptShadow: 0 | 1 | 2 = 0;
   modeChanged = false;
+  debugTrap: bigint | undefined = undefined;
   readonly session = new EmulateSession();
   readonly exception = new GuestException();
   /** The operands of the row at hand. */
@@ -69,6 +70,7 @@ export class EvaluateContext implements EmulateContext {
     this.restart = false;
     this.interruptShadow = 0;
     this.modeChanged = false;
+    this.debugTrap = undefined;
     this.dirty = 0;
     this.stackBytes = 0;
     this.operandValues.fill(UNREAD);

@@ -1,0 +1,385 @@
+/**
+ * The memory unit: linear accesses through TLB and page walk, nested translation, RAM or the platform's bus.
+ * Manual: APM vol. 2 ch. 5 and 7, SDM vol. 3 ch. 4 and section 17.2 (data breakpoints).
+ *
+ * Addresses come as two 32-bit halves. A fault throws the processor's one GuestException, a guest exit throws VMEXIT.
+ */
+import { type GuestException, VMEXIT } from '../exceptions.ts';
+import type { GuestMode, NestedTranslation } from '../guest-mode.ts';
+import { AccessKind, PageWalker, type WalkMemory } from '../memory/paging.ts';
+import { PAGE, type PhysicalMemory, PRIVATE } from '../memory/physical.ts';
+import { Tag, Tlb } from '../memory/tlb.ts';
+import type { PlatformBus } from '../processor-api.ts';
+import { S, Vector } from '../state-layout.ts';
+import {
+  contextRights,
+  currentPcid,
+  isAlignmentChecked,
+  isLongModeActive,
+  isSmapActive,
+  pagingConfig,
+  pagingMode,
+} from './mode.ts';
+import type { StateBlock } from './state.ts';
+
+export const LOW32 = 0xffffffffn;
+export const lowOf = (linear: bigint): number => Number(linear & LOW32) | 0;
+export const highOf = (linear: bigint): number => Number((linear >> 32n) & LOW32);
+export const linearOf = (low: number, high: number): bigint => (BigInt(high >>> 0) << 32n) | BigInt(low >>> 0);
+
+/** What the memory unit needs of the processor around it. */
+export interface AccessHost {
+  readonly memory: PhysicalMemory;
+  readonly state: StateBlock;
+  readonly bus: PlatformBus | null;
+  readonly exception: GuestException;
+  readonly guest: GuestMode | null;
+  readonly pagingModel: { maxphyaddr: number; gbPages: boolean; amd: boolean };
+  /** Predecoded code in this host page is stale now. */
+  codeWritten(hostPage: number): void;
+  /** A data access of the running instruction hit an armed breakpoint's range (DR6 bits). */
+  noteDataBreakpoint(low: number, high: number, size: number, write: boolean): void;
+}
+
+const ALL_ONES = 0xffffffff;
+
+export class MemoryAccess implements WalkMemory {
+  readonly tlb: Tlb;
+  readonly walker: PageWalker;
+  /** Host pages that hold predecoded code. */
+  readonly codePages: Uint8Array;
+  /** Data breakpoints are armed: each explicit access is compared. */
+  watching = false;
+  /** TLB context of explicit accesses and fetches. */
+  dataContext = 1;
+  #systemContext = 0;
+  #user = false;
+  #smap = false;
+  #smapImplicit = false;
+  #long = false;
+  #alignment = false;
+  #asid = 0;
+  #nestedRoot = 0;
+  /** The access that a walk belongs to, for the nested translation. */
+  readonly #nested = {
+    write: false,
+    fetch: false,
+    user: false,
+    pageWalk: false,
+    linear: undefined as bigint | undefined,
+  };
+  #walkLow = 0;
+  #walkHigh = 0;
+  readonly #host: AccessHost;
+  readonly #memory: PhysicalMemory;
+  readonly #view: DataView;
+  readonly #state: StateBlock;
+  readonly #pdpte: Uint32Array;
+
+  constructor(host: AccessHost) {
+    this.#host = host;
+    this.#memory = host.memory;
+    this.#view = host.memory.view;
+    this.#state = host.state;
+    this.#pdpte = new Uint32Array(host.memory.memory.buffer, host.state.base + S.pdpte, 8);
+    this.tlb = new Tlb(host.memory);
+    this.walker = new PageWalker(this);
+    this.codePages = new Uint8Array(Math.ceil(host.memory.size / PAGE));
+    host.memory.onWrite((pa, length) => this.#noticeWrite(pa, length));
+  }
+
+  #noticeWrite(pa: number, length: number): void {
+    const last = Math.floor((pa + length - 1) / PAGE);
+    for (let page = Math.floor(pa / PAGE); page <= last; page++) {
+      if (this.codePages[page] !== 0) this.#host.codeWritten(page);
+    }
+  }
+
+  /** True: legacy PAE paging takes its PDPTEs from the registers (not so under AMD's nested paging, APM 15.25.10). */
+  usesPdpteRegisters(): boolean {
+    return !(this.#host.pagingModel.amd && (this.#host.guest?.nestedRoot ?? 0) !== 0);
+  }
+
+  /** Derives contexts, rights and walk configuration from the state block. */
+  refresh(): void {
+    const state = this.#state;
+    const guest = this.#host.guest;
+    state.derivedStale = false;
+    this.#asid = guest?.asid ?? 0;
+    this.#nestedRoot = guest?.nestedRoot ?? 0;
+    this.#user = state.cpl === 3 && pagingMode(state) !== 'off';
+    this.#smap = isSmapActive(state);
+    this.#smapImplicit = (contextRights(state, true) & 8) !== 0;
+    this.#long = isLongModeActive(state);
+    this.#alignment = isAlignmentChecked(state);
+    this.walker.configure(
+      pagingConfig(state, this.#host.pagingModel, this.usesPdpteRegisters() ? this.#pdpte : undefined),
+    );
+    this.dataContext = this.tlb.context(this.#asid, currentPcid(state), this.#nestedRoot, contextRights(state, false));
+    this.#systemContext = 0;
+  }
+
+  /** The context for generated code. */
+  context(): number {
+    if (this.#state.derivedStale) this.refresh();
+    return this.dataContext;
+  }
+
+  #implicitContext(): number {
+    if (this.#systemContext === 0) {
+      const rights = contextRights(this.#state, true);
+      this.#systemContext = this.tlb.context(this.#asid, currentPcid(this.#state), this.#nestedRoot, rights);
+    }
+    return this.#systemContext;
+  }
+
+  /** Linear to host physical, filling the TLB. Throws #PF, #GP(0) for a non-canonical address, or VMEXIT. */
+  translate(low: number, high: number, kind: number): number {
+    if (this.#state.derivedStale) this.refresh();
+    const context = (kind & AccessKind.system) !== 0 ? this.#implicitContext() : this.dataContext;
+    const tag = (kind & AccessKind.write) !== 0 ? Tag.write : (kind & AccessKind.fetch) !== 0 ? Tag.exec : Tag.read;
+    const hit = this.tlb.lookup(low, high, context, tag);
+    return hit >= 0 ? hit : this.#miss(low, high, kind, context);
+  }
+
+  #miss(low: number, high: number, kind: number, context: number): number {
+    if (!this.#long) high = 0;
+    else if (high >> 15 !== 0 && high >> 15 !== -1) throw this.#host.exception.set(Vector.GP, 0);
+    const implicit = (kind & AccessKind.system) !== 0;
+    const user = this.#user && !implicit;
+    const smap = implicit ? this.#smapImplicit : this.#smap;
+    this.#walkLow = low;
+    this.#walkHigh = high;
+    this.#nested.user = user;
+    if (!this.walker.walk(low, high, kind, user, smap)) {
+      throw this.#host.exception.set(Vector.PF, this.walker.errorCode, linearOf(low, high));
+    }
+    const nested = this.#nestedRoot !== 0 ? this.#translateNested(this.walker.gpa, kind, false) : undefined;
+    const hpa = nested === undefined ? this.walker.gpa : pageOf(nested.hpa) + (this.walker.gpa % PAGE);
+    this.#fill(low, high, context, hpa, user, smap, nested);
+    return hpa;
+  }
+
+  #translateNested(gpa: number, kind: number, pageWalk: boolean): NestedTranslation {
+    const access = this.#nested;
+    access.write = (kind & AccessKind.write) !== 0;
+    access.fetch = !pageWalk && (kind & AccessKind.fetch) !== 0;
+    access.pageWalk = pageWalk;
+    access.linear = linearOf(this.#walkLow, this.#walkHigh);
+    const result = this.#host.guest?.translate(gpa, access);
+    if (result === undefined) throw VMEXIT;
+    return result;
+  }
+
+  #fill(
+    low: number,
+    high: number,
+    context: number,
+    hpa: number,
+    user: boolean,
+    smap: boolean,
+    nested: NestedTranslation | undefined,
+  ): void {
+    const page = pageOf(hpa);
+    if (!this.#memory.contains(page, PAGE)) return;
+    const { walker } = this;
+    const mayWrite = walker.dirty && (nested === undefined || nested.writable) && this.codePages[page / PAGE] === 0;
+    this.tlb.fill(low, high, context, {
+      page,
+      read: walker.permits(AccessKind.read, user, smap),
+      write: mayWrite && walker.permits(AccessKind.write, user, smap),
+      exec: (nested === undefined || nested.executable) && walker.permits(AccessKind.fetch, user, smap),
+      global: walker.global,
+      size: walker.size,
+    });
+  }
+
+  // WalkMemory: guest physical addresses of table entries.
+  entryAddress(gpa: number, write: boolean): number {
+    if (this.#nestedRoot === 0) return gpa;
+    const kind = write ? AccessKind.write : AccessKind.read;
+    return pageOf(this.#translateNested(gpa, kind, true).hpa) + (gpa % PAGE);
+  }
+  read32(hpa: number): number {
+    if (this.#memory.contains(hpa, 4)) return this.#view.getInt32(PRIVATE + hpa, true);
+    return this.#host.bus === null ? ALL_ONES | 0 : Number(this.#host.bus.read(hpa, 4)) | 0;
+  }
+  write32(hpa: number, value: number): void {
+    this.storeNumber(hpa, 4, value);
+  }
+
+  /**
+   * Loads the PDPTE registers as MOV CR3 does in legacy PAE mode. False: a present entry has reserved bits set, nothing was changed.
+   * @param cr3 low 32 bits
+   */
+  loadPdptes(cr3: number): boolean {
+    if (this.#state.derivedStale) this.refresh();
+    const table = (cr3 & 0xffffffe0) >>> 0;
+    const { maxphyaddr } = this.#host.pagingModel;
+    const highReserved = maxphyaddr >= 64 ? 0 : ~(2 ** (maxphyaddr - 32) - 1);
+    const entries = new Uint32Array(8);
+    for (let n = 0; n < 8; n += 2) {
+      const at = this.entryAddress(table + n * 4, false);
+      entries[n] = this.read32(at);
+      entries[n + 1] = this.read32(at + 4);
+      if ((entries[n] & 1) !== 0 && ((entries[n] & 0x1e6) !== 0 || (entries[n + 1] & highReserved) !== 0)) return false;
+    }
+    this.#pdpte.set(entries);
+    return true;
+  }
+
+  /** Data access of 1..32 bytes, zero-extended. */
+  read(low: number, high: number, size: number, kind: number): bigint {
+    const first = this.translate(low, high, kind);
+    const room = PAGE - (low & 0xfff);
+    if (size > room) return this.#readAcross(low, high, size, kind, first, room);
+    this.#checkAlignment(low, size, kind);
+    if (this.watching && (kind & AccessKind.system) === 0) this.#host.noteDataBreakpoint(low, high, size, false);
+    return this.load(first, size);
+  }
+
+  #readAcross(low: number, high: number, size: number, kind: number, first: number, room: number): bigint {
+    const second = this.translate(...this.#nextPage(low, high), kind);
+    this.#checkAlignment(low, size, kind);
+    if (this.watching && (kind & AccessKind.system) === 0) this.#host.noteDataBreakpoint(low, high, size, false);
+    return this.load(first, room) | (this.load(second, size - room) << BigInt(room * 8));
+  }
+
+  /** Start of the page behind; wraps at 4 GiB outside long mode. */
+  #nextPage(low: number, high: number): [number, number] {
+    const next = ((low & 0xfffff000) + 0x1000) | 0;
+    return [next, next === 0 && this.#long ? (high + 1) >>> 0 : high];
+  }
+
+  write(low: number, high: number, value: bigint, size: number, kind: number): void {
+    const access = kind | AccessKind.write;
+    const first = this.translate(low, high, access);
+    const room = PAGE - (low & 0xfff);
+    const second = size > room ? this.translate(...this.#nextPage(low, high), access) : -1;
+    this.#checkAlignment(low, size, kind);
+    if (this.watching && (kind & AccessKind.system) === 0) this.#host.noteDataBreakpoint(low, high, size, true);
+    if (second < 0) this.store(first, value, size);
+    else {
+      this.store(first, BigInt.asUintN(room * 8, value), room);
+      this.store(second, value >> BigInt(room * 8), size - room);
+    }
+  }
+
+  /** Faults as a write of `size` bytes would. */
+  probe(low: number, high: number, size: number, kind: number): void {
+    this.translate(low, high, kind | AccessKind.write);
+    if (size > PAGE - (low & 0xfff)) this.translate(...this.#nextPage(low, high), kind | AccessKind.write);
+    this.#checkAlignment(low, size, kind);
+  }
+
+  /** #AC comes after the page faults of the same access (SDM vol. 3 table 6-2). */
+  #checkAlignment(low: number, size: number, kind: number): void {
+    if (!this.#alignment || (kind & AccessKind.system) !== 0) return;
+    if ((size === 2 || size === 4 || size === 8) && (low & (size - 1)) !== 0) {
+      throw this.#host.exception.set(Vector.AC, 0);
+    }
+  }
+
+  /** Physical read within a page: RAM, else the platform's bus, else all ones. */
+  load(hpa: number, size: number): bigint {
+    if (!this.#memory.contains(hpa, size)) return this.#loadBus(hpa, size);
+    const at = PRIVATE + hpa;
+    if (size === 8) return this.#view.getBigUint64(at, true);
+    if (size === 4) return BigInt(this.#view.getUint32(at, true));
+    if (size === 2) return BigInt(this.#view.getUint16(at, true));
+    if (size === 1) return BigInt(this.#view.getUint8(at));
+    let value = 0n;
+    for (let n = size - 1; n >= 0; n--) value = (value << 8n) | BigInt(this.#view.getUint8(at + n));
+    return value;
+  }
+
+  #loadBus(hpa: number, size: number): bigint {
+    let value = 0n;
+    for (let done = 0; done < size; ) {
+      const part = busSize(hpa + done, size - done);
+      const got = this.#host.bus === null ? -1n : this.#host.bus.read(hpa + done, part);
+      value |= BigInt.asUintN(part * 8, got) << BigInt(done * 8);
+      done += part;
+    }
+    return value;
+  }
+
+  /** Physical write within a page. */
+  store(hpa: number, value: bigint, size: number): void {
+    if (!this.#memory.contains(hpa, size)) {
+      this.#storeBus(hpa, value, size);
+      return;
+    }
+    const at = PRIVATE + hpa;
+    if (size === 8) this.#view.setBigUint64(at, value, true);
+    else if (size <= 4 && size !== 3) this.#storeSmall(at, size, Number(value & LOW32));
+    else for (let n = 0; n < size; n++) this.#view.setUint8(at + n, Number((value >> BigInt(n * 8)) & 0xffn));
+    if (this.codePages[Math.floor(hpa / PAGE)] !== 0) this.#host.codeWritten(Math.floor(hpa / PAGE));
+  }
+
+  #storeSmall(at: number, size: number, value: number): void {
+    if (size === 4) this.#view.setUint32(at, value, true);
+    else if (size === 2) this.#view.setUint16(at, value, true);
+    else this.#view.setUint8(at, value);
+  }
+
+  /** As `store` for at most 4 bytes in a number. */
+  storeNumber(hpa: number, size: number, value: number): void {
+    if (!this.#memory.contains(hpa, size)) {
+      this.#storeBus(hpa, BigInt(value >>> 0), size);
+      return;
+    }
+    this.#storeSmall(PRIVATE + hpa, size, value);
+    if (this.codePages[Math.floor(hpa / PAGE)] !== 0) this.#host.codeWritten(Math.floor(hpa / PAGE));
+  }
+
+  #storeBus(hpa: number, value: bigint, size: number): void {
+    for (let done = 0; done < size; ) {
+      const part = busSize(hpa + done, size - done);
+      this.#host.bus?.write(hpa + done, part, BigInt.asUintN(part * 8, value >> BigInt(done * 8)));
+      done += part;
+    }
+  }
+
+  /** Copies up to `length` code bytes; the count before a fault would occur. Throws if there is none. */
+  fetch(low: number, high: number, into: Uint8Array, length: number): number {
+    const first = this.translate(low, high, AccessKind.fetch);
+    const room = PAGE - (low & 0xfff);
+    this.#copyCode(first, into, 0, Math.min(length, room));
+    if (length <= room) return length;
+    const second = this.#tryFetch(...this.#nextPage(low, high));
+    if (second < 0) return room;
+    this.#copyCode(second, into, room, length - room);
+    return length;
+  }
+
+  /**
+   * The page behind, only if it translates without any effect on the guest. Asking a nested table could exit, so a miss there ends the
+   * prefetch; the decoder asks again if it needs the bytes.
+   */
+  #tryFetch(low: number, high: number): number {
+    return this.tlb.lookup(low, high, this.dataContext, Tag.exec);
+  }
+
+  #copyCode(hpa: number, into: Uint8Array, at: number, length: number): void {
+    if (this.#memory.contains(hpa, length)) {
+      into.set(this.#memory.u8.subarray(PRIVATE + hpa, PRIVATE + hpa + length), at);
+      return;
+    }
+    for (let n = 0; n < length; n++) into[at + n] = Number(this.load(hpa + n, 1));
+  }
+
+  /** Marks a host page as code: its entries lose the inline right to write. */
+  protectCodePage(hostPage: number): void {
+    if (this.codePages[hostPage] !== 0) return;
+    this.codePages[hostPage] = 1;
+    this.tlb.protectPage(hostPage);
+  }
+}
+
+const pageOf = (hpa: number): number => hpa - (hpa % PAGE);
+/** Largest naturally aligned piece of 1, 2, 4 or 8 bytes at an address. */
+function busSize(hpa: number, left: number): number {
+  for (const size of [8, 4, 2]) if (size <= left && hpa % size === 0) return size;
+  return 1;
+}

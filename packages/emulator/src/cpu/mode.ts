@@ -1,0 +1,165 @@
+/**
+ * The mode function: what CR0, CR4, EFER, RFLAGS.VM, CPL and the segments make of the processor.
+ * Manual: APM vol. 2 ch. 1 and figure 1-6 (operating modes), SDM vol. 3 section 2.2.
+ *
+ * Everything that can change the mode goes through here: the mode's name, the code key of the engines, the rights of TLB contexts and
+ * the paging configuration derive from the state block by these functions and by nothing else.
+ */
+import type { CodeKey } from '../engines/engine.ts';
+import type { PagingConfig, PagingMode } from '../memory/paging.ts';
+import { Rights } from '../memory/tlb.ts';
+import type { ModeName, ProcessorMode } from '../processor-api.ts';
+import { Attrib, CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '../state-layout.ts';
+import type { StateBlock } from './state.ts';
+
+const low = (value: bigint): number => Number(value & 0xffffffffn);
+const Cr0 = { PE: low(CR0.PE), WP: low(CR0.WP), AM: low(CR0.AM), PG: low(CR0.PG) };
+const Cr4 = {
+  PSE: low(CR4.PSE),
+  PAE: low(CR4.PAE),
+  PGE: low(CR4.PGE),
+  PCIDE: low(CR4.PCIDE),
+  SMEP: low(CR4.SMEP),
+  SMAP: low(CR4.SMAP),
+};
+const Efer = { LMA: low(EFER.LMA), NXE: low(EFER.NXE) };
+const DATA: readonly SegmentIndex[] = [Seg.ES, Seg.SS, Seg.DS];
+const ALL: readonly SegmentIndex[] = [Seg.ES, Seg.CS, Seg.SS, Seg.DS, Seg.FS, Seg.GS];
+
+/** Low halves of the control registers, read without bigint. */
+const cr0Of = (state: StateBlock): number => state.view.getInt32(S.cr0, true);
+const cr4Of = (state: StateBlock): number => state.view.getInt32(S.cr4, true);
+const eferOf = (state: StateBlock): number => state.view.getInt32(S.efer, true);
+
+/** EFER.LMA. */
+export const isLongModeActive = (state: StateBlock): boolean => (eferOf(state) & Efer.LMA) !== 0;
+/** 64-bit mode: LMA and CS.L. */
+export const is64BitMode = (state: StateBlock): boolean =>
+  isLongModeActive(state) && (state.attrib(Seg.CS) & Attrib.L) !== 0;
+
+/** Paging mode of the control registers. */
+export function pagingMode(state: StateBlock): PagingMode {
+  if ((cr0Of(state) & Cr0.PG) === 0) return 'off';
+  if (isLongModeActive(state)) return '4-level';
+  return (cr4Of(state) & Cr4.PAE) !== 0 ? 'PAE' : '32-bit';
+}
+
+/** Name of the mode: "unreal" is real mode with a segment cache that real mode could not have loaded. */
+export function modeName(state: StateBlock): ModeName {
+  if ((cr0Of(state) & Cr0.PE) === 0) return ALL.some((seg) => state.limit(seg) > 0xffff) ? 'unreal' : 'real';
+  const big = (state.attrib(Seg.CS) & Attrib.DB) !== 0;
+  if ((state.rflagsLow & Flag.VM) !== 0) return 'virtual8086';
+  if (is64BitMode(state)) return 'long';
+  if (isLongModeActive(state)) return big ? 'compatibility32' : 'compatibility16';
+  return big ? 'protected32' : 'protected16';
+}
+
+/** The mode as a whole. */
+export const computeMode = (state: StateBlock, guest: boolean, nested: boolean): ProcessorMode => ({
+  name: modeName(state),
+  paging: pagingMode(state),
+  smm: state.smm,
+  guest,
+  nested,
+});
+
+/** Equality of everything that makes a mode switch. */
+export const sameMode = (a: ProcessorMode, b: ProcessorMode): boolean =>
+  a.name === b.name && a.paging === b.paging && a.smm === b.smm && a.guest === b.guest && a.nested === b.nested;
+
+/** Code size in bytes: 64-bit mode 8, real and virtual-8086 mode 2, else CS.D. */
+export function codeSize(state: StateBlock): 2 | 4 | 8 {
+  if ((cr0Of(state) & Cr0.PE) === 0 || (state.rflagsLow & Flag.VM) !== 0) return 2;
+  if (is64BitMode(state)) return 8;
+  return (state.attrib(Seg.CS) & Attrib.DB) !== 0 ? 4 : 2;
+}
+
+/** Stack address size in bytes (SS.B; 8 in 64-bit mode). */
+export function stackSize(state: StateBlock): 2 | 4 | 8 {
+  if (is64BitMode(state)) return 8;
+  return (state.attrib(Seg.SS) & Attrib.DB) !== 0 ? 4 : 2;
+}
+
+const WRITABLE = 0x2;
+const EXPAND_DOWN = 0x4;
+
+/** Base 0, limit 4 GiB, present, writable, expand-up: no data access through it can fault. */
+function isFlatData(state: StateBlock, seg: SegmentIndex): boolean {
+  const attrib = state.attrib(seg);
+  const wanted = Attrib.P | Attrib.S | WRITABLE;
+  return (
+    (attrib & (wanted | EXPAND_DOWN | Attrib.unusable | 0x8)) === wanted &&
+    state.limit(seg) === 0xffffffff &&
+    state.segmentBase(seg) === 0n
+  );
+}
+
+/** The static facts of the running code. */
+export function computeCodeKey(state: StateBlock): CodeKey {
+  const size = codeSize(state);
+  const flatCode = size === 8 || state.limit(Seg.CS) === 0xffffffff;
+  const flat =
+    size === 8 || (flatCode && state.segmentBase(Seg.CS) === 0n && DATA.every((seg) => isFlatData(state, seg)));
+  return { codeSize: size, stackSize: stackSize(state), flat, flatCode, alignmentCheck: isAlignmentChecked(state) };
+}
+
+/** CR0.AM, RFLAGS.AC and CPL 3. */
+export const isAlignmentChecked = (state: StateBlock): boolean =>
+  (cr0Of(state) & Cr0.AM) !== 0 && (state.rflagsLow & Flag.AC) !== 0 && state.cpl === 3;
+
+/** SMAP is active for explicit supervisor accesses: CR4.SMAP and not RFLAGS.AC. */
+export const isSmapActive = (state: StateBlock): boolean =>
+  (cr4Of(state) & Cr4.SMAP) !== 0 && (state.rflagsLow & Flag.AC) === 0;
+
+/** Rights of the TLB context for explicit (`system` false) or implicit supervisor accesses. */
+export function contextRights(state: StateBlock, system: boolean): number {
+  const cr0 = cr0Of(state);
+  const cr4 = cr4Of(state);
+  if ((cr0 & Cr0.PG) === 0) return 0;
+  const smap = system ? (cr4 & Cr4.SMAP) !== 0 : isSmapActive(state);
+  return (
+    Rights.paging |
+    (!system && state.cpl === 3 ? Rights.user : 0) |
+    ((cr0 & Cr0.WP) !== 0 ? Rights.wp : 0) |
+    ((cr4 & Cr4.SMEP) !== 0 ? Rights.smep : 0) |
+    (smap ? Rights.smap : 0) |
+    ((eferOf(state) & Efer.NXE) !== 0 ? Rights.nx : 0)
+  );
+}
+
+/** PCID of the address space, 0 without CR4.PCIDE. */
+export const currentPcid = (state: StateBlock): number =>
+  (cr4Of(state) & Cr4.PCIDE) !== 0 ? state.view.getUint32(S.cr3, true) & 0xfff : 0;
+
+/** Physical address of the top table that CR3 holds. */
+function rootAddress(state: StateBlock, mode: PagingMode, maxphyaddr: number): number {
+  const cr3Low = state.view.getUint32(S.cr3, true);
+  if (mode === 'PAE') return (cr3Low & 0xffffffe0) >>> 0;
+  if (mode !== '4-level') return (cr3Low & 0xfffff000) >>> 0;
+  const high = state.view.getUint32(S.cr3 + 4, true) & (2 ** (maxphyaddr - 32) - 1);
+  return high * 0x100000000 + ((cr3Low & 0xfffff000) >>> 0);
+}
+
+/** Configuration of the page walker. `pdpte`: registers that hold the PDPTEs, if they do. */
+export function pagingConfig(
+  state: StateBlock,
+  model: { maxphyaddr: number; gbPages: boolean; amd: boolean },
+  pdpte: Uint32Array | undefined,
+): PagingConfig {
+  const mode = pagingMode(state);
+  const cr4 = cr4Of(state);
+  return {
+    mode,
+    root: rootAddress(state, mode, model.maxphyaddr),
+    wp: (cr0Of(state) & Cr0.WP) !== 0,
+    nx: (eferOf(state) & Efer.NXE) !== 0 && (mode === 'PAE' || mode === '4-level'),
+    smep: (cr4 & Cr4.SMEP) !== 0,
+    smap: (cr4 & Cr4.SMAP) !== 0,
+    pse: (cr4 & Cr4.PSE) !== 0,
+    pge: (cr4 & Cr4.PGE) !== 0,
+    maxphyaddr: model.maxphyaddr,
+    gbPages: model.gbPages,
+    bit8Reserved: model.amd,
+    pdpte,
+  };
+}

@@ -1,0 +1,451 @@
+/**
+ * The processor: state, memory, silicon operations, and the loop that runs instructions between events.
+ * Manual: APM vol. 2 ch. 1, 8, 14; SDM vol. 3 ch. 2, 6, 9.
+ *
+ * Deterministic: time is instructions retired, nothing comes from a clock or a random source.
+ */
+import type { CpuModel } from '../cpu-model-types.ts';
+import type { Instruction } from '../decode/instruction.ts';
+import type { CodeKey, Engine, EngineHost } from '../engines/engine.ts';
+import { emulateMode } from '../engines/evaluate/context.ts';
+import { Evaluator } from '../engines/evaluate/evaluator.ts';
+import { GuestException, Unwind } from '../exceptions.ts';
+import type { GuestMode, PendingEvent } from '../guest-mode.ts';
+import { AccessKind } from '../memory/paging.ts';
+import type { PhysicalMemory } from '../memory/physical.ts';
+import { X86Emul } from '../ops.ts';
+import type { ModeChange, PlatformBus, ProcessorApi, ProcessorMode, RunStop } from '../processor-api.ts';
+import { Flag, S, Seg, Vector } from '../state-layout.ts';
+import { type AccessHost, linearOf, MemoryAccess } from './access.ts';
+import { ControlRegisters } from './control.ts';
+import { type CpuidResult, cpuidNow, modelCpuid } from './cpuid.ts';
+import { armedBreakpoints, type Breakpoint, codeHits, Dr6, dataHits, ioHits } from './debug.ts';
+import { EventUnit } from './events.ts';
+import { type CpuidLookup, type FeatureName, hasFeature } from './features.ts';
+import { computeCodeKey, computeMode, is64BitMode, sameMode } from './mode.ts';
+import { installMsrHooks } from './msr-hooks.ts';
+import { Msrs } from './msrs.ts';
+import { SiliconOps } from './ops.ts';
+import { resetState } from './reset.ts';
+import { enterSmm, leaveSmm } from './smm.ts';
+import { loadProcessor, saveProcessor } from './snapshot.ts';
+import { StateBlock } from './state.ts';
+
+/** What a processor is built from. */
+export interface ProcessorOptions {
+  memory: PhysicalMemory;
+  model: CpuModel;
+  /** Ports and memory outside RAM; null: ports float, such memory reads as ones. */
+  bus?: PlatformBus | null;
+  /** TSC increments per tick. Default 1. */
+  tscPerTick?: number;
+}
+
+/** At most this many ticks in one call of an engine. */
+const SLICE = 1_000_000;
+/** Flags that keep an engine away: each instruction must be looked at. */
+const STEP_FLAGS = Flag.TF | Flag.RF;
+
+export class Processor implements ProcessorApi, EngineHost, AccessHost {
+  readonly memory: PhysicalMemory;
+  readonly model: CpuModel;
+  readonly bus: PlatformBus | null;
+  readonly state: StateBlock;
+  readonly access: MemoryAccess;
+  readonly control: ControlRegisters;
+  readonly msrs: Msrs;
+  readonly ops: SiliconOps;
+  readonly events: EventUnit;
+  readonly evaluator: Evaluator;
+  readonly exception: GuestException;
+  readonly pagingModel: { maxphyaddr: number; gbPages: boolean; amd: boolean };
+  engine: Engine | null = null;
+  tick = 0;
+  deadline = Number.POSITIVE_INFINITY;
+  interruptPending = false;
+  nmiPending = false;
+  smiPending = false;
+  initPending = false;
+  eventInDelivery: PendingEvent | undefined = undefined;
+  onModeChange: ((change: ModeChange) => void) | null = null;
+  /** Added to the TSC by WRMSR. */
+  tscAdjust = 0n;
+  /** The SMI came while NMIs were blocked: they stay so after RSM. */
+  smmInsideNmi = false;
+  /** Set by the driver while a nested guest runs; part of {@link ProcessorMode}. */
+  nested = false;
+  readonly #cpuid: CpuidLookup;
+  readonly #features = new Map<FeatureName, boolean>();
+  readonly #tscPerTick: bigint;
+  #guest: GuestMode | null = null;
+  #mode: ProcessorMode;
+  #controls = { cr0: 0n, cr4: 0n, efer: 0n };
+  #armed: Breakpoint[] = [];
+  /** DR6 bits that the running instruction's accesses hit. */
+  #hits = 0n;
+  /** What an engine's slow path met. */
+  #recorded: GuestException | 'exit' | null = null;
+  #codeHit = false;
+
+  constructor({ memory, model, bus, tscPerTick }: ProcessorOptions) {
+    this.memory = memory;
+    this.model = model;
+    this.bus = bus ?? null;
+    this.#tscPerTick = BigInt(tscPerTick ?? 1);
+    this.#cpuid = modelCpuid(model);
+    this.state = new StateBlock(memory);
+    this.exception = new GuestException();
+    this.pagingModel = {
+      maxphyaddr: model.maxphyaddr,
+      gbPages: this.has('pdpe1gb'),
+      amd: model.vendor === 'amd',
+    };
+    this.access = new MemoryAccess(this);
+    this.control = new ControlRegisters(this);
+    this.msrs = new Msrs(model, this.state, (feature) => this.has(feature));
+    installMsrHooks(this);
+    this.ops = new SiliconOps(this);
+    this.events = new EventUnit(this);
+    this.evaluator = new Evaluator(this.ops, { subset: 'x86', vendor: model.vendor });
+    this.#mode = computeMode(this.state, false, false);
+    this.reset(false);
+  }
+
+  get guest(): GuestMode | null {
+    return this.#guest;
+  }
+  set guest(guest: GuestMode | null) {
+    this.#guest = guest;
+    this.state.touch();
+  }
+
+  /** Does the model have a feature? Static: dynamic CPUID bits don't count. */
+  has(feature: FeatureName): boolean {
+    let known = this.#features.get(feature);
+    if (known === undefined) this.#features.set(feature, (known = hasFeature(this.#cpuid, feature)));
+    return known;
+  }
+
+  cpuid(leaf: number, subleaf: number): CpuidResult {
+    const { cr4 } = this.state;
+    const now = { cr4, apicBase: this.state.get64(S.apicBase), xcr0: this.state.get64(S.xcr0) };
+    return cpuidNow(this.#cpuid, now, leaf, subleaf);
+  }
+  rdmsr(index: number): bigint | undefined {
+    return this.msrs.read(index);
+  }
+  wrmsr(index: number, value: bigint): number {
+    return this.msrs.write(index, value);
+  }
+  /** The TSC without a guest's offset. */
+  tsc(): bigint {
+    return BigInt(this.tick) * this.#tscPerTick + this.tscAdjust;
+  }
+
+  // Running
+
+  run(): RunStop {
+    this.eventInDelivery = undefined;
+    for (;;) {
+      const stop = this.events.boundary() ?? (this.state.activity === 0 ? this.#advance() : this.#idle());
+      if (stop !== undefined) return stop;
+    }
+  }
+
+  /** Not active: halted, shut down or waiting for SIPI. */
+  #idle(): RunStop | undefined {
+    const { state } = this;
+    if (state.activity === 2) return this.#inShutdown();
+    const guest = this.#guest;
+    if (guest === null) return 'halt';
+    const next = Math.min(this.deadline, guest.deadline);
+    // Nothing can be asked of the guest before the next timer: time jumps there.
+    if (next > this.tick && Number.isFinite(next)) {
+      this.tick = next;
+      return undefined;
+    }
+    return 'halt';
+  }
+
+  #inShutdown(): RunStop {
+    if (this.#guest === null || !this.#guest.interceptShutdown()) return 'shutdown';
+    this.state.activity = 0;
+    return 'guest-exit';
+  }
+
+  /** One engine slice or one evaluated instruction. */
+  #advance(): RunStop | undefined {
+    if (this.engine === null || this.#mustStep()) return this.step();
+    const guestDeadline = this.#guest === null ? Number.POSITIVE_INFINITY : this.#guest.deadline;
+    const budget = Math.min(SLICE, this.deadline - this.tick, guestDeadline - this.tick);
+    if (budget <= 0) return this.step();
+    const alignment = this.state.rflagsLow & Flag.AC;
+    const reason = this.engine.run(budget);
+    this.tick += this.engine.retired;
+    // Generated code writes RFLAGS past the accessors; AC belongs to the TLB context.
+    if ((this.state.rflagsLow & Flag.AC) !== alignment) this.state.derivedStale = true;
+    if (reason === 'budget') return undefined;
+    return reason === 'instruction' ? this.#handedBack(this.engine.instruction) : this.#fault();
+  }
+
+  #handedBack(insn: Instruction | null): RunStop | undefined {
+    // Events may have come in through the engine's MMIO: they go first.
+    if (this.interruptPending || this.nmiPending || this.smiPending || this.initPending) return undefined;
+    return this.#execute(insn);
+  }
+
+  #fault(): RunStop | undefined {
+    const recorded = this.#recorded;
+    this.#recorded = null;
+    if (recorded === 'exit') return 'guest-exit';
+    return recorded === null ? this.step() : this.#raised(recorded, false);
+  }
+
+  #mustStep(): boolean {
+    const { state } = this;
+    return (
+      state.shadow !== 0 ||
+      (state.rflagsLow & STEP_FLAGS) !== 0 ||
+      this.#armed.length !== 0 ||
+      this.events.pendingDebug !== 0n ||
+      this.#guest?.boundaryWork === true
+    );
+  }
+
+  /** Decodes and executes one instruction (one iteration, with REP) by evaluate. undefined: go on. */
+  step(): RunStop | undefined {
+    const breakpoints = this.#codeBreakpoints();
+    if (breakpoints !== 0n) {
+      return this.events.raise(Vector.DB, undefined, breakpoints, false) ? undefined : this.#afterEvent();
+    }
+    return this.#execute(null);
+  }
+
+  #codeBreakpoints(): bigint {
+    if (this.#armed.length === 0 || (this.state.rflagsLow & Flag.RF) !== 0) return 0n;
+    return codeHits(this.#armed, this.linearRip());
+  }
+
+  /** Linear address of the instruction at CS:RIP. */
+  linearRip(): bigint {
+    const { state } = this;
+    return is64BitMode(state) ? state.rip : (state.segmentBase(Seg.CS) + state.rip) & 0xffffffffn;
+  }
+
+  #execute(decoded: Instruction | null): RunStop | undefined {
+    const { evaluator, state, ops } = this;
+    const singleStep = (state.rflagsLow & Flag.TF) !== 0;
+    const linear = this.linearRip();
+    ops.begin();
+    this.#hits = 0n;
+    let code = decoded === null ? evaluator.decode() : X86Emul.CONTINUE;
+    const insn = decoded ?? evaluator.instruction;
+    if (code === X86Emul.CONTINUE) code = evaluator.execute(insn);
+    if (code === X86Emul.CONTINUE) return this.#retire(insn, linear, singleStep);
+    if (code === X86Emul.PROPAGATE_FAULT) return this.#raised(evaluator.exception, evaluator.exception.trap);
+    if (code === X86Emul.INTERCEPTED) return 'guest-exit';
+    // What the x86 subset can't do at all is an undefined opcode.
+    return code === X86Emul.UNHANDLEABLE ? this.#raised(this.exception.set(Vector.UD), false) : undefined;
+  }
+
+  #retire(insn: Instruction, linear: bigint, singleStep: boolean): RunStop | undefined {
+    const { ops, state, evaluator } = this;
+    this.tick++;
+    // INT n and its kin clear TF on their way into the handler: no single step there.
+    const step = singleStep && this.eventInDelivery === undefined ? Dr6.BS : 0n;
+    this.eventInDelivery = undefined;
+    const trap = evaluator.context.debugTrap ?? 0n;
+    if ((this.#hits | step | trap) !== 0n) this.events.afterInstruction(this.#hits | trap, step, ops.newShadow);
+    state.shadow = ops.newShadow;
+    if (state.modeStale) this.noticeMode(insn.row.mnemonic, linear, insn.bytes.slice(0, insn.length));
+    return ops.writtenCr >= 0 || ops.writtenEfer ? this.#writeTraps() : undefined;
+  }
+
+  /** Write traps: the write is done, RIP stands behind the instruction (APM 15.35.5). */
+  #writeTraps(): RunStop | undefined {
+    const { ops } = this;
+    const guest = this.#guest;
+    if (guest === null) return undefined;
+    if (ops.writtenCr >= 0 && guest.crWritten(ops.writtenCr, ops.writtenCrValue)) return 'guest-exit';
+    return ops.writtenEfer && guest.msrWritten?.(0xc0000080, this.state.efer) ? 'guest-exit' : undefined;
+  }
+
+  #raised(exception: GuestException, trap: boolean): RunStop | undefined {
+    const { vector, errorCode, payload } = exception;
+    return this.events.raise(vector, errorCode, payload, trap) ? undefined : this.#afterEvent();
+  }
+
+  #afterEvent(): RunStop | undefined {
+    return this.state.activity === 2 ? undefined : 'guest-exit';
+  }
+
+  injectEvent(event: PendingEvent): boolean {
+    if (event.kind === 'nmi') this.state.nmiBlocked = true;
+    return this.events.deliver(event, false);
+  }
+
+  /** Shutdown (triple fault): the loop asks the guest's owner, then stops. */
+  shutdown(): void {
+    this.state.activity = 2;
+  }
+
+  // Mode
+
+  stateReplaced(cause: string, _segmentsChanged = true): void {
+    this.state.touch();
+    this.armBreakpoints();
+    this.noticeMode(cause);
+  }
+
+  mode(): ProcessorMode {
+    return computeMode(this.state, this.#guest !== null, this.nested);
+  }
+
+  /** Looks at the mode and reports a change. Called wherever an instruction, an event or a world switch has ended. */
+  noticeMode(cause: string, rip?: bigint, bytes?: Uint8Array): void {
+    const { state } = this;
+    if (!state.modeStale) return;
+    state.modeStale = false;
+    const to = this.mode();
+    const from = this.#mode;
+    const before = this.#controls;
+    this.#controls = { cr0: state.cr0, cr4: state.cr4, efer: state.efer };
+    if (sameMode(from, to)) return;
+    this.#mode = to;
+    if (this.onModeChange === null) return;
+    const pair = (key: 'cr0' | 'cr4' | 'efer') => ({ before: before[key], after: this.#controls[key] });
+    const changes = { cr0: pair('cr0'), cr4: pair('cr4'), efer: pair('efer') };
+    this.onModeChange({ tick: this.tick, from, to, cause, rip, bytes, ...changes });
+  }
+
+  /** After a load: the mode is what the block says, and no switch has happened. */
+  modeLoaded(): void {
+    const { state } = this;
+    state.derivedStale = true;
+    state.modeStale = false;
+    this.armBreakpoints();
+    this.#mode = this.mode();
+    this.#controls = { cr0: state.cr0, cr4: state.cr4, efer: state.efer };
+  }
+
+  reset(init: boolean): void {
+    resetState(this, init);
+    this.eventInDelivery = undefined;
+    this.events.pendingDebug = 0n;
+    this.#recorded = null;
+    this.stateReplaced(init ? 'init' : 'reset');
+    if (!init) this.engine?.invalidateAll();
+  }
+
+  enterSmm(): void {
+    enterSmm(this);
+  }
+  leaveSmm(): number {
+    return leaveSmm(this);
+  }
+
+  flushTlb(what: Parameters<ProcessorApi['flushTlb']>[0]): void {
+    const { tlb } = this.access;
+    if (what.kind === 'all') tlb.flushAll();
+    else if (what.kind === 'asid') tlb.flushAsid(what.asid, what.keepGlobal);
+    else if (what.kind === 'page') tlb.flushPage(what.asid, what.linear);
+    else tlb.flushNested(what.root);
+  }
+
+  // Debug registers
+
+  /** Follows DR0-DR3 and DR7. */
+  armBreakpoints(): void {
+    this.#armed = armedBreakpoints(this.state);
+    this.access.watching = this.#armed.length !== 0;
+  }
+  noteDataBreakpoint(low: number, high: number, size: number, write: boolean): void {
+    this.#hits |= dataHits(this.#armed, linearOf(low, high), size, write);
+  }
+  noteIoBreakpoint(port: number, size: number): void {
+    if (this.#armed.length !== 0) this.#hits |= ioHits(this.state, this.#armed, port, size);
+  }
+
+  // EngineHost
+
+  tlbContext(): number {
+    return this.access.context();
+  }
+  codeKey(): CodeKey {
+    return computeCodeKey(this.state);
+  }
+  codeWritten(hostPage: number): void {
+    this.access.codePages[hostPage] = 0;
+    this.#codeHit = true;
+    this.engine?.invalidatePage(hostPage);
+  }
+  protectCodePage(hostPage: number): void {
+    this.access.protectCodePage(hostPage);
+  }
+
+  /** Runs a slow path; what it throws is kept for the loop. */
+  #guarded(work: () => number): number {
+    try {
+      return work();
+    } catch (error) {
+      if (error instanceof GuestException) this.#recorded = error;
+      else if (error instanceof Unwind) this.#recorded = 'exit';
+      else throw error;
+      return 1;
+    }
+  }
+  slowRead(low: number, high: number, size: number): number {
+    return this.#slowLoad(low, high, size, AccessKind.read);
+  }
+  slowReadForWrite(low: number, high: number, size: number): number {
+    return this.#slowLoad(low, high, size, AccessKind.write);
+  }
+  #slowLoad(low: number, high: number, size: number, kind: number): number {
+    return this.#guarded(() => {
+      this.state.view.setBigUint64(S.scratch, this.access.read(low, high, size, kind), true);
+      return 0;
+    });
+  }
+  slowWrite(low: number, high: number, size: number): number {
+    return this.#guarded(() => {
+      const value = BigInt.asUintN(size * 8, this.state.view.getBigUint64(S.scratch, true));
+      this.#codeHit = false;
+      this.access.write(low, high, value, size, AccessKind.write);
+      // A device may have raised an interrupt: the engine leaves, too.
+      return this.#codeHit || this.interruptPending || this.nmiPending || this.smiPending ? 2 : 0;
+    });
+  }
+  slowProbe(low: number, high: number, size: number): number {
+    return this.#guarded(() => {
+      this.access.probe(low, high, size, AccessKind.write);
+      return 0;
+    });
+  }
+  translateFetch(linear: bigint): number {
+    let hpa = -1;
+    this.#guarded(() => {
+      hpa = this.access.translate(Number(linear & 0xffffffffn) | 0, Number(linear >> 32n), AccessKind.fetch);
+      return 0;
+    });
+    return hpa;
+  }
+  slowLinear(seg: number, low: number, high: number, size: number, write: number): number {
+    return this.#guarded(() => {
+      const { context } = this.evaluator;
+      context.mode = emulateMode(this.ops);
+      const linear = context.linearize(seg, linearOf(low, high), size, write !== 0);
+      this.state.view.setBigUint64(S.scratch, linear, true);
+      return 0;
+    });
+  }
+  recordException(vector: number, hasErrorCode: number, errorCode: number): void {
+    this.#recorded = this.exception.set(vector, hasErrorCode !== 0 ? errorCode : undefined);
+  }
+
+  save(): unknown {
+    return saveProcessor(this);
+  }
+  load(state: unknown): void {
+    loadProcessor(this, state);
+  }
+}

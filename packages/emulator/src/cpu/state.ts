@@ -1,0 +1,165 @@
+/**
+ * Accessors over the state block: what JavaScript sees of the processor's registers.
+ * Manual: APM vol. 2 ch. 3 and appendix B (segment packing of the save area).
+ */
+import { Layout } from '../memory/layout.ts';
+import type { PhysicalMemory } from '../memory/physical.ts';
+import type { ProcessorState } from '../processor-api.ts';
+import { type DescriptorTable, Flag, S, Seg, type Segment, type SegmentIndex } from '../state-layout.ts';
+
+/** RFLAGS bits that change the mode, the TLB context or the code key. */
+const MODE_FLAGS = Flag.VM | Flag.AC;
+
+export class StateBlock implements ProcessorState {
+  readonly base = Layout.state;
+  readonly view: DataView;
+  readonly u8: Uint8Array;
+  readonly gpr: BigUint64Array;
+  /** TLB contexts and code key must be computed anew before the next use. */
+  derivedStale = true;
+  /** The mode must be looked at when the instruction has ended. */
+  modeStale = true;
+
+  constructor(memory: PhysicalMemory) {
+    const { buffer } = memory.memory;
+    this.view = new DataView(buffer, this.base, S.size);
+    this.u8 = new Uint8Array(buffer, this.base, S.size);
+    this.gpr = new BigUint64Array(buffer, this.base + S.gpr, 17);
+  }
+
+  /** Says that something changed on which mode, TLB contexts or code key depend. */
+  touch(): void {
+    this.derivedStale = true;
+    this.modeStale = true;
+  }
+
+  get64(offset: number): bigint {
+    return this.view.getBigUint64(offset, true);
+  }
+  set64(offset: number, value: bigint): void {
+    this.view.setBigUint64(offset, value, true);
+    if (offset >= S.segments && offset <= S.cr8) this.touch();
+  }
+
+  get rip(): bigint {
+    return this.gpr[16];
+  }
+  set rip(value: bigint) {
+    this.gpr[16] = value;
+  }
+  get rflags(): bigint {
+    return this.view.getBigUint64(S.rflags, true);
+  }
+  set rflags(value: bigint) {
+    if ((Number(BigInt.asUintN(32, value)) ^ this.rflagsLow) & MODE_FLAGS) this.touch();
+    this.view.setBigUint64(S.rflags, value, true);
+  }
+  /** Bits 31:0 of RFLAGS as a signed 32-bit number, for tests by JavaScript's bit operators. */
+  get rflagsLow(): number {
+    return this.view.getInt32(S.rflags, true);
+  }
+  get cr0(): bigint {
+    return this.get64(S.cr0);
+  }
+  set cr0(value: bigint) {
+    this.set64(S.cr0, value);
+  }
+  get cr2(): bigint {
+    return this.get64(S.cr2);
+  }
+  set cr2(value: bigint) {
+    this.view.setBigUint64(S.cr2, value, true);
+  }
+  get cr3(): bigint {
+    return this.get64(S.cr3);
+  }
+  set cr3(value: bigint) {
+    this.set64(S.cr3, value);
+  }
+  get cr4(): bigint {
+    return this.get64(S.cr4);
+  }
+  set cr4(value: bigint) {
+    this.set64(S.cr4, value);
+  }
+  get cr8(): bigint {
+    return this.get64(S.cr8);
+  }
+  set cr8(value: bigint) {
+    this.view.setBigUint64(S.cr8, value, true);
+  }
+  get efer(): bigint {
+    return this.get64(S.efer);
+  }
+  set efer(value: bigint) {
+    this.set64(S.efer, value);
+  }
+  get cpl(): number {
+    return this.u8[S.cpl];
+  }
+  set cpl(value: number) {
+    if (this.u8[S.cpl] !== value) this.touch();
+    this.u8[S.cpl] = value;
+  }
+  get shadow(): number {
+    return this.u8[S.shadow];
+  }
+  set shadow(value: number) {
+    this.u8[S.shadow] = value;
+  }
+  get nmiBlocked(): boolean {
+    return this.u8[S.nmiBlocked] !== 0;
+  }
+  set nmiBlocked(value: boolean) {
+    this.u8[S.nmiBlocked] = value ? 1 : 0;
+  }
+  get activity(): number {
+    return this.u8[S.activity];
+  }
+  set activity(value: number) {
+    this.u8[S.activity] = value;
+  }
+  get smm(): boolean {
+    return this.u8[S.smm] !== 0;
+  }
+  set smm(value: boolean) {
+    this.u8[S.smm] = value ? 1 : 0;
+    this.touch();
+  }
+
+  getSegment(seg: SegmentIndex): Segment {
+    const at = S.segments + seg * 16;
+    return {
+      selector: this.view.getUint16(at, true),
+      attrib: this.view.getUint16(at + 2, true),
+      limit: this.view.getUint32(at + 4, true),
+      base: this.view.getBigUint64(at + 8, true),
+    };
+  }
+  setSegment(seg: SegmentIndex, value: Segment): void {
+    const at = S.segments + seg * 16;
+    this.view.setUint16(at, value.selector, true);
+    this.view.setUint16(at + 2, value.attrib, true);
+    this.view.setUint32(at + 4, value.limit, true);
+    this.view.setBigUint64(at + 8, value.base, true);
+    this.touch();
+  }
+  attrib(seg: SegmentIndex): number {
+    return this.view.getUint16(S.segments + seg * 16 + 2, true);
+  }
+  limit(seg: SegmentIndex): number {
+    return this.view.getUint32(S.segments + seg * 16 + 4, true);
+  }
+  segmentBase(seg: number): bigint {
+    return this.view.getBigUint64(S.segments + seg * 16 + 8, true);
+  }
+  getTable(which: 'gdtr' | 'idtr'): DescriptorTable {
+    const at = S.segments + (which === 'gdtr' ? Seg.GDTR : Seg.IDTR) * 16;
+    return { base: this.view.getBigUint64(at + 8, true), limit: this.view.getUint32(at + 4, true) };
+  }
+  setTable(which: 'gdtr' | 'idtr', value: DescriptorTable): void {
+    const at = S.segments + (which === 'gdtr' ? Seg.GDTR : Seg.IDTR) * 16;
+    this.view.setUint32(at + 4, value.limit, true);
+    this.view.setBigUint64(at + 8, value.base, true);
+  }
+}

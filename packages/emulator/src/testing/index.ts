@@ -1,0 +1,5 @@
+/**
+ * What tests of the emulator and of everything above it share.
+ */
+export * from './machine.ts';
+export * from './model.ts';
