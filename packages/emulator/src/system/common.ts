@@ -27,7 +27,7 @@ export const MSR = {
 /** The part of a context that event delivery needs: no instruction. */
 export type EventContext = Omit<
   EmulateContext,
-  'insn' | 'effectiveAddress' | 'readOperand' | 'writeOperand' | 'operandSize' | 'restart'
+  'insn' | 'pioIn' | 'effectiveAddress' | 'readOperand' | 'writeOperand' | 'operandSize' | 'restart'
 >;
 
 export const efer = (ops: X86EmulateOps): bigint => ops.getMsr(MSR.EFER) ?? 0n;

@@ -34,6 +34,8 @@ export interface EmulateContext {
   linearize(seg: number, offset: bigint, size: number, write: boolean): bigint;
   /** Offset of the memory operand, truncated to the address size. */
   effectiveAddress(): bigint;
+  /** Port input that is not repeated when the instruction starts again. */
+  pioIn(size: number, port: number): number;
   /** Data access by segment:offset. */
   read(seg: number, offset: bigint, size: number): bigint;
   write(seg: number, offset: bigint, value: bigint, size: number): void;

@@ -103,7 +103,7 @@ const requireOsxsave = (ctx: EmulateContext): void => {
 const xgetbv: SystemFunction = (ctx) => {
   requireOsxsave(ctx);
   const index = Number(low32(ctx, RCX));
-  if (index !== 0 && !(index === 1 && ctx.ops.guestHas('xgetbv1'))) ctx.raise(Vector.GP, 0);
+  if (index !== 0 && !(index === 1 && ctx.ops.guestHas('xgetbvEcx1'))) ctx.raise(Vector.GP, 0);
   const value = ctx.ops.getXcr(index);
   ctx.setReg(RAX, 4, value & 0xffff_ffffn);
   ctx.setReg(RDX, 4, value >> 32n);

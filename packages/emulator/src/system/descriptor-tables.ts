@@ -157,18 +157,16 @@ const verify =
 const verr = verify((d) => (d.type & 10) !== 8);
 const verw = verify(isWritableData);
 
-/** Raises the RPL of the destination selector to that of the source. */
+/** Raises the RPL of the destination selector to that of the source; memory is written only if it changes. */
 const arpl: SystemFunction = (ctx) => {
   requireProtected(ctx);
-  const { insn, ops } = ctx;
+  const { insn } = ctx;
   const rpl = Number(ctx.getReg(insn.reg, 2)) & 3;
-  const inMemory = insn.mod !== 3;
-  const linear = inMemory ? ctx.linearize(insn.seg, ctx.effectiveAddress(), 2, true) : 0n;
-  const selector = Number(inMemory ? ops.readForWrite(linear, 2) : ctx.getReg(insn.rm, 2));
+  const selector = readRm16(ctx);
   if (rplOf(selector) >= rpl) return setZf(ctx, false);
   const raised = BigInt((selector & 0xfffc) | rpl);
-  if (inMemory) ops.writeEmulated(linear, raised, 2);
-  else ctx.setReg(insn.rm, 2, raised);
+  if (insn.mod === 3) ctx.setReg(insn.rm, 2, raised);
+  else ctx.write(insn.seg, ctx.effectiveAddress(), raised, 2);
   return setZf(ctx, true);
 };
 

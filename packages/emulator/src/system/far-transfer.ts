@@ -128,13 +128,13 @@ const jumpThroughGate = (ctx: EmulateContext, gate: CallGate): X86Emul => {
   return commitCode(ctx, cs, gate.offset);
 };
 
+/** Pushes in order without probing: a fault at the second push leaves the first in memory, below the stack pointer, as processors do. */
 const callSameLevel = (ctx: EmulateContext, cs: Segment, offset: bigint, size: number): X86Emul => {
   const stack = currentStack(ctx);
   const frame = new StackFrame(ctx, stack);
   frame
     .push(BigInt(ctx.ops.getSegment(Seg.CS).selector), size)
     .push(ctx.eip, size)
-    .check()
     .write();
   setStackPointer(ctx.ops, frame.sp, stack.width);
   return commitCode(ctx, cs, offset);
@@ -255,8 +255,8 @@ const retfar: SystemFunction = (ctx) => {
   const { insn } = ctx;
   const extra = insn.opcode === 0xca ? Number(insn.imm & 0xffffn) : 0;
   const stack = new StackReader(ctx);
-  const offset = stack.pop(insn.opSize);
-  const p = { offset, selector: Number(stack.pop(insn.opSize) & 0xffffn) };
+  const [offset, selector] = stack.popAll(2, insn.opSize);
+  const p = { offset: offset!, selector: Number(selector! & 0xffffn) };
   if (!isReal(ctx)) return protectedReturn(ctx, stack, p, extra);
   const cs = realTarget(ctx, p);
   stack.skip(extra);

@@ -42,7 +42,7 @@ const checkIo = (ctx: EmulateContext): void => checkIoPermission(ctx, portOf(ctx
 const inPort: SystemFunction = (ctx) => {
   checkIo(ctx);
   const size = sizeOf(ctx);
-  ctx.setReg(RAX, size, BigInt(ctx.ops.pioIn(size, portOf(ctx)) >>> 0));
+  ctx.setReg(RAX, size, BigInt(ctx.pioIn(size, portOf(ctx)) >>> 0));
   return X86Emul.CONTINUE;
 };
 
@@ -84,7 +84,7 @@ const ins: SystemFunction = (ctx) => {
     const size = sizeOf(ctx);
     const linear = ctx.linearize(Seg.ES, addressRegister(ctx, RDI), size, true);
     ctx.ops.probeWrite(linear, size);
-    ctx.ops.writeEmulated(linear, BigInt(ctx.ops.pioIn(size, portOf(ctx)) >>> 0), size);
+    ctx.ops.writeEmulated(linear, BigInt(ctx.pioIn(size, portOf(ctx)) >>> 0), size);
     advance(ctx, RDI, size);
   });
 };

@@ -35,9 +35,8 @@ interface Frame {
 }
 
 const popFrame = (stack: StackReader, size: number): Frame => {
-  const eip = stack.pop(size);
-  const selector = Number(stack.pop(size) & 0xffffn);
-  return { eip, selector, flags: stack.pop(size) };
+  const [eip, cs, flags] = stack.popAll(3, size);
+  return { eip: eip!, selector: Number(cs! & 0xffffn), flags: flags! };
 };
 
 /** The handler of an NMI ends with IRET, also if IRET goes elsewhere. */

@@ -5,7 +5,7 @@
 import { NotImplementedError } from '../exceptions.ts';
 import { X86Emul } from '../ops.ts';
 import { CR4, RAX, RCX, Seg, Vector } from '../state-layout.ts';
-import { isCanonical, maskOf, operandOffset, requireCpl0 } from './common.ts';
+import { cplOf, isCanonical, maskOf, operandOffset, requireCpl0 } from './common.ts';
 import type { EmulateContext, SystemFunction } from './context.ts';
 
 const nothing: SystemFunction = () => X86Emul.CONTINUE;
@@ -78,15 +78,15 @@ const dataSegment = (ctx: EmulateContext): number => (ctx.insn.segOverride >= 0 
 
 /** Any wake-up is allowed after MONITOR: MWAIT returns at once, so the monitored line needs no watching. */
 const monitor: SystemFunction = (ctx) => {
-  requireCpl0(ctx);
+  if (cplOf(ctx) > 0) ctx.raise(Vector.UD);
   return monitorx(ctx);
 };
 
-/** ECX bit 0: interrupts wake even if masked; bit 1 (MWAITX): EBX is a timeout. */
+/** #UD, not #GP, outside CPL 0. ECX bit 0: interrupts wake even if masked; bit 1 (MWAITX): EBX is a timeout. */
 const mwait =
   (extensions: bigint): SystemFunction =>
   (ctx) => {
-    requireCpl0(ctx);
+    if (cplOf(ctx) > 0) ctx.raise(Vector.UD);
     if (low(ctx, RCX) & ~extensions) ctx.raise(Vector.GP, 0);
     return X86Emul.CONTINUE;
   };

@@ -52,7 +52,7 @@ export const nullStackSegment = (selector: number, cpl: number): Segment => ({
  * (APM vol. 2 section 4.5.3).
  */
 export const nullDataSegment = (ctx: EventContext, seg: SegmentIndex, selector: number): Segment => {
-  const keep = ctx.vendor === 'amd' && !ctx.ops.guestHas('nullselclrbase');
+  const keep = ctx.vendor === 'amd' && !ctx.ops.guestHas('nullSelectorClearsBase');
   const old = keep ? ctx.ops.getSegment(seg) : { base: 0n, limit: 0 };
   return { selector, attrib: Attrib.unusable, limit: old.limit, base: old.base };
 };
@@ -124,14 +124,15 @@ export const loadSegmentRegister = (ctx: EventContext, seg: DataSegment, selecto
 };
 
 /**
- * Nulls the data segments that code at `cpl` may not use, after a return to an outer level (APM vol. 2 section 4.11).
+ * Nulls the data segments that code at `cpl` may not use, after a return to an outer level (APM vol. 2 section 4.11). Null selectors 1 to 3
+ * become 0 too: their hidden DPL is 0.
  */
 export const dropInnerSegments = (ctx: EventContext, cpl: number): void => {
   for (const seg of [Seg.ES, Seg.DS, Seg.FS, Seg.GS] as const) {
     const s = ctx.ops.getSegment(seg);
     const conforming = (s.attrib & (Attrib.S | 12)) === (Attrib.S | 12);
     const dpl = (s.attrib >> Attrib.dplShift) & 3;
-    if (conforming || dpl >= cpl || s.attrib & Attrib.unusable) continue;
+    if (s.attrib & Attrib.unusable ? s.selector === 0 : conforming || dpl >= cpl) continue;
     ctx.ops.setSegment(seg, nullDataSegment(ctx, seg, 0));
   }
 };

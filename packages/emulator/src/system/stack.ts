@@ -103,6 +103,21 @@ export class StackReader {
     return value;
   }
 
+  /**
+   * Pops `count` items. AMD's processors read the topmost first, which decides the address of a page fault; Intel's manual and KVM go upwards.
+   */
+  popAll(count: number, size: number): bigint[] {
+    const downwards = this.ctx.vendor === 'amd' && this.ctx.subset === 'x86';
+    const mask = maskOf(this.width);
+    const values = new Array<bigint>(count).fill(0n);
+    for (let n = 0; n < count; n++) {
+      const i = downwards ? count - 1 - n : n;
+      values[i] = this.ctx.read(Seg.SS, (this.sp + BigInt(i * size)) & mask, size);
+    }
+    this.skip(count * size);
+    return values;
+  }
+
   skip(bytes: number): void {
     this.sp = (this.sp + BigInt(bytes)) & maskOf(this.width);
   }
