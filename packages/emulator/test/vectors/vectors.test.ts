@@ -1,0 +1,31 @@
+/**
+ * The seeded sample of the processor's own results, on the engine evaluate.
+ */
+import { readdirSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { evaluateEngine } from './evaluate-engine.ts';
+import { readVectors } from './format.ts';
+import { runCase } from './run-case.ts';
+
+const SAMPLE = new URL('./sample/', import.meta.url).pathname;
+const groups = readdirSync(SAMPLE)
+  .filter((name) => name.endsWith('.jsonl.gz'))
+  .map((name) => name.replace('.jsonl.gz', ''));
+
+describe('evaluate does what a real processor did', () => {
+  it('the sample has all integer groups', () => {
+    expect(groups).toHaveLength(33);
+  });
+  it.each(groups)('%s', (group) => {
+    const { header, cases } = readVectors(`${SAMPLE}${group}.jsonl.gz`);
+    const machine = evaluateEngine.create(header);
+    const failures: string[] = [];
+    for (const test of cases) {
+      const differences = runCase(machine, header, test);
+      if (differences.length > 0)
+        failures.push(`${header.templates[test.t]!.name} ${test.c}: ${differences.join('; ')}`);
+    }
+    expect(failures.slice(0, 10)).toEqual([]);
+    expect(cases.length).toBeGreaterThan(header.templates.length * 10);
+  });
+});
