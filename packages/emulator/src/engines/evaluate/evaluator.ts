@@ -12,7 +12,7 @@ import { X86Emul, type X86EmulateOps } from '../../ops.ts';
 import { SEMANTICS } from '../../semantics/index.ts';
 import { Attrib, Seg, Vector } from '../../state-layout.ts';
 import type { EmulateMode } from '../../system/context.ts';
-import { SYSTEM } from '../../system/index.ts';
+import { CHECKS, SYSTEM } from '../../system/index.ts';
 import { asBuilder, EvaluateBuilder } from './builder.ts';
 import { EvaluateContext, emulateMode } from './context.ts';
 import { EvaluateOperation } from './operation.ts';
@@ -175,6 +175,8 @@ export class Evaluator {
     let code = checkIntercept(context, info, 'preExcept');
     if (code !== X86Emul.CONTINUE) return code;
     checkPrivilege(context);
+    // Rights that precede an intercept (KVM: check_perm); without one the instruction itself checks them.
+    if (row.intercept !== 'none') CHECKS[row.mnemonic]?.(context);
     code = checkIntercept(context, info, 'postExcept');
     if (code !== X86Emul.CONTINUE) return code;
     context.clearResume();
