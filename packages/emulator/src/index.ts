@@ -4,6 +4,7 @@ export type * from './builder/builder.ts';
 export { createProcessor, type EngineName } from './cpu/create.ts';
 export * from './cpu/features.ts';
 export { pagingMode } from './cpu/mode.ts';
+export * from './cpu/models/index.ts';
 export { isCanonical48, Msr, type MsrHook } from './cpu/msrs.ts';
 export { Processor, type ProcessorOptions } from './cpu/processor.ts';
 export { StateBlock } from './cpu/state.ts';

@@ -1,0 +1,130 @@
+/**
+ * An Intel Xeon of the Ice Lake generation, as far as tskvm implements it: the model on which VMX runs.
+ * Manual: SDM vol. 2 CPUID; vol. 3 appendix A (VMX capability reporting).
+ *
+ * What is not implemented is not announced: SSE3 to SSE4.2, AVX and its kin, AES, XSAVE, RDRAND, APIC virtualisation, VMFUNC, shadow VMCS.
+ */
+import type { CpuModel } from '../../cpu-model-types.ts';
+import type { FeatureName } from '../features.ts';
+import { BASE_FEATURES, featureLeaf, nameLeaves, vendorLeaf } from './topology.ts';
+
+const FEATURES: readonly FeatureName[] = [
+  ...BASE_FEATURES,
+  'monitor',
+  'vmx',
+  'pcid',
+  'movbe',
+  'tscDeadline',
+  'fsgsbase',
+  'bmi1',
+  'bmi2',
+  'smep',
+  'smap',
+  'erms',
+  'fsrm',
+  'invpcid',
+  'adx',
+  'clflushopt',
+  'clwb',
+  'umip',
+  'rdpid',
+  'lzcnt',
+  'prefetchw',
+  'pdpe1gb',
+  'rdtscp',
+  'wbnoinvd',
+];
+
+/** Family 6, model 6Ah, stepping 6. */
+const SIGNATURE = 0x000606a6;
+const MAXPHYADDR = 46;
+
+const bits = (...numbers: number[]): number => numbers.reduce((word, bit) => (word | (1 << bit)) >>> 0, 0);
+/** A control's capability MSR: bits that must be 1, bits that may be 1 (SDM vol. 3 appendix A.3). */
+const control = (mustBe1: number, mayBe1: number): bigint =>
+  BigInt(mustBe1 >>> 0) | (BigInt((mustBe1 | mayBe1) >>> 0) << 32n);
+
+/** Default-1 bits (SDM vol. 3 appendix A.2), and those that the TRUE MSRs allow to be 0. */
+const PIN_DEFAULT1 = 0x16;
+const PROC_DEFAULT1 = 0x0401e172;
+const PROC_TRUE = 0x04006172;
+const EXIT_DEFAULT1 = 0x36dff;
+const EXIT_TRUE = 0x36dfb;
+const ENTRY_DEFAULT1 = 0x11ff;
+const ENTRY_TRUE = 0x11fb;
+
+/** External interrupts, NMI, virtual NMIs, preemption timer. */
+const PIN = bits(0, 3, 5, 6) | PIN_DEFAULT1;
+/** Windows, TSC offset, HLT, INVLPG, MWAIT, RDPMC, RDTSC, CR3, CR8, MOV DR, I/O, trap flag, MSR bitmaps, MONITOR, PAUSE, secondary. */
+const PROC = bits(2, 3, 7, 9, 10, 11, 12, 15, 16, 19, 20, 22, 23, 24, 25, 27, 28, 29, 30, 31) | PROC_DEFAULT1;
+/** EPT, descriptor tables, RDTSCP, VPID, WBINVD, unrestricted guest, INVPCID. */
+const PROC2 = bits(1, 2, 3, 5, 6, 7, 12);
+/** Save debug, 64-bit host, acknowledge interrupt, PAT, EFER, save the preemption timer. */
+const EXIT = bits(2, 9, 15, 18, 19, 20, 21, 22) | EXIT_DEFAULT1;
+/** Load debug, IA-32e guest, PAT, EFER. */
+const ENTRY = bits(2, 9, 14, 15) | ENTRY_DEFAULT1;
+
+const REVISION = 0x11;
+/** Region of 4096 bytes, write-back, INS/OUTS information, TRUE MSRs. */
+const BASIC = BigInt(REVISION) | (0x1000n << 32n) | (6n << 50n) | (1n << 54n) | (1n << 55n);
+/** Timer at TSC/32; EFER.LMA saved; HLT, shutdown, wait-for-SIPI; 4 CR3 targets; VMWRITE to any field; injection of length 0. */
+const MISC = 5n | (1n << 5n) | (7n << 6n) | (4n << 16n) | (1n << 29n) | (1n << 30n);
+/** Execute-only, 4 levels, UC, WB, 2 MB, 1 GB, accessed and dirty flags, INVEPT single and all; INVVPID of all four types. */
+const EPT_VPID = BigInt(bits(0, 6, 8, 14, 16, 17, 20, 21, 25, 26)) | (BigInt(bits(0, 8, 9, 10, 11)) << 32n);
+/** VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT UMIP VMXE FSGSBASE PCIDE SMEP SMAP. */
+const CR4_FIXED1 = 0x7ffn | (1n << 11n) | (1n << 13n) | (1n << 16n) | (1n << 17n) | (1n << 20n) | (1n << 21n);
+
+export const XEON: CpuModel = {
+  name: 'xeon',
+  vendor: 'intel',
+  cpuid: {
+    '0': vendorLeaf(0x16, 'GenuineIntel'),
+    '1': featureLeaf(1, 0, FEATURES, { 0: SIGNATURE, 1: 0x00010800 }),
+    '2': [0x00feff01, 0xf0, 0, 0],
+    // L1 data, L1 instruction, L2, L3.
+    '4.0': [0x00000121, 0x02c0003f, 63, 0],
+    '4.1': [0x00000122, 0x01c0003f, 63, 0],
+    '4.2': [0x00000143, 0x04c0003f, 1023, 0],
+    '4.3': [0x00000163, 0x02c0003f, 32767, 4],
+    '5': [0x40, 0x40, 3, 0x2020],
+    '6': [4, 0, 1, 0],
+    '7.0': featureLeaf(7, 0, FEATURES),
+    // One thread, one core.
+    'b.0': [0, 1, 0x100, 0],
+    'b.1': [0, 1, 0x201, 0],
+    // TSC = 1 GHz: 25 MHz crystal times 40 / 1.
+    '15': [1, 40, 25_000_000, 0],
+    '16': [1000, 1000, 100, 0],
+    '80000000': vendorLeaf(0x80000008, '\0\0\0\0\0\0\0\0\0\0\0\0'),
+    '80000001': featureLeaf(0x80000001, 0, FEATURES),
+    ...nameLeaves('Intel(R) Xeon(R) Ice Lake (tskvm)'),
+    '80000006': [0, 0, 0x01007040, 0],
+    // Invariant TSC.
+    '80000007': [0, 0, 0, 0x100],
+    '80000008': featureLeaf(0x80000008, 0, FEATURES, { 0: MAXPHYADDR | (48 << 8) }),
+  },
+  msrs: new Map([
+    // IA32_FEATURE_CONTROL: locked, VMX outside SMX.
+    [0x3a, 5n],
+    [0x179, 0n],
+    [0x480, BASIC],
+    [0x481, control(PIN_DEFAULT1, PIN)],
+    [0x482, control(PROC_DEFAULT1, PROC)],
+    [0x483, control(EXIT_DEFAULT1, EXIT)],
+    [0x484, control(ENTRY_DEFAULT1, ENTRY)],
+    [0x485, MISC],
+    [0x486, 0x80000021n],
+    [0x487, 0xffffffffn],
+    [0x488, 0x2000n],
+    [0x489, CR4_FIXED1],
+    // Highest field index 17h.
+    [0x48a, 0x2en],
+    [0x48b, control(0, PROC2)],
+    [0x48c, EPT_VPID],
+    [0x48d, control(PIN_DEFAULT1, PIN)],
+    [0x48e, control(PROC_TRUE, PROC)],
+    [0x48f, control(EXIT_TRUE, EXIT)],
+    [0x490, control(ENTRY_TRUE, ENTRY)],
+  ]),
+  maxphyaddr: MAXPHYADDR,
+};
