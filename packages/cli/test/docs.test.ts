@@ -31,12 +31,18 @@ function blocks(file: string): Block[] {
 }
 
 function run(args: string[], cwd = root): { output: string; status: number | null } {
-  const result = spawnSync('node', [...TSX, ...args], { cwd, encoding: 'utf8', env: { ...process.env, NO_COLOR: '1' }, timeout: 120_000 });
+  const result = spawnSync('node', [...TSX, ...args], {
+    cwd,
+    encoding: 'utf8',
+    env: { ...process.env, NO_COLOR: '1' },
+    timeout: 120_000,
+  });
   return { output: result.stdout + result.stderr, status: result.status };
 }
 
 /** Words of a shell line; quotes group, nothing else is special. */
-const words = (line: string): string[] => [...line.matchAll(/'([^']*)'|"([^"]*)"|(\S+)/g)].map((m) => m[1] ?? m[2] ?? m[3]);
+const words = (line: string): string[] =>
+  [...line.matchAll(/'([^']*)'|"([^"]*)"|(\S+)/g)].map((m) => m[1] ?? m[2] ?? m[3]);
 
 const squeeze = (text: string): string => text.replace(/\s+/g, ' ').trim();
 function expectInOrder(output: string, lines: readonly string[], where: string): void {
@@ -67,10 +73,19 @@ function runTypeScript(block: Block, file: string, index: number): void {
   writeFileSync(path, block.text);
   const { output, status } = run([path]);
   expect(status, `${file}:${block.line} failed:\n${output}`).toBe(0);
-  expectInOrder(output, [...block.text.matchAll(/\/\/ prints: (.*)$/gm)].map((m) => m[1]), `${file}:${block.line}`);
+  expectInOrder(
+    output,
+    [...block.text.matchAll(/\/\/ prints: (.*)$/gm)].map((m) => m[1]),
+    `${file}:${block.line}`,
+  );
 }
 
-const files = ['README.md', ...readdirSync(join(root, 'docs')).filter((f) => f.endsWith('.md')).map((f) => `docs/${f}`)];
+const files = [
+  'README.md',
+  ...readdirSync(join(root, 'docs'))
+    .filter((f) => f.endsWith('.md'))
+    .map((f) => `docs/${f}`),
+];
 for (const file of files) {
   describe(file, () => {
     blocks(file).forEach((block, index) => {
@@ -78,7 +93,8 @@ for (const file of files) {
         const needsPackages = GUEST_FILES.test(block.text) && process.env.TSKVM_REQUIRE_GUESTS === undefined;
         test.skipIf(needsPackages)(`console example at line ${block.line}`, () => runConsole(block, file), 240_000);
       }
-      if (block.language === 'ts' && /^import /m.test(block.text)) test(`example at line ${block.line}`, () => runTypeScript(block, file, index), 120_000);
+      if (block.language === 'ts' && /^import /m.test(block.text) && !block.text.includes('vitest'))
+        test(`example at line ${block.line}`, () => runTypeScript(block, file, index), 120_000);
     });
   });
 }
