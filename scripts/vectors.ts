@@ -1,5 +1,5 @@
 /**
- * Runs a directory of test vectors on an engine: pnpm test:vectors DIR [--engine evaluate|interpret] [--group REGEXP] [--show N]
+ * Runs a directory of test vectors on an engine: pnpm test:vectors DIR [--engine evaluate|processor|interpret] [--group REGEXP] [--show N]
  * Prints passed and failed cases per group with the first mismatches; exit status 1 if anything failed.
  */
 import { readdirSync } from 'node:fs';
@@ -27,9 +27,9 @@ interface Tally {
   byTemplate: Map<string, number>;
 }
 
-function runFile(engine: VectorEngine, path: string, show: number): Tally {
+async function runFile(engine: VectorEngine, path: string, show: number): Promise<Tally> {
   const { header, cases } = readVectors(path);
-  const machine = engine.create(header);
+  const machine = await engine.create(header);
   const tally: Tally = { passed: 0, failed: 0, byTemplate: new Map() };
   for (const test of cases) {
     const differences = attempt(() => runCase(machine, header, test));
@@ -65,7 +65,7 @@ function report(header: Header, test: Parameters<typeof runCase>[2], differences
 async function main(): Promise<number> {
   const [directory] = positionals;
   if (directory === undefined) {
-    console.error('usage: vectors DIR [--engine evaluate|interpret] [--group REGEXP] [--show N]');
+    console.error('usage: vectors DIR [--engine evaluate|processor|interpret] [--group REGEXP] [--show N]');
     return 2;
   }
   const group = new RegExp(values.group);
@@ -77,7 +77,7 @@ async function main(): Promise<number> {
   let failed = 0;
   for (const name of names) {
     const started = Date.now();
-    const tally = runFile(engine, join(directory, name), Number(values.show));
+    const tally = await runFile(engine, join(directory, name), Number(values.show));
     passed += tally.passed;
     failed += tally.failed;
     const worst = [...tally.byTemplate].map(([template, count]) => `${template} ${count}`).join(', ');

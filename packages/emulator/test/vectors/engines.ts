@@ -4,7 +4,12 @@
 import type { VectorEngine } from './run-case.ts';
 
 const ENGINES: Readonly<Record<string, () => Promise<VectorEngine>>> = {
+  /** evaluate on a flat memory. */
   evaluate: async () => (await import('./evaluate-engine.ts')).evaluateEngine,
+  /** The whole processor with evaluate inside. */
+  processor: async () => (await import('./processor-engine.ts')).processorEngine('processor', 'evaluate'),
+  /** The whole processor with interpret inside. */
+  interpret: async () => (await import('./processor-engine.ts')).processorEngine('interpret', 'interpret'),
 };
 
 /** Loads an engine; throws for an unknown name. */

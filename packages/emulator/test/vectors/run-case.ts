@@ -43,8 +43,11 @@ export interface RaisedException {
 export interface VectorMachine {
   /** Puts the environment, memory patches and registers in place. `raw` is the whole input, for state beyond the integer one. */
   load(input: IntegerState, patches: readonly (readonly [number, Uint8Array])[], raw: StateText): void;
-  /** Executes one instruction, REP to its end, and fetches the first byte of the next. */
-  run(): RaisedException | undefined;
+  /**
+   * Executes one instruction, REP to its end, and fetches the first byte of the next.
+   * @param raisesBp the instruction raises #BP itself; otherwise a #BP is the INT3 behind it
+   */
+  run(raisesBp: boolean): RaisedException | undefined;
   /** State after `run`: with an exception, the state that it would save. */
   state(): IntegerState;
   /** Selectors ES..GS and the bases of FS and GS. */
@@ -56,7 +59,7 @@ export interface VectorMachine {
 
 export interface VectorEngine {
   readonly name: string;
-  create(header: Header): VectorMachine;
+  create(header: Header): VectorMachine | Promise<VectorMachine>;
 }
 
 const BACKGROUND = env.background();
@@ -92,8 +95,8 @@ export function runCase(machine: VectorMachine, header: Header, test: Case): str
   const input = inputState(header, test);
   const patches = patchesOf(header, test);
   machine.load(input, patches, test.i ?? {});
-  const raised = machine.run();
   const template = header.templates[test.t]!;
+  const raised = machine.run(template.selfbp === 1);
   return [
     ...compareException(test, raised),
     ...compareRegisters(header, test, template, input, machine.state()),

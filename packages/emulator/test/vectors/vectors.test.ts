@@ -1,9 +1,9 @@
 /**
- * The seeded sample of the processor's own results, on the engine evaluate.
+ * The seeded sample of the processor's own results, on evaluate alone and in the whole processor.
  */
 import { readdirSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { evaluateEngine } from './evaluate-engine.ts';
+import { vectorEngine } from './engines.ts';
 import { readVectors } from './format.ts';
 import { runCase } from './run-case.ts';
 
@@ -12,13 +12,14 @@ const groups = readdirSync(SAMPLE)
   .filter((name) => name.endsWith('.jsonl.gz'))
   .map((name) => name.replace('.jsonl.gz', ''));
 
-describe('evaluate does what a real processor did', () => {
-  it('the sample has all integer groups', () => {
-    expect(groups).toHaveLength(33);
-  });
-  it.each(groups)('%s', (group) => {
+it('the sample has all integer groups', () => {
+  expect(groups).toHaveLength(33);
+});
+
+describe.each(['evaluate', 'processor'])('%s does what a real processor did', (name) => {
+  it.each(groups)('%s', async (group) => {
     const { header, cases } = readVectors(`${SAMPLE}${group}.jsonl.gz`);
-    const machine = evaluateEngine.create(header);
+    const machine = await (await vectorEngine(name)).create(header);
     const failures: string[] = [];
     for (const test of cases) {
       const differences = runCase(machine, header, test);
