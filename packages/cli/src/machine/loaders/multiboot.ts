@@ -7,11 +7,10 @@ import type { LoadPlan } from './image.ts';
 
 const HEADER_MAGIC = 0x1badb002;
 const LOADER_MAGIC = 0x2badb002;
-/** Loader structures live here, below the conventional memory's end. */
-const INFO_AT = 0x9000;
-const STRINGS_AT = 0x9400;
-const MODULE_LIST_AT = 0x9200;
-const MMAP_AT = 0x9300;
+/** Offsets of the loader's structures in their area, which lies behind kernel and module. */
+const MODULE_LIST = 0x200;
+const MMAP = 0x300;
+const STRINGS = 0x400;
 const PAGE = 4096;
 
 /** Flags word of the information structure. */
@@ -84,7 +83,8 @@ export function multiboot(options: MultibootOptions): LoadPlan {
   let top = 0;
   for (const program of programs) top = Math.max(top, program.at + program.memorySize);
   const moduleAt = Math.ceil(top / PAGE) * PAGE;
-  const needed = moduleAt + (options.module?.length ?? 0);
+  const infoAt = Math.ceil((moduleAt + (options.module?.length ?? 0)) / PAGE) * PAGE;
+  const needed = infoAt + 2 * PAGE;
   if (needed > memory) {
     throw new UsageError(
       'IMAGE_TOO_LARGE',
@@ -93,11 +93,11 @@ export function multiboot(options: MultibootOptions): LoadPlan {
   }
   const segments = programs.map(({ at, bytes }) => ({ at, bytes }));
   if (options.module) segments.push({ at: moduleAt, bytes: options.module });
-  segments.push(...information(options, moduleAt));
-  return { segments, start: { kind: 'protected32', eip: entry, eax: LOADER_MAGIC, ebx: INFO_AT } };
+  segments.push(...information(options, moduleAt, infoAt));
+  return { segments, start: { kind: 'protected32', eip: entry, eax: LOADER_MAGIC, ebx: infoAt } };
 }
 
-function information(options: MultibootOptions, moduleAt: number): LoadPlan['segments'] {
+function information(options: MultibootOptions, moduleAt: number, infoAt: number): LoadPlan['segments'] {
   const encode = (text: string): Uint8Array => new TextEncoder().encode(`${text}\0`);
   const commandLine = encode(`${options.kernelName} ${options.append ?? ''}`.trim());
   const loaderName = encode('tskvm');
@@ -107,12 +107,12 @@ function information(options: MultibootOptions, moduleAt: number): LoadPlan['seg
   view.setUint32(0, INFO_MEMORY | INFO_CMDLINE | INFO_MMAP | INFO_LOADER_NAME | (modules ? INFO_MODULES : 0), true);
   view.setUint32(4, 640, true);
   view.setUint32(8, Math.floor((options.memory - 2 ** 20) / 1024), true);
-  view.setUint32(16, STRINGS_AT, true);
+  view.setUint32(16, infoAt + STRINGS, true);
   view.setUint32(20, modules, true);
-  view.setUint32(24, MODULE_LIST_AT, true);
+  view.setUint32(24, infoAt + MODULE_LIST, true);
   view.setUint32(44, 48, true);
-  view.setUint32(48, MMAP_AT, true);
-  view.setUint32(64, STRINGS_AT + commandLine.length, true);
+  view.setUint32(48, infoAt + MMAP, true);
+  view.setUint32(64, infoAt + STRINGS + commandLine.length, true);
   const list = new Uint8Array(16);
   new DataView(list.buffer).setUint32(0, moduleAt, true);
   new DataView(list.buffer).setUint32(4, moduleAt + (options.module?.length ?? 0), true);
@@ -132,9 +132,9 @@ function information(options: MultibootOptions, moduleAt: number): LoadPlan['seg
   strings.set(commandLine);
   strings.set(loaderName, commandLine.length);
   return [
-    { at: INFO_AT, bytes: info },
-    { at: MODULE_LIST_AT, bytes: list },
-    { at: MMAP_AT, bytes: map },
-    { at: STRINGS_AT, bytes: strings },
+    { at: infoAt, bytes: info },
+    { at: infoAt + MODULE_LIST, bytes: list },
+    { at: infoAt + MMAP, bytes: map },
+    { at: infoAt + STRINGS, bytes: strings },
   ];
 }
