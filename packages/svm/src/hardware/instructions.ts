@@ -1,0 +1,369 @@
+/**
+ * AMD-V's instructions and MSRs as the host uses them: VMRUN, VMLOAD, VMSAVE, STGI, CLGI, INVLPGA, and SEV-ES's sealing of a VMSA.
+ * Manual: APM vol. 2 chapter 15, vol. 3 (the instructions' pages), section 15.35 (SEV-ES).
+ *
+ * The host is KVM in JavaScript, which has no registers on this processor: the guest's state may stay in the state block after a
+ * #VMEXIT until the next VMRUN replaces it, and the host's own goes to the HSAVE page once.
+ */
+import {
+  AssertionError,
+  type CpuModel,
+  EFER,
+  type PendingEvent,
+  type PhysicalMemory,
+  type ProcessorApi,
+  S,
+} from '@tskvm/emulator';
+import {
+  type EntryFailure,
+  type EntryLimits,
+  type EntryView,
+  entryAllowed,
+  type FusedLimits,
+  failedEntryChecks,
+  fuseLimits,
+} from './entry-checks.ts';
+import { SvmExit } from './exit-codes.ts';
+import { entryLimits, type OptionalFeature, type SvmSiliconFeatures, siliconFeatures } from './features.ts';
+import { EVENT_TYPE, pa64, SvmGuest } from './intercepts.ts';
+import { reservedHighMask } from './nested-paging.ts';
+import { EventInfo, IntCtl, IntState, SAVE_AREA, TlbCtl, V, VMSA } from './vmcb.ts';
+import { WorldSwitch } from './world-switch.ts';
+
+export const MSR_EFER = 0xc000_0080;
+export const MSR_VM_CR = 0xc001_0114;
+export const MSR_VM_HSAVE_PA = 0xc001_0117;
+/** VM_CR.SVMDIS: EFER.SVME cannot be set. */
+const VM_CR_SVMDIS = 1n << 4n;
+
+const INTEGRITY_SECTION = 'APM vol. 2 15.35.2';
+
+/** One processor's AMD-V. */
+export class SvmHardware {
+  readonly features: SvmSiliconFeatures;
+  readonly limits: EntryLimits;
+  readonly guest: SvmGuest;
+  /** Checks that the last VMRUN failed (EXITCODE -1); empty after one that succeeded. */
+  failures: EntryFailure[] = [];
+  /** Global interrupt flag. */
+  gif = true;
+
+  readonly #processor: ProcessorApi;
+  readonly #memory: PhysicalMemory;
+  readonly #words: Int32Array;
+  readonly #switch: WorldSwitch;
+  readonly #fused: FusedLimits;
+  readonly #view: EntryView;
+  readonly #maxphyaddr: number;
+  #efer = 0n;
+  #vmCr = 0n;
+  #hsavePa = 0;
+  #hostSaved = false;
+  /** VMCB whose guest state the block holds since its last #VMEXIT, -1: none. */
+  #cachedPa = -1;
+  /** Sealed VMSAs: out of reach of everything but this class. */
+  readonly #vmsas = new Map<number, Int32Array<ArrayBuffer>>();
+  readonly #tampered = new Set<number>();
+
+  constructor(
+    processor: ProcessorApi,
+    memory: PhysicalMemory,
+    model: CpuModel,
+    without: ReadonlySet<OptionalFeature> = new Set(),
+  ) {
+    this.#processor = processor;
+    this.#memory = memory;
+    this.#maxphyaddr = model.maxphyaddr;
+    this.#words = new Int32Array(memory.memory.buffer);
+    this.features = siliconFeatures(processor, without);
+    this.limits = entryLimits(processor, model.maxphyaddr, this.features);
+    this.#fused = fuseLimits(this.limits);
+    this.guest = new SvmGuest(processor, memory, this.features);
+    this.#switch = new WorldSwitch(processor.state);
+    this.#view = { control: memory.view, at: 0, save: memory.view, saveAt: 0, limits: this.limits };
+    memory.onWrite((pa, length) => this.#noticeWrite(pa, length));
+  }
+
+  // MSRs
+
+  /** CPUID with the features that this machine lacks taken out. */
+  cpuid(leaf: number, subleaf: number): readonly [number, number, number, number] {
+    return this.#processor.cpuid(leaf, subleaf);
+  }
+
+  /** Host RDMSR; undefined: #GP. */
+  rdmsr(index: number): bigint | undefined {
+    if (index === MSR_EFER) return this.#efer;
+    if (index === MSR_VM_CR) return this.#vmCr;
+    if (index === MSR_VM_HSAVE_PA) return BigInt(this.#hsavePa);
+    return this.#processor.rdmsr(index);
+  }
+
+  /** Host WRMSR; non-zero: #GP. */
+  wrmsr(index: number, value: bigint): number {
+    switch (index) {
+      case MSR_EFER:
+        return this.#writeEfer(value);
+      case MSR_VM_CR:
+        this.#vmCr = value & 0x1fn;
+        return 0;
+      case MSR_VM_HSAVE_PA:
+        if ((value & 0xfffn) !== 0n || value >> BigInt(this.#maxphyaddr) !== 0n) return 1;
+        this.#hsavePa = Number(value);
+        this.#hostSaved = false;
+        return 0;
+      default:
+        return this.#processor.wrmsr(index, value);
+    }
+  }
+
+  #writeEfer(value: bigint): number {
+    if ((value & this.limits.eferReserved) !== 0n) return 1;
+    if ((value & EFER.SVME) !== 0n && (this.#vmCr & VM_CR_SVMDIS) !== 0n) return 1;
+    this.#efer = value;
+    this.guest.host = {
+      levels: 4,
+      nxe: (value & EFER.NXE) !== 0n,
+      reservedHigh: reservedHighMask(this.#maxphyaddr),
+      gigabytePages: (this.#processor.cpuid(0x8000_0001, 0)[3] & (1 << 26)) !== 0,
+    };
+    return 0;
+  }
+
+  #needSvme(instruction: string): void {
+    if ((this.#efer & EFER.SVME) === 0n) throw new AssertionError(`${instruction} with EFER.SVME=0 is #UD in the host`);
+  }
+
+  // GIF
+
+  /** STGI. */
+  stgi(): void {
+    this.gif = true;
+  }
+  /** CLGI. */
+  clgi(): void {
+    this.gif = false;
+  }
+
+  // World switches
+
+  /** VMLOAD: FS, GS, LDTR, TR and the system-call MSRs from a VMCB. @param pa host physical address of the VMCB */
+  vmload(pa: number): void {
+    this.#needSvme('VMLOAD');
+    const at = this.#memory.offset(pa, 4096);
+    if (this.#switch.vmload(this.#words, at + SAVE_AREA)) this.#segmentsChanged = true;
+  }
+  /** VMSAVE. */
+  vmsave(pa: number): void {
+    this.#needSvme('VMSAVE');
+    this.#switch.vmsave(this.#words, this.#memory.offset(pa, 4096) + SAVE_AREA);
+  }
+  #segmentsChanged = true;
+
+  /** INVLPGA. */
+  invlpga(linear: bigint, asid: number): void {
+    this.#needSvme('INVLPGA');
+    this.#processor.flushTlb({ kind: 'page', asid, linear });
+  }
+
+  /** Forget that the block holds a guest's state (somebody else wrote to it). */
+  forget(): void {
+    this.#cachedPa = -1;
+  }
+
+  /**
+   * VMRUN to #VMEXIT. The exit stands in the VMCB; a refused entry has EXITCODE -1 and the broken rules in `failures`.
+   * @param pa host physical address of the VMCB
+   * @param gprs RAX..R15 and RIP; RAX, RSP and RIP are the VMCB's. A SEV-ES guest's stand in its VMSA and this array is left alone.
+   */
+  vmrun(pa: number, gprs: BigUint64Array): void {
+    this.#needSvme('VMRUN');
+    const at = this.#memory.offset(pa, 4096);
+    const { guest } = this;
+    guest.loadControl(at);
+    this.#saveHost();
+    this.gif = true;
+    const vmsa = guest.sevEs ? this.#openVmsa(at) : undefined;
+    if (!this.#entryAllowed(at, vmsa)) {
+      guest.record(SvmExit.INVALID, 0n);
+      this.gif = false;
+      return;
+    }
+    if (vmsa === undefined) this.#processor.state.gpr.set(gprs);
+    this.#enter(pa, at, vmsa);
+    this.#leave(at, vmsa);
+    if (vmsa === undefined) gprs.set(this.#processor.state.gpr);
+    this.gif = false;
+  }
+
+  #entryAllowed(at: number, vmsa: Int32Array<ArrayBuffer> | undefined): boolean {
+    const view = this.#view;
+    view.at = at;
+    if (this.guest.sevEs && vmsa === undefined) {
+      this.failures = [this.#vmsaFailure(at)];
+      return false;
+    }
+    view.save = vmsa === undefined ? this.#memory.view : new DataView(vmsa.buffer);
+    view.saveAt = vmsa === undefined ? at + SAVE_AREA : 0;
+    if (entryAllowed(view, this.#fused)) {
+      if (this.failures.length > 0) this.failures = [];
+      return true;
+    }
+    this.failures = failedEntryChecks(view);
+    return this.failures.length === 0;
+  }
+
+  #enter(pa: number, at: number, vmsa: Int32Array<ArrayBuffer> | undefined): void {
+    const { guest } = this;
+    const memory = this.#memory;
+    const { u8, base } = this.#processor.state;
+    const save = vmsa ?? this.#words;
+    const saveAt = vmsa === undefined ? at + SAVE_AREA : 0;
+    const known = this.#cachedPa === pa && this.features.vmcbClean && vmsa === undefined;
+    const clean = known ? memory.view.getInt32(at + V.clean, true) : 0;
+    let segments = this.#switch.loadGuest(save, saveAt, clean) || this.#segmentsChanged;
+    if (vmsa !== undefined) {
+      segments = this.#switch.vmload(save, saveAt) || segments;
+      this.#switch.loadProtected(save, saveAt);
+      guest.ghcb = memory.view.getBigUint64(at + V.ghcbGpa, true);
+    }
+    if (guest.nestedRoot !== 0) this.#switch.loadPat(save, saveAt);
+    if ((guest.intCtl & IntCtl.V_INTR_MASKING) !== 0) {
+      memory.view.setUint32(base + S.cr8, guest.intCtl & IntCtl.V_TPR_MASK, true);
+    }
+    u8[S.shadow] = memory.view.getUint8(at + V.intState) & IntState.SHADOW;
+    u8[S.nmiBlocked] = 0;
+    u8[S.activity] = 0;
+    this.#segmentsChanged = false;
+    this.#cachedPa = pa;
+    this.#tlbControl(at);
+    this.#processor.eventInDelivery = undefined;
+    this.#processor.guest = guest;
+    this.#processor.stateReplaced('vmentry', segments);
+    this.#execute(at);
+  }
+
+  /** EVENTINJ first, then instructions, until an exit was recorded. */
+  #execute(at: number): void {
+    const { guest } = this;
+    const info = this.#memory.view.getInt32(at + V.eventInj, true);
+    if (info < 0) {
+      this.#memory.view.setInt32(at + V.eventInj, info & 0x7fff_ffff, true);
+      if (!this.#processor.injectEvent(this.#injectedEvent(at, info)) && guest.exited) return;
+    }
+    const stop = this.#processor.run();
+    // Without the matching intercept a host would stop too: give the processor back to it.
+    if (!guest.exited) guest.record(stop === 'shutdown' ? SvmExit.SHUTDOWN : SvmExit.INTR, 0n);
+  }
+
+  #injectedEvent(at: number, info: number): PendingEvent {
+    const { view } = this.#memory;
+    const vector = info & EventInfo.VECTOR;
+    const type = (info & EventInfo.TYPE_MASK) >>> EventInfo.TYPE_SHIFT;
+    const soft = type === 4 || (type === 3 && (vector === 3 || vector === 4));
+    const nextRip = view.getBigUint64(at + V.nextRip, true);
+    const length = soft && this.features.nextRip ? Number(BigInt.asIntN(32, nextRip - this.#processor.state.rip)) : 0;
+    const kind =
+      type === 0 ? 'external' : type === 2 ? 'nmi' : type === 4 ? 'softint' : soft ? 'softexception' : 'exception';
+    const errorCode = (info & EventInfo.ERROR_VALID) !== 0 ? view.getUint32(at + V.eventInjErr, true) : undefined;
+    return { kind, vector, errorCode, instructionLength: length > 0 && length <= 15 ? length : 0 };
+  }
+
+  #leave(at: number, vmsa: Int32Array<ArrayBuffer> | undefined): void {
+    const { guest } = this;
+    const { view } = this.#memory;
+    const { state } = this.#processor;
+    const { u8, base } = state;
+    this.#processor.guest = null;
+    if (guest.advanceTo !== undefined) state.rip = guest.advanceTo;
+    const save = vmsa ?? this.#words;
+    const saveAt = vmsa === undefined ? at + SAVE_AREA : 0;
+    this.#switch.saveGuest(save, saveAt);
+    if (vmsa !== undefined) {
+      this.#switch.vmsave(save, saveAt);
+      this.#switch.saveProtected(save, saveAt);
+      view.setBigUint64(at + V.ghcbGpa, guest.ghcb, true);
+    }
+    if (guest.nestedRoot !== 0) this.#switch.savePat(save, saveAt);
+    let intCtl = guest.intCtl;
+    if ((intCtl & IntCtl.V_INTR_MASKING) !== 0) {
+      intCtl = (intCtl & ~0xff) | (view.getUint8(base + S.cr8) & IntCtl.V_TPR_MASK);
+    }
+    view.setInt32(at + V.intCtl, intCtl, true);
+    const guestIf = vmsa !== undefined && (view.getUint8(base + S.rflags + 1) & 2) !== 0 ? IntState.GUEST_IF : 0;
+    view.setUint32(at + V.intState, (u8[S.shadow] !== 0 ? IntState.SHADOW : 0) | guestIf, true);
+    this.#saveEvent(at, guest.exitEvent);
+  }
+
+  #saveEvent(at: number, event: PendingEvent | undefined): void {
+    const { view } = this.#memory;
+    if (event === undefined) {
+      view.setInt32(at + V.exitIntInfo, 0, true);
+      return;
+    }
+    const error = event.errorCode !== undefined ? EventInfo.ERROR_VALID : 0;
+    view.setInt32(at + V.exitIntInfo, event.vector | EVENT_TYPE[event.kind] | error | EventInfo.VALID, true);
+    view.setUint32(at + V.exitIntInfoErr, event.errorCode ?? 0, true);
+    this.#processor.eventInDelivery = undefined;
+  }
+
+  #tlbControl(at: number): void {
+    const what = this.#memory.view.getUint8(at + V.tlbCtl);
+    if (what === TlbCtl.NONE) return;
+    const { asid } = this.guest;
+    if (what === TlbCtl.ALL || !this.features.flushByAsid) this.#processor.flushTlb({ kind: 'all' });
+    else this.#processor.flushTlb({ kind: 'asid', asid, keepGlobal: what === TlbCtl.ASID_LOCAL });
+  }
+
+  /** The host's state at its first VMRUN goes to the HSAVE page, in the VMCB's layout (APM 15.30.4). */
+  #saveHost(): void {
+    if (this.#hostSaved) return;
+    this.#hostSaved = true;
+    if (this.#hsavePa === 0) throw new AssertionError('VMRUN with VM_HSAVE_PA=0');
+    this.#switch.saveGuest(this.#words, this.#memory.offset(this.#hsavePa, 4096) + SAVE_AREA);
+  }
+
+  // SEV-ES
+
+  /**
+   * LAUNCH_UPDATE_VMSA: seals the state that stands in clear at `pa`. From then on only VMRUN of its guest reads or writes it; the
+   * page in host memory holds what ciphertext would look like to the host, and a host write to it makes the next VMRUN fail.
+   * @param pa host physical address of the VMSA page
+   */
+  launchUpdateVmsa(pa: number): void {
+    const plain = this.#memory.readBytes(pa, 4096);
+    this.#vmsas.set(pa, new Int32Array(plain.slice().buffer));
+    this.#memory.writeBytes(pa, ciphertext(pa));
+    this.#tampered.delete(pa);
+  }
+  /** The VMSA's guest is gone. */
+  decommissionVmsa(pa: number): void {
+    this.#vmsas.delete(pa);
+    this.#tampered.delete(pa);
+  }
+
+  #openVmsa(at: number): Int32Array<ArrayBuffer> | undefined {
+    const pa = pa64(this.#memory.view, at + V.vmsaPa);
+    return this.#tampered.has(pa) ? undefined : this.#vmsas.get(pa);
+  }
+  #vmsaFailure(at: number): EntryFailure {
+    const value = this.#memory.view.getBigUint64(at + V.vmsaPa, true);
+    const rule = 'the VMSA must be the sealed one that the last #VMEXIT left';
+    return { code: 'svm.sev-es.vmsa-integrity', field: 'vmsaPa', value, rule, section: INTEGRITY_SECTION };
+  }
+  #noticeWrite(pa: number, length: number): void {
+    if (this.#vmsas.size === 0) return;
+    for (const vmsa of this.#vmsas.keys()) if (pa < vmsa + VMSA.size && pa + length > vmsa) this.#tampered.add(vmsa);
+  }
+}
+
+/** Bytes without meaning, the same for the same page. */
+function ciphertext(pa: number): Uint8Array {
+  const bytes = new Uint8Array(4096);
+  let word = (pa ^ 0x9e37_79b9) >>> 0;
+  for (let n = 0; n < bytes.length; n += 1) {
+    word = (Math.imul(word, 1_664_525) + 1_013_904_223) >>> 0;
+    bytes[n] = word >>> 24;
+  }
+  return bytes;
+}

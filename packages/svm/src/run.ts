@@ -1,0 +1,140 @@
+/** One VM entry and exit. KVM: svm.c (svm_vcpu_run, svm_vcpu_enter_exit, pre_svm_run). */
+import {
+  type EntryInfo,
+  type ExitInfo,
+  FastPath,
+  frame,
+  kvmGetCr8,
+  kvmSetCr8,
+  RunFlag,
+  VCPU_REGS_RIP,
+  type Vcpu,
+} from '@tskvm/core';
+import { RAX, RSP, S } from '@tskvm/emulator';
+import { svmCompleteInterrupts } from './events.ts';
+import { svmExitName } from './exit-names.ts';
+import { EventInfo, IntCtl, SvmExit, TlbCtl, V } from './hardware/index.ts';
+import { assignAsid } from './mmu.ts';
+import { DR6_ACTIVE_LOW, svmSetDr6 } from './registers.ts';
+import { sevEsUnmapGhcb, sevLaunchUpdateVmsa } from './sev.ts';
+import { svmModule, toSvm, type VcpuSvm } from './vcpu-svm.ts';
+
+/** Guest-only host state: TSC_AUX, XCR0 and DR0-3 are not VMRUN's. KVM: svm_prepare_switch_to_guest. */
+export function svmPrepareSwitchToGuest(vcpu: Vcpu): void {
+  const { state } = vcpu.kvm.processor;
+  if (toSvm(vcpu).sev !== null) {
+    sevEsUnmapGhcb(vcpu);
+    return;
+  }
+  state.set64(S.tscAux, vcpu.arch.tscAux);
+}
+
+/** V_TPR from the local APIC, and back. KVM: sync_lapic_to_cr8, sync_cr8_to_lapic. */
+function syncLapicToCr8(vcpu: Vcpu, svm: VcpuSvm): void {
+  const { vmcb } = svm;
+  vmcb.set8(V.intCtl, Number(kvmGetCr8(vcpu) & 0xfn));
+}
+function syncCr8ToLapic(vcpu: Vcpu, svm: VcpuSvm): void {
+  if (svm.vmcb.hasIntercept(SvmExit.WRITE_CR8)) return;
+  const cr8 = BigInt(svm.vmcb.get32(V.intCtl) & IntCtl.V_TPR_MASK);
+  if (cr8 !== kvmGetCr8(vcpu)) kvmSetCr8(vcpu, cr8);
+}
+
+/** VMLOAD, VMRUN, VMSAVE. A protected guest's registers stay in its VMSA. KVM: svm_vcpu_enter_exit. */
+function enterExit(vcpu: Vcpu, svm: VcpuSvm): void {
+  const { hw } = svmModule(vcpu);
+  const { vmcb } = svm;
+  const { regs } = vcpu.arch;
+  if (svm.sev !== null) {
+    hw.vmrun(vmcb.pa, regs);
+    return;
+  }
+  vmcb.set64(V.rax, regs[RAX]);
+  vmcb.set64(V.rsp, regs[RSP]);
+  vmcb.set64(V.rip, regs[VCPU_REGS_RIP]);
+  vmcb.set64(V.cr2, vcpu.arch.cr2);
+  hw.vmload(vmcb.pa);
+  hw.vmrun(vmcb.pa, regs);
+  hw.vmsave(vmcb.pa);
+  regs[RAX] = vmcb.get64(V.rax);
+  regs[RSP] = vmcb.get64(V.rsp);
+  regs[VCPU_REGS_RIP] = vmcb.get64(V.rip);
+  vcpu.arch.cr2 = vmcb.get64(V.cr2);
+}
+
+function traceExit(vcpu: Vcpu): void {
+  const { tracer } = vcpu.kvm;
+  if (tracer === null) return;
+  const { reason, name, isa, info1, info2, intrInfo, errorCode } = svmGetExitInfo(vcpu);
+  tracer.lastExit = { reason, name };
+  let requests = 0n;
+  for (const request of vcpu.requests) requests |= 1n << BigInt(request);
+  const rip = vcpu.arch.regs[VCPU_REGS_RIP];
+  tracer.emit('kvm_exit', {
+    vcpuId: vcpu.vcpuId,
+    reason,
+    name,
+    rip,
+    isa,
+    info1,
+    info2,
+    intrInfo,
+    errorCode,
+    requests,
+  });
+}
+
+/** KVM: svm_vcpu_run. */
+export const svmVcpuRun = frame('svmVcpuRun', (vcpu: Vcpu, runFlags: number): FastPath => {
+  const svm = toSvm(vcpu);
+  const { vmcb } = svm;
+  const { hw } = svmModule(vcpu);
+  // A self-IPI that arrives as soon as the guest has been entered (KVM: smp_send_reschedule).
+  if ((runFlags & RunFlag.FORCE_IMMEDIATE_EXIT) !== 0) vcpu.kvm.processor.interruptPending = true;
+  if (svm.sev !== null) sevLaunchUpdateVmsa(vcpu);
+  assignAsid(vcpu);
+  syncLapicToCr8(vcpu, svm);
+  svmSetDr6(vcpu, (runFlags & RunFlag.LOAD_GUEST_DR6) !== 0 ? vcpu.arch.dr6 : DR6_ACTIVE_LOW);
+  hw.clgi();
+  enterExit(vcpu, svm);
+  hw.stgi();
+  if (svm.sev === null) syncCr8ToLapic(vcpu, svm);
+  svm.nextRip = 0n;
+  vmcb.set8(V.tlbCtl, TlbCtl.NONE);
+  vmcb.set32(V.clean, ALWAYS_CLEAN);
+  vcpu.arch.regsAvail.delete('pdptr');
+  traceExit(vcpu);
+  svmCompleteInterrupts(vcpu);
+  return FastPath.NONE;
+});
+/** All groups but the two that KVM always treats as dirty: int_ctl (3) and CR2 (9). */
+const ALWAYS_CLEAN = 0xffff_ffff & ~((1 << 3) | (1 << 9));
+
+/** The host takes the interrupt that made the guest exit. KVM: svm_handle_exit_irqoff. */
+export function svmHandleExitIrqoff(vcpu: Vcpu): void {
+  if (toSvm(vcpu).vmcb.get32(V.exitCode) === SvmExit.INTR) vcpu.arch.atInstructionBoundary = true;
+}
+
+/** KVM: svm_get_exit_info. */
+export function svmGetExitInfo(vcpu: Vcpu): ExitInfo {
+  const { vmcb } = toSvm(vcpu);
+  const reason = vmcb.get32(V.exitCode) | 0;
+  const intrInfo = vmcb.get32(V.exitIntInfo);
+  const valid = EventInfo.VALID | EventInfo.ERROR_VALID;
+  return {
+    reason,
+    name: svmExitName(reason),
+    isa: 2,
+    info1: vmcb.get64(V.exitInfo1),
+    info2: vmcb.get64(V.exitInfo2),
+    intrInfo,
+    errorCode: (intrInfo & valid) >>> 0 === valid >>> 0 ? vmcb.get32(V.exitIntInfoErr) : 0,
+  };
+}
+/** KVM: svm_get_entry_info. */
+export function svmGetEntryInfo(vcpu: Vcpu): EntryInfo {
+  const { vmcb } = toSvm(vcpu);
+  const intrInfo = vmcb.get32(V.eventInj);
+  const error = (intrInfo & EventInfo.VALID) !== 0 && (intrInfo & EventInfo.ERROR_VALID) !== 0;
+  return { intrInfo, errorCode: error ? vmcb.get32(V.eventInjErr) : 0 };
+}

@@ -1,0 +1,75 @@
+/** What the driver keeps per vCPU, per VM and per kernel. KVM: svm.h (struct vcpu_svm, struct kvm_svm, struct svm_cpu_data). */
+import type { Kvm, Vcpu, Vm } from '@tskvm/core';
+import type { OptionalFeature, SvmHardware, Vmcb } from './hardware/index.ts';
+import type { GhcbState } from './sev.ts';
+
+/** KVM's module parameters of kvm_amd, in camel case. */
+export interface SvmParams {
+  /** Nested paging (default: true). Without it KVM needs shadow paging. */
+  npt: boolean;
+  /** Use the next-RIP field (default: true). */
+  nrips: boolean;
+  /** Let guests use SVM themselves (default: false, because nested operation is not there yet). */
+  nested: boolean;
+  /** Virtual GIF for nested guests (default: false). */
+  vgif: boolean;
+  /** Intercept physical SMIs (default: true). */
+  interceptSmi: boolean;
+  /** Allow VMs with encrypted register state (default: false). */
+  sevEs: boolean;
+  /** PAUSEs before an exit (default: 3000). */
+  pauseFilterCount: number;
+}
+
+/** Module state: `kvm.vendor`. */
+export interface SvmModule {
+  readonly hw: SvmHardware;
+  /** Parameters after the hardware's features were taken into account. */
+  readonly params: SvmParams;
+  /** Host physical address of the I/O permission map. */
+  iopm: number;
+  hsave: number;
+  /** ASIDs of this processor (KVM: struct svm_cpu_data). */
+  asidGeneration: number;
+  nextAsid: number;
+  readonly minAsid: number;
+  readonly maxAsid: number;
+  /** ASIDs below `minAsid` in use by SEV-ES VMs. */
+  readonly sevAsids: Set<number>;
+}
+
+/** Part of a VM: `vm.vendor`. */
+export interface KvmSvm {
+  /** ASID that all vCPUs of a SEV-ES VM share, 0: not one. */
+  sevAsid: number;
+}
+
+/** Part of a vCPU: `vcpu.vendor`. */
+export interface VcpuSvm {
+  vmcb: Vmcb;
+  msrpm: number;
+  asid: number;
+  asidGeneration: number;
+  /** RIP behind the instruction, if the handler knows it from elsewhere than the next-RIP field. */
+  nextRip: bigint;
+  /** GIF as the guest sees it. */
+  guestGif: boolean;
+  nmiMasked: boolean;
+  nmiSinglestep: boolean;
+  nmiSinglestepRflags: bigint;
+  awaitingIret: boolean;
+  nmiIretRip: bigint;
+  /** A soft event is in EVENTINJ, and where RIP stood. */
+  softInt: { injected: boolean; csBase: bigint; oldRip: bigint; nextRip: bigint };
+  /** MSRs that only this driver knows. */
+  msrs: Map<number, bigint>;
+  sev: GhcbState | null;
+}
+
+export const svmModule = (owner: { readonly kvm: Kvm }): SvmModule => owner.kvm.vendor as SvmModule;
+export const toSvm = (vcpu: Vcpu): VcpuSvm => vcpu.vendor as VcpuSvm;
+export const toKvmSvm = (vm: Vm): KvmSvm => vm.vendor as KvmSvm;
+/** KVM: sev_es_guest. */
+export const sevEsGuest = (vcpu: Vcpu): boolean => toSvm(vcpu).sev !== null;
+
+export type { OptionalFeature };
