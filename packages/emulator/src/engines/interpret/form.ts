@@ -1,0 +1,163 @@
+/**
+ * A form: all that is static about a handler. Instructions of one form differ only in their record's fields.
+ * Operand letters: decode/mnemonics.ts.
+ */
+import type { Size } from '../../builder/builder.ts';
+import type { Instruction } from '../../decode/instruction.ts';
+import type { CodeKey } from '../engine.ts';
+
+/** How segments become linear addresses. */
+export type SegmentMode =
+  /** 64-bit code: bases of FS and GS only. */
+  | 'long'
+  /** Flat 32-bit (or 16-bit) code: FS and GS are checked, the others do nothing. */
+  | 'flat'
+  /** Everything is checked. */
+  | 'checked';
+
+export interface Form {
+  readonly mnemonic: string;
+  /** Operand specifiers after {@link normalise}. */
+  readonly operands: readonly string[];
+  readonly opSize: Size;
+  readonly addrSize: 2 | 4 | 8;
+  readonly codeSize: 2 | 4 | 8;
+  readonly stackSize: 2 | 4 | 8;
+  readonly segments: SegmentMode;
+  /** The memory operand's segment is FS (4) or GS (5); -1: another. */
+  readonly special: -1 | 4 | 5;
+  /** r/m is memory, and what its address consists of. */
+  readonly memory: 'none' | 'base' | 'index' | 'rip';
+  readonly lock: boolean;
+  readonly rep: 0 | 0xf2 | 0xf3;
+  readonly condition: number;
+  /** The immediate is a shift count that does not come out as zero. */
+  readonly countNotZero: boolean;
+  readonly vendor: 'amd' | 'intel';
+}
+
+export const formKey = (f: Form): string =>
+  `${f.mnemonic}.${f.condition} ${f.operands.join()} o${f.opSize} a${f.addrSize} c${f.codeSize} s${f.stackSize} ${f.segments}${f.special} ${f.memory} ${f.lock ? 'L' : ''}${f.rep}${f.countNotZero ? 'n' : ''} ${f.vendor}`;
+
+/** Register field of the record that an operand letter names. */
+export type RegisterField = 'reg' | 'rm' | 'opReg' | 'vvvv';
+
+/** An instruction brought into its canonical form: fewer forms, same meaning. */
+export interface Normal {
+  operands: readonly string[];
+  /** Register numbers for the record (-1: none) and whether each is a byte register. */
+  reg: number;
+  rm: number;
+  vvvv: number;
+  imm: bigint;
+  byteReg: boolean;
+  byteRm: boolean;
+}
+
+const isRegisterRm = (insn: Instruction, spec: string): boolean =>
+  spec[0] === 'R' || (spec[0] === 'E' && insn.mod === 3) || (spec.startsWith('R') && insn.mod === 3);
+
+const isByte = (spec: string): boolean => spec[1] === 'b';
+
+const SWAPPABLE = new Set(['Gb Eb', 'Gv Ev']);
+const ALIASES: Readonly<Record<string, string>> = { 'AL Ib': 'Eb Ib', 'rAX Iz': 'Ev Iz', 'Ev Ibs': 'Ev Iz' };
+/** `Z` is a register r/m; how long a relative branch or a sign-extended byte was does not matter any more. */
+const PLAIN_ALIASES: Readonly<Record<string, string>> = { Zv: 'Rv', Zb: 'Rb', Jz: 'Jb', Ibs: 'Iz' };
+/** Mnemonics of the two-operand ALU scheme, where both directions mean the same for registers. */
+const TWO_WAY = new Set(['add', 'or', 'adc', 'sbb', 'and', 'sub', 'xor', 'cmp', 'mov', 'test']);
+
+/**
+ * Canonical operands. Register forms of `Gv Ev` become `Ev Gv` with the fields swapped, an accumulator becomes an r/m register, a sign-extended
+ * byte is an immediate like any other, `Z` is an r/m register.
+ */
+export function normalise(insn: Instruction): Normal {
+  const specs = insn.row.operands;
+  const hasVvvv = specs.some((s) => s[0] === 'B');
+  const normal: Normal = {
+    operands: specs,
+    reg: insn.reg,
+    rm: insn.modrm >= 0 ? insn.rm : insn.opReg,
+    vvvv: hasVvvv ? insn.vex.vvvv : -1,
+    imm: insn.imm,
+    byteReg: specs.some((s) => s === 'Gb'),
+    byteRm: specs.some((s) => (s[0] === 'E' || s[0] === 'Z' || s[0] === 'R') && isByte(s)),
+  };
+  const text = specs.join(' ');
+  const register = insn.modrm >= 0 && specs.some((s) => isRegisterRm(insn, s));
+  if (!TWO_WAY.has(insn.row.mnemonic)) {
+    normal.operands = specs.map((s) => PLAIN_ALIASES[s] ?? s);
+    if (insn.row.mnemonic === 'call') normal.operands = specs;
+    if (register) normal.operands = normal.operands.map((s) => (s[0] === 'E' ? `R${s.slice(1)}` : s));
+    return normal;
+  }
+  const alias = ALIASES[text];
+  if (alias !== undefined) {
+    normal.operands = alias.split(' ');
+    if (text !== 'Ev Ibs') {
+      // The accumulator: RAX, or AL.
+      normal.rm = 0;
+      normal.byteRm = text === 'AL Ib';
+      normal.operands = normal.operands.map((s) => s.replace('E', 'R'));
+      return normal;
+    }
+  } else if (register && SWAPPABLE.has(text)) {
+    normal.operands = text === 'Gb Eb' ? ['Rb', 'Gb'] : ['Rv', 'Gv'];
+    normal.reg = insn.rm;
+    normal.rm = insn.reg;
+    return normal;
+  } else if (text === 'Zv Iv' || text === 'Zb Ib') {
+    normal.operands = text === 'Zv Iv' ? ['Rv', 'Iz'] : ['Rb', 'Ib'];
+    return normal;
+  }
+  if (register) normal.operands = normal.operands.map((s) => (s[0] === 'E' ? `R${s.slice(1)}` : s));
+  return normal;
+}
+
+const COUNTED = new Set(['rol', 'ror', 'rcl', 'rcr', 'shl', 'sal', 'shr', 'sar', 'shld', 'shrd']);
+
+/** Where the form's memory operand comes from. */
+function memoryKind(insn: Instruction): Form['memory'] {
+  if (insn.modrm < 0 || insn.mod === 3 || insn.row.modrm === 'none' || insn.row.modrm === 'register') return 'none';
+  if (insn.ripRelative) return 'rip';
+  return insn.index >= 0 ? 'index' : 'base';
+}
+
+const usesMemory = (operands: readonly string[]): boolean => operands.some((s) => 'EMOXY'.includes(s[0]));
+/** Implicit accesses through the operand segment. */
+const IMPLICIT = new Set(['xlat', 'movs', 'cmps', 'stos', 'lods', 'scas', 'outs', 'ins']);
+/** Semantics that depend on the code size or use the stack. */
+const MODAL = new Set(
+  'jcc jmp call ret loop loope loopne jcxz push pop pusha popa enter leave pushf popf iret syscall sysret'.split(' '),
+);
+/** Semantics that use the stack or implicit registers by address size. */
+const BY_ADDRESS_SIZE = new Set(['loop', 'loope', 'loopne', 'jcxz', 'lea']);
+
+/** The form of an instruction, with everything left out that can't matter. */
+export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 'amd' | 'intel'): Form {
+  const { row } = insn;
+  const memory = memoryKind(insn);
+  const accesses = (usesMemory(normal.operands) && memory !== 'none') || hasMoffs(normal) || IMPLICIT.has(row.mnemonic);
+  const addressed = accesses || BY_ADDRESS_SIZE.has(row.mnemonic);
+  const long = key.codeSize === 8;
+  const modal = MODAL.has(row.mnemonic);
+  const segments = long ? 'long' : key.flat || !(accesses || modal) ? 'flat' : 'checked';
+  const counted = COUNTED.has(row.mnemonic) && normal.operands.some((s) => s === 'Ib');
+  return {
+    mnemonic: row.mnemonic,
+    operands: normal.operands,
+    opSize: insn.opSize,
+    addrSize: addressed ? insn.addrSize : long ? 8 : 4,
+    codeSize: modal ? key.codeSize : long ? 8 : 4,
+    stackSize: modal ? key.stackSize : long ? 8 : 4,
+    segments,
+    special: accesses && (insn.seg === 4 || insn.seg === 5) ? insn.seg : -1,
+    memory,
+    lock: insn.lock,
+    rep: row.string ? insn.rep : 0,
+    condition: row.condition ?? -1,
+    countNotZero: counted && (normal.imm & (insn.opSize === 8 ? 63n : 31n)) !== 0n,
+    vendor,
+  };
+}
+
+const hasMoffs = (normal: Normal): boolean => normal.operands.some((s) => s[0] === 'O');

@@ -1,0 +1,111 @@
+/**
+ * Which handler executes a form: one of the hot ones inside the dispatch function, or an out-of-line function made when first needed.
+ * Compiled modules do not depend on any machine's memory: they are kept for the process.
+ */
+import { type Form, formKey } from './form.ts';
+import { hotForms } from './hot.ts';
+import type { Facts } from './ir.ts';
+import { type HotHandler, mainModule, TABLE_SIZE } from './main-module.ts';
+import { recordForms } from './operation.ts';
+import { outOfLineModule } from './out-of-line.ts';
+import { Special } from './records.ts';
+
+/** What the predecoder knows of a form. */
+export interface FormInfo {
+  readonly form: Form;
+  readonly facts: Facts;
+  /** Hot handler with all flags, or -1. */
+  readonly hot: number;
+  /** Hot handler without flag updates, or -1. */
+  readonly dead: number;
+  /** Out-of-line slot once compiled, or -1. */
+  slot: number;
+}
+
+/** A batch of out-of-line functions: instantiated by every engine that uses one of them. */
+interface Batch {
+  readonly module: WebAssembly.Module;
+  readonly first: number;
+  readonly count: number;
+}
+
+/** The handlers of 64-bit code, or of all other code. */
+export class HandlerSet {
+  readonly module: WebAssembly.Module;
+  readonly #forms = new Map<string, FormInfo>();
+  readonly #hot = new Map<string, number>();
+  readonly #batches: Batch[] = [];
+  readonly #batchOf: Batch[] = [];
+  #nextSlot = 0;
+  /** Handler number of the out-of-line slot 0. */
+  readonly firstSlot: number;
+
+  constructor(readonly long: boolean) {
+    const handlers: HotHandler[] = [];
+    for (const { forms, dropFlags } of hotForms(long)) {
+      const key = `${forms.map(formKey).join(' + ')}${dropFlags ? ' -' : ''}`;
+      if (this.#hot.has(key)) continue;
+      this.#hot.set(key, Special.count + handlers.length);
+      handlers.push({ record: () => recordForms(forms), dropFlags });
+    }
+    this.firstSlot = Special.count + handlers.length;
+    this.module = new WebAssembly.Module(mainModule(handlers, long));
+  }
+
+  /** Forms that do not ask for the vendor are the same for both. */
+  info(form: Form): FormInfo {
+    const common = this.#info({ ...form, vendor: 'amd' });
+    return common.facts.usesVendor && form.vendor !== 'amd' ? this.#info(form) : common;
+  }
+  #info(form: Form): FormInfo {
+    const key = formKey(form);
+    const known = this.#forms.get(key);
+    if (known !== undefined) return known;
+    const { facts } = recordForms([form]);
+    const info: FormInfo = {
+      form,
+      facts,
+      hot: this.#hot.get(key) ?? -1,
+      dead: this.#hot.get(`${key} -`) ?? -1,
+      slot: -1,
+    };
+    this.#forms.set(key, info);
+    return info;
+  }
+
+  /** Handler of two consecutive forms in one, or -1. */
+  fused(first: Form, second: Form): number {
+    return this.#hot.get(`${formKey(first)} + ${formKey(second)}`) ?? -1;
+  }
+
+  /** Compiles what has no handler yet, in one module. */
+  compile(infos: readonly FormInfo[]): void {
+    const missing = [...new Set(infos)].filter((i) => i.hot < 0 && i.slot < 0);
+    if (missing.length === 0) return;
+    if (this.#nextSlot + missing.length > TABLE_SIZE) throw new RangeError('too many instruction forms');
+    const bytes = outOfLineModule(
+      missing.map((i) => recordForms([i.form])),
+      this.long,
+    );
+    const batch = { module: new WebAssembly.Module(bytes), first: this.#nextSlot, count: missing.length };
+    for (const info of missing) {
+      info.slot = this.#nextSlot;
+      this.#batchOf[this.#nextSlot++] = batch;
+    }
+    this.#batches.push(batch);
+  }
+
+  /** Batch that a slot belongs to. */
+  batch(slot: number): Batch {
+    return this.#batchOf[slot];
+  }
+}
+
+const sets = new Map<boolean, HandlerSet>();
+
+/** The process's handlers for 64-bit code (`long`) or the rest. */
+export function handlerSet(long: boolean): HandlerSet {
+  let set = sets.get(long);
+  if (set === undefined) sets.set(long, (set = new HandlerSet(long)));
+  return set;
+}

@@ -1,0 +1,234 @@
+/**
+ * The hand-written functions of the interpreter's module: the slow side of memory accesses, segment and target checks, wide arithmetic.
+ * Manual: APM vol. 2 section 4.5.3 (limits), APM vol. 1 section 2.1.2 (canonical addresses).
+ */
+import { Layout } from '../../memory/layout.ts';
+import { S, Vector } from '../../state-layout.ts';
+import {
+  Code,
+  type FuncBody,
+  type FuncImport,
+  type FuncType,
+  I32,
+  I64,
+  MEM,
+  OP,
+  type ValType,
+} from '../wasm/emitter.ts';
+import type { Helper } from './emit.ts';
+import { P } from './records.ts';
+
+const type = (params: ValType[], results: ValType[]): FuncType => ({ params, results });
+
+export const HELPER_TYPES: Record<Helper, FuncType> = {
+  missRead: type([I64, I32], [I32]),
+  missReadForWrite: type([I64, I32], [I32]),
+  missProbe: type([I64, I32], [I32]),
+  missWrite: type([I64, I64, I32], [I32]),
+  checkedLinear: type([I32, I64, I32], [I64]),
+  badTarget: type([I64], [I32]),
+  recordException: type([I32, I32, I32], []),
+  div128: type([I64, I64, I64], [I64]),
+  mulHighU: type([I64, I64], [I64]),
+  mulHighS: type([I64, I64], [I64]),
+};
+
+/** What the module imports from JavaScript. */
+export const HOST_IMPORTS = {
+  slowRead: type([I32, I32, I32], [I32]),
+  slowReadForWrite: type([I32, I32, I32], [I32]),
+  slowProbe: type([I32, I32, I32], [I32]),
+  slowWrite: type([I32, I32, I32], [I32]),
+  slowLinear: type([I32, I32, I32, I32, I32], [I32]),
+  hostException: type([I32, I32, I32], []),
+} as const;
+export type HostImport = keyof typeof HOST_IMPORTS;
+export const HOST_NAMES = Object.keys(HOST_IMPORTS) as HostImport[];
+
+export const hostImports = (): FuncImport[] =>
+  HOST_NAMES.map((name) => ({ module: 'host', name, type: HOST_IMPORTS[name] }));
+const host = (name: HostImport): number => HOST_NAMES.indexOf(name);
+
+/** Internal functions stand in front of the helpers. */
+export const FIRST_FUNCTION = HOST_NAMES.length;
+const CANONICAL = FIRST_FUNCTION;
+const REFUSED = FIRST_FUNCTION + 1;
+const INTERNAL = 2;
+const NAMES = Object.keys(HELPER_TYPES) as Helper[];
+/** Function index of a helper in the main module. */
+export const helperIndex = (name: Helper): number => FIRST_FUNCTION + INTERNAL + NAMES.indexOf(name);
+
+const SCRATCH = Layout.state + S.scratch;
+
+/** (value) → value is canonical, by CR4.LA57. */
+function canonical(): FuncBody {
+  const code = new Code();
+  code
+    .get(0)
+    .i64(7n)
+    .i64(16n)
+    .i32(0)
+    .mem(MEM.i64Load, Layout.state + S.cr4)
+    .op(OP.i32WrapI64)
+    .i32(1 << 12);
+  code.op(OP.i32And).op(OP.select).tee(1).op(OP.i64Shl).get(1).op(OP.i64ShrS).get(0).op(OP.i64Eq);
+  return { type: type([I64], [I32]), locals: [I64], code };
+}
+
+/** (linear, size | segment << 8) → 1 with #SS(0) or #GP(0) recorded if a part of the access is not canonical. */
+function refused(): FuncBody {
+  const code = new Code();
+  const last = (): Code =>
+    code.get(0).get(1).i32(0xff).op(OP.i32And).op(OP.i64ExtendI32U).op(OP.i64Add).i64(1n).op(OP.i64Sub);
+  code.get(0).call(CANONICAL);
+  last().call(CANONICAL).op(OP.i32And).if();
+  code.i32(0).op(OP.return).end();
+  code.i32(Vector.SS).i32(Vector.GP).get(1).i32(8).op(OP.i32ShrU).i32(2).op(OP.i32Eq).op(OP.select);
+  code.i32(1).i32(0).call(host('hostException')).i32(1);
+  return { type: type([I64, I32], [I32]), locals: [], code };
+}
+
+const halves = (code: Code, local: number): Code =>
+  code.get(local).op(OP.i32WrapI64).get(local).i64(32n).op(OP.i64ShrU).op(OP.i32WrapI64);
+
+/** Returns 1 from the function if the access is refused. */
+function refuse(code: Code, flags: number): void {
+  code.get(0).get(flags).call(REFUSED).if();
+  code.i32(1).op(OP.return).end();
+}
+
+/** Leaves 1 on non-canonical addresses, else what JavaScript says. */
+function miss(name: 'slowRead' | 'slowReadForWrite' | 'slowProbe'): FuncBody {
+  const code = new Code();
+  refuse(code, 1);
+  halves(code, 0).get(1).i32(0xff).op(OP.i32And).call(host(name));
+  return { type: type([I64, I32], [I32]), locals: [], code };
+}
+
+function missWrite(): FuncBody {
+  const code = new Code();
+  refuse(code, 2);
+  code.i32(0).get(1).mem(MEM.i64Store, SCRATCH);
+  halves(code, 0).get(2).i32(0xff).op(OP.i32And).call(host('slowWrite'));
+  // 2: predecoded code was hit. Its records are stale by now, so that dispatch stops at the next one.
+  code.i32(1).op(OP.i32Eq);
+  return { type: HELPER_TYPES.missWrite, locals: [], code };
+}
+
+/** Segment types that may be read (data that expands up, readable code) and written (data that expands up). */
+const READABLE = 0xcc0f;
+const WRITABLE = 0x000c;
+
+/** (segment, offset, size | write << 4). Outside the plain cases JavaScript decides. */
+function checkedLinear(): FuncBody {
+  const code = new Code();
+  const [seg, offset, flags, slot, attrib] = [0, 1, 2, 3, 4];
+  const segments = Layout.state + S.segments;
+  code
+    .get(seg)
+    .i32(4)
+    .op(OP.i32Shl)
+    .tee(slot)
+    .mem(MEM.i32Load16U, segments + 2)
+    .set(attrib);
+  code.get(attrib).i32(0x8090).op(OP.i32And).i32(0x90).op(OP.i32Eq);
+  code.i32(WRITABLE).i32(READABLE).get(flags).i32(16).op(OP.i32And).op(OP.select);
+  code.get(attrib).i32(15).op(OP.i32And).op(OP.i32ShrU).op(OP.i32And);
+  code.get(offset).get(flags).i32(15).op(OP.i32And).op(OP.i64ExtendI32U).op(OP.i64Add).i64(1n).op(OP.i64Sub);
+  code
+    .get(slot)
+    .mem(MEM.i64Load32U, segments + 4)
+    .op(OP.i64LeU)
+    .op(OP.i32And)
+    .if();
+  code
+    .get(slot)
+    .mem(MEM.i64Load, segments + 8)
+    .get(offset)
+    .op(OP.i64Add);
+  code.op(OP.i32WrapI64).op(OP.i64ExtendI32U).op(OP.return).end();
+  code.get(seg);
+  halves(code, offset).get(flags).i32(15).op(OP.i32And).get(flags).i32(4).op(OP.i32ShrU).call(host('slowLinear')).if();
+  code.i64(-1n).op(OP.return).end();
+  code.i32(0).mem(MEM.i64Load32U, SCRATCH);
+  return { type: HELPER_TYPES.checkedLinear, locals: [I32, I32], code };
+}
+
+function badTarget(): FuncBody {
+  const code = new Code();
+  code.get(0).i32(0).mem(MEM.i64Load, P.codeLimit).op(OP.i64GtU);
+  code.get(0).call(CANONICAL).op(OP.i32Eqz).op(OP.i32Or);
+  return { type: HELPER_TYPES.badTarget, locals: [], code };
+}
+
+function recordException(): FuncBody {
+  const code = new Code().get(0).get(1).get(2).call(host('hostException'));
+  return { type: HELPER_TYPES.recordException, locals: [], code };
+}
+
+/** Restoring division, one bit at a time: the quotient is known to fit into 64 bits. */
+function div128(): FuncBody {
+  const code = new Code();
+  const [hi, lo, divisor, count, top] = [0, 1, 2, 3, 4];
+  code.get(hi).op(OP.i64Eqz).if();
+  code.get(lo).get(divisor).op(OP.i64DivU).op(OP.return).end();
+  code.i32(64).set(count);
+  const loop = code.loop();
+  code.get(hi).i64(63n).op(OP.i64ShrU).set(top);
+  code.get(hi).i64(1n).op(OP.i64Shl).get(lo).i64(63n).op(OP.i64ShrU).op(OP.i64Or).set(hi);
+  code.get(lo).i64(1n).op(OP.i64Shl).set(lo);
+  code.get(hi).get(divisor).op(OP.i64GeU).get(top).op(OP.i32WrapI64).op(OP.i32Or).if();
+  code.get(hi).get(divisor).op(OP.i64Sub).set(hi);
+  code.get(lo).i64(1n).op(OP.i64Or).set(lo).end();
+  code.get(count).i32(1).op(OP.i32Sub).tee(count).brIf(loop).end();
+  code.get(lo);
+  return { type: HELPER_TYPES.div128, locals: [I32, I64], code };
+}
+
+/** Schoolbook on 32-bit halves. */
+function mulHighU(): FuncBody {
+  const code = new Code();
+  const low = (local: number): Code => code.get(local).op(OP.i32WrapI64).op(OP.i64ExtendI32U);
+  const high = (local: number): Code => code.get(local).i64(32n).op(OP.i64ShrU);
+  const [a, b, middle, other] = [0, 1, 2, 3];
+  // middle = high(a) * low(b) + high(low(a) * low(b))
+  high(a);
+  low(b).op(OP.i64Mul);
+  low(a);
+  low(b).op(OP.i64Mul).i64(32n).op(OP.i64ShrU).op(OP.i64Add).set(middle);
+  low(a);
+  high(b).op(OP.i64Mul);
+  low(middle).op(OP.i64Add).set(other);
+  high(a);
+  high(b).op(OP.i64Mul);
+  high(middle).op(OP.i64Add);
+  high(other).op(OP.i64Add);
+  return { type: HELPER_TYPES.mulHighU, locals: [I64, I64], code };
+}
+
+function mulHighS(): FuncBody {
+  const code = new Code();
+  const correction = (sign: number, value: number): Code =>
+    code.get(sign).i64(63n).op(OP.i64ShrS).get(value).op(OP.i64And).op(OP.i64Sub);
+  code.get(0).get(1).call(helperIndex('mulHighU'));
+  correction(0, 1);
+  correction(1, 0);
+  return { type: HELPER_TYPES.mulHighS, locals: [], code };
+}
+
+/** All of them, in index order behind the imports. */
+export function helperFunctions(): FuncBody[] {
+  const bodies: Record<Helper, () => FuncBody> = {
+    missRead: () => miss('slowRead'),
+    missReadForWrite: () => miss('slowReadForWrite'),
+    missProbe: () => miss('slowProbe'),
+    missWrite,
+    checkedLinear,
+    badTarget,
+    recordException,
+    div128,
+    mulHighU,
+    mulHighS,
+  };
+  return [canonical(), refused(), ...NAMES.map((name) => ({ ...bodies[name](), export: name }))];
+}

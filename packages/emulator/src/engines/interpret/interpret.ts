@@ -1,0 +1,237 @@
+/**
+ * The interpret engine: runs predecoded records in one wasm function; decodes what is missing, steps exactly near the end of a slice,
+ * and hands to JavaScript what has no generated code.
+ */
+import type { Instruction } from '../../decode/instruction.ts';
+import { Layout, TlbEntry } from '../../memory/layout.ts';
+import { PAGE } from '../../memory/physical.ts';
+import { Attrib, S } from '../../state-layout.ts';
+import type { CodeKey, Engine, EngineHost, EngineStop } from '../engine.ts';
+import { HELPERS } from './emit.ts';
+import { type FormInfo, type HandlerSet, handlerSet } from './handlers.ts';
+import type { HostImport } from './helpers.ts';
+import { type CodePage, type KeyState, OutOfRecords, Predecoder } from './predecode.ts';
+import { ENTRY_RECORD, MAX_RUN, P, R, SCRATCH_RECORDS, Special, Status } from './records.ts';
+
+export interface InterpretOptions {
+  vendor: 'amd' | 'intel';
+  /** Features of the processor: rows of absent ones do not decode. Absent: instructions that need a feature go to JavaScript. */
+  features?: ReadonlySet<string>;
+}
+
+/** Instructions in one wasm call: V8 does not replace a running function, so long calls would stay in slow code. */
+const SLICE = 200_000;
+
+type Run = (record: number, ticks: number) => number;
+
+/** A module's instance in this engine's memory. */
+interface Instance {
+  run: Run;
+  table: WebAssembly.Table;
+  exports: WebAssembly.Exports;
+  installed: Uint8Array;
+}
+
+const keyId = (key: CodeKey): number =>
+  1 + (key.codeSize >> 2) + 3 * (key.stackSize >> 2) + 9 * (key.flat ? 1 : 0) + 18 * (key.flatCode ? 1 : 0);
+
+export class InterpretEngine implements Engine {
+  retired = 0;
+  instruction: Instruction | null = null;
+  readonly #host: EngineHost;
+  readonly #options: InterpretOptions;
+  readonly #predecoder: Predecoder;
+  readonly #keys: (KeyState | undefined)[] = [];
+  readonly #instances = new Map<HandlerSet, Instance>();
+  readonly #view: DataView;
+  readonly #u8: Uint8Array;
+  readonly #protect = (hostPage: number): void => this.#host.protectCodePage(hostPage);
+  /** Records that the scratch copies were made from. */
+  #stepped = 0;
+  #running = false;
+
+  constructor(host: EngineHost, options: InterpretOptions) {
+    this.#host = host;
+    this.#options = options;
+    this.#view = host.memory.view;
+    this.#u8 = host.memory.u8;
+    const install = (handlers: HandlerSet, info: FormInfo): void => this.#install(handlers, info);
+    this.#predecoder = new Predecoder(host.memory, options.vendor, options.features !== undefined, install);
+    this.invalidateAll();
+  }
+
+  #key(key: CodeKey): KeyState {
+    const id = keyId(key);
+    const known = this.#keys[id];
+    if (known !== undefined) return known;
+    const mode = { codeSize: key.codeSize, intel: this.#options.vendor === 'intel', features: this.#options.features };
+    const state = { key: { ...key }, id, handlers: handlerSet(key.codeSize === 8), mode };
+    this.#keys[id] = state;
+    return state;
+  }
+
+  #instance(handlers: HandlerSet): Instance {
+    const known = this.#instances.get(handlers);
+    if (known !== undefined) return known;
+    const host = this.#host;
+    const imports: Record<HostImport, (...args: number[]) => number | undefined> = {
+      slowRead: (low, high, size) => host.slowRead(low, high, size),
+      slowReadForWrite: (low, high, size) => host.slowReadForWrite(low, high, size),
+      slowProbe: (low, high, size) => host.slowProbe(low, high, size),
+      slowWrite: (low, high, size) => host.slowWrite(low, high, size),
+      slowLinear: (seg, low, high, size, write) => host.slowLinear(seg, low, high, size, write),
+      hostException: (vector, has, code) => void host.recordException(vector, has, code),
+    };
+    const env = { memory: host.memory.memory };
+    const { exports } = new WebAssembly.Instance(handlers.module, { env, host: imports });
+    const table = exports.table as WebAssembly.Table;
+    const instance = { run: exports.run as Run, table, exports, installed: new Uint8Array(table.length) };
+    this.#instances.set(handlers, instance);
+    return instance;
+  }
+
+  /** Puts an out-of-line function, with all that were compiled with it, into this engine's table. */
+  #install(handlers: HandlerSet, info: FormInfo): void {
+    const instance = this.#instance(handlers);
+    if (instance.installed[info.slot]) return;
+    const batch = handlers.batch(info.slot);
+    const helpers: Record<string, WebAssembly.ExportValue> = {};
+    for (const name of HELPERS) helpers[name] = instance.exports[name];
+    const { exports } = new WebAssembly.Instance(batch.module, { env: { memory: this.#host.memory.memory }, helpers });
+    for (let i = 0; i < batch.count; i++) {
+      instance.table.set(batch.first + i, exports[`f${i}`] as () => void);
+      instance.installed[batch.first + i] = 1;
+    }
+  }
+
+  run(maxTicks: number): EngineStop {
+    this.instruction = null;
+    this.retired = 0;
+    const codeKey = this.#host.codeKey();
+    if (codeKey.alignmentCheck) return 'instruction';
+    const key = this.#key(codeKey);
+    const { run } = this.#instance(key.handlers);
+    this.#prepare(key);
+    this.#running = true;
+    let left = maxTicks;
+    let at = ENTRY_RECORD;
+    let stop: EngineStop | undefined;
+    while (stop === undefined && left > 0) {
+      const slice = Math.min(left, SLICE);
+      const exact = slice <= MAX_RUN;
+      if (exact && at === ENTRY_RECORD && (at = this.#enter(key)) === 0) break;
+      if (exact) this.#copyRun(at, slice);
+      const status = run(exact ? SCRATCH_RECORDS : at, slice);
+      left -= slice - this.#view.getInt32(P.remaining, true);
+      stop = this.#after(status);
+      at = ENTRY_RECORD;
+      // Start at the record itself: nothing says that the TLB keeps what was just fetched through it.
+      if (stop === undefined && status === Status.miss && left > 0 && (at = this.#enter(key)) === 0) break;
+    }
+    if (at === 0) stop = this.#entryStop;
+    this.#running = false;
+    this.retired = maxTicks - left;
+    return stop ?? 'budget';
+  }
+
+  #after(status: number): EngineStop | undefined {
+    if (status === Status.fault) return 'fault';
+    if (status !== Status.instruction) return undefined;
+    const pc = this.#view.getUint32(P.pc, true);
+    const copied = pc >= SCRATCH_RECORDS && pc < SCRATCH_RECORDS + (MAX_RUN + 2) * R.size;
+    const record = copied ? this.#stepped + pc - SCRATCH_RECORDS : pc;
+    this.instruction = this.#predecoder.instructionAt(record);
+    return 'instruction';
+  }
+
+  /** Facts of this run, for generated code. */
+  #prepare({ key, id }: KeyState): void {
+    const view = this.#view;
+    const context = this.#host.tlbContext();
+    const long = key.codeSize === 8;
+    view.setUint32(P.context, context, true);
+    view.setUint32(P.context + 4, 0, true);
+    view.setUint32(P.contextHash, ((context * 37) % Layout.tlbEntries) * TlbEntry.size, true);
+    const cs = Layout.state + S.segments + 16;
+    const base = long ? 0n : view.getBigUint64(cs + 8, true);
+    view.setBigUint64(P.codeBase, base, true);
+    view.setBigInt64(P.linearMask, long ? -1n : 0xffffffffn, true);
+    view.setBigInt64(P.codeLimit, long ? -1n : BigInt(view.getUint32(cs + 4, true)), true);
+    view.setUint32(P.key, 0, true);
+    view.setUint32(P.key + 4, id, true);
+  }
+
+  #entryStop: EngineStop = 'fault';
+  /** Record of the instruction at RIP, put into the jump cache; 0 with `#entryStop` set. */
+  #enter(key: KeyState): number {
+    const view = this.#view;
+    const rip = view.getBigUint64(Layout.state + S.rip, true);
+    const linear = (rip + view.getBigUint64(P.codeBase, true)) & view.getBigUint64(P.linearMask, true);
+    const offset = Number(linear & 0xfffn);
+    // A page that RIP can't go through from end to end is executed by JavaScript.
+    const pageBase = rip - BigInt(offset);
+    const limit = view.getBigUint64(P.codeLimit, true);
+    if (BigInt.asUintN(64, pageBase) + 0xfffn > limit) return this.#refuse('instruction');
+    const pa = this.#host.translateFetch(linear);
+    if (pa < 0) return this.#refuse('fault');
+    if (!this.#host.memory.contains(pa - offset, PAGE)) return this.#refuse('instruction');
+    try {
+      return this.#record(key, Math.floor(pa / PAGE), offset);
+    } catch (error) {
+      if (!(error instanceof OutOfRecords)) throw error;
+      this.invalidateAll();
+      return this.#record(key, Math.floor(pa / PAGE), offset);
+    }
+  }
+  #refuse(stop: EngineStop): 0 {
+    this.#entryStop = stop;
+    return 0;
+  }
+  #record(key: KeyState, hostPage: number, offset: number): number {
+    const page: CodePage = this.#predecoder.page(hostPage, key, this.#protect);
+    const record = this.#predecoder.record(page, offset);
+    this.#predecoder.remember(page, offset, record);
+    return record;
+  }
+
+  /** Copies at most `count` records for exact stepping, in plain variants, and a stop behind them. */
+  #copyRun(record: number, count: number): void {
+    const view = this.#view;
+    this.#stepped = record;
+    let to = SCRATCH_RECORDS;
+    let from = record;
+    for (let i = 0; i < count; i++) {
+      const plain = view.getUint16(from + R.plain, true);
+      if (plain === Special.link || plain === Special.stale) break;
+      this.#u8.copyWithin(to, from, from + R.size);
+      view.setUint16(to + R.handler, plain, true);
+      to += R.size;
+      from += R.size;
+      if (plain === Special.instruction) return;
+    }
+    view.setUint16(to + R.handler, Special.stop, true);
+    view.setUint16(to + R.offset, view.getUint16(to - R.size + R.next, true), true);
+  }
+
+  invalidatePage(hostPage: number): void {
+    this.#predecoder.invalidate(hostPage);
+    // Whatever is being stepped now may come from that page: leave behind the current instruction.
+    if (!this.#running) return;
+    for (let i = 0; i < MAX_RUN + 2; i++) {
+      this.#view.setUint16(SCRATCH_RECORDS + i * R.size + R.handler, Special.stale, true);
+    }
+  }
+
+  invalidateAll(): void {
+    this.#predecoder.clear();
+    this.#u8.fill(0, ENTRY_RECORD, SCRATCH_RECORDS + (MAX_RUN + 2) * R.size);
+    this.#view.setUint16(ENTRY_RECORD + R.handler, Special.entry, true);
+  }
+}
+
+/** Is a segment usable without checks: base 0, 4 GiB, present, writable data or readable code? For hosts that compute {@link CodeKey}. */
+export const isFlatSegment = (attrib: number, limit: number, base: bigint, write: boolean): boolean =>
+  base === 0n &&
+  limit === 0xffffffff &&
+  (attrib & (Attrib.unusable | Attrib.P | Attrib.S)) === (Attrib.P | Attrib.S) &&
+  ((write ? 0x000c : 0xcc0f) >> (attrib & 15)) % 2 === 1;

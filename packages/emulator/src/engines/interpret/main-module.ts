@@ -1,0 +1,384 @@
+/**
+ * The interpreter's module: `run`, one loop around one `br_table` with the hot handlers in it, and the helpers.
+ * Method: facts measured for V8; one dispatch point, few locals, everything rare out of line.
+ */
+import { Layout, TlbEntry } from '../../memory/layout.ts';
+import { S } from '../../state-layout.ts';
+import {
+  Code,
+  encodeModule,
+  type FuncBody,
+  type FuncType,
+  I32,
+  I64,
+  type Label,
+  MEM,
+  OP,
+  type ValType,
+} from '../wasm/emitter.ts';
+import { type Frame, HandlerEmitter, type Helper } from './emit.ts';
+import type { Form } from './form.ts';
+import { helperFunctions, helperIndex, hostImports } from './helpers.ts';
+import type { Recording } from './ir.ts';
+import { Recorder } from './recorder.ts';
+import { Jump, MAX_RUN, Outcome, P, R, RECORD_SHIFT, Special, Status } from './records.ts';
+
+/** A handler inside `run`. */
+export interface HotHandler {
+  record: () => Recording;
+  dropFlags: boolean;
+}
+
+/** Out-of-line handlers: (record, RIP at page offset 0) → Outcome. */
+export const OUT_OF_LINE: FuncType = { params: [I32, I64], results: [I32] };
+export const TABLE_SIZE = 16384;
+
+const RUN: FuncType = { params: [I32, I32], results: [I32] };
+/** Locals of `run`; the first two are its parameters. */
+const L = {
+  pc: 0,
+  remaining: 1,
+  start: 2,
+  status: 3,
+  hash: 4,
+  result: 5,
+  aux: 6,
+  pageBase: 7,
+  target: 8,
+  context: 9,
+} as const;
+const FIXED: ValType[] = [I32, I32, I32, I64, I64, I64, I64, I64];
+const POOL = 24;
+const FIRST_I64 = 2 + FIXED.length;
+const FIRST_I32 = FIRST_I64 + POOL;
+
+const TLB_MASK = (Layout.tlbEntries - 1) * TlbEntry.size;
+
+interface Labels {
+  dispatch: Label;
+  lookup: Label;
+  transfer: Label;
+  fault: Label;
+  leaveHere: Label;
+  leaveAtTarget: Label;
+}
+
+class Pool {
+  readonly #free: number[];
+  constructor(
+    first: number,
+    count: number,
+    readonly what: string,
+  ) {
+    this.#free = Array.from({ length: count }, (_, i) => first + count - 1 - i);
+  }
+  acquire(): number {
+    const local = this.#free.pop();
+    if (local === undefined) throw new RangeError(`a handler needs too many ${this.what} locals`);
+    return local;
+  }
+  release(local: number): void {
+    this.#free.push(local);
+  }
+}
+
+/** Writes the body of `run`. */
+class RunEmitter implements Frame {
+  readonly code = new Code();
+  readonly pc = L.pc;
+  readonly pageBase = L.pageBase;
+  readonly #i64 = new Pool(FIRST_I64, POOL, 'i64');
+  readonly #i32 = new Pool(FIRST_I32, POOL, 'i32');
+  #labels!: Labels;
+
+  constructor(readonly long: boolean) {}
+
+  helper(name: Helper): number {
+    return helperIndex(name);
+  }
+  getFlag(which: 'result' | 'aux'): void {
+    this.code.get(L[which]);
+  }
+  setFlag(which: 'result' | 'aux'): void {
+    this.code.set(L[which]);
+  }
+  context(): void {
+    this.code.get(L.context);
+  }
+  contextHash(): void {
+    this.code.get(L.hash);
+  }
+  acquire(type: ValType): number {
+    return type === I64 ? this.#i64.acquire() : this.#i32.acquire();
+  }
+  release(local: number, type: ValType): void {
+    (type === I64 ? this.#i64 : this.#i32).release(local);
+  }
+  get fault(): Label {
+    return this.#labels.fault;
+  }
+
+  /** Instructions since `start`, this one not included. */
+  #done(): Code {
+    return this.code.get(L.pc).get(L.start).op(OP.i32Sub).i32(RECORD_SHIFT).op(OP.i32ShrU);
+  }
+  /** Pushes what remains after this instruction. */
+  #remainingAfter(): Code {
+    this.code.get(L.remaining);
+    return this.#done().op(OP.i32Sub).i32(1).op(OP.i32Sub);
+  }
+
+  jump(target: () => void, direct: boolean, check: ((local: number) => void) | null): void {
+    const { code } = this;
+    if (!direct) {
+      target();
+      code.set(L.target);
+      check?.(L.target);
+      this.#remainingAfter().set(L.remaining);
+      code.br(this.#labels.transfer);
+      return;
+    }
+    const link = this.acquire(I32);
+    const left = this.acquire(I32);
+    code.get(L.pc).mem(MEM.i32Load, R.link).tee(link).op(OP.i32Eqz);
+    this.#remainingAfter().tee(left).i32(MAX_RUN).op(OP.i32LtS).op(OP.i32Or).if();
+    target();
+    code.set(L.target);
+    check?.(L.target);
+    code.get(left).set(L.remaining).br(this.#labels.transfer).end();
+    code.get(left).set(L.remaining).get(link).tee(L.pc).set(L.start).br(this.#labels.dispatch);
+    this.release(link, I32);
+    this.release(left, I32);
+  }
+
+  repeat(): void {
+    const { code } = this;
+    code.get(L.remaining).i32(1).op(OP.i32Sub).tee(L.remaining).i32(MAX_RUN).op(OP.i32LtS).if();
+    this.#leaveHere(Status.budget);
+    code.end().br(this.#labels.dispatch);
+  }
+
+  #leaveHere(status: number): void {
+    this.code.i32(status).set(L.status).br(this.#labels.leaveHere);
+  }
+  #leaveAtTarget(status: number): void {
+    this.code.i32(status).set(L.status).br(this.#labels.leaveAtTarget);
+  }
+  #advance(): void {
+    this.code.get(L.pc).i32(R.size).op(OP.i32Add).set(L.pc).br(this.#labels.dispatch);
+  }
+
+  /** A piece of bookkeeping written in the Builder's terms. */
+  #emit(record: (r: Recorder) => void): void {
+    const recorder = new Recorder(PLAIN);
+    record(recorder);
+    new HandlerEmitter(this).emit(recorder.recording(), false);
+  }
+
+  build(handlers: readonly HotHandler[]): FuncBody {
+    const { code } = this;
+    code.get(L.pc).set(L.start);
+    code.i32(0).mem(MEM.i64Load, P.context).set(L.context);
+    code.i32(0).mem(MEM.i32Load, P.contextHash).set(L.hash);
+    code
+      .i32(0)
+      .mem(MEM.i64Load, Layout.state + S.rip)
+      .get(L.pc)
+      .mem(MEM.i64Load16U, R.offset)
+      .op(OP.i64Sub)
+      .set(L.pageBase);
+    this.#emit((r) => r.loadFlags());
+    const leaveAtTarget = code.block();
+    const leaveHere = code.block();
+    const fault = code.block();
+    const dispatch = code.loop();
+    const lookup = code.block();
+    const transfer = code.block();
+    this.#labels = { dispatch, lookup, transfer, fault, leaveHere, leaveAtTarget };
+    this.#dispatch(handlers);
+    code.end();
+    code.get(L.remaining).i32(MAX_RUN).op(OP.i32LtS).if();
+    this.#leaveAtTarget(Status.budget);
+    code.end().end();
+    this.#lookup();
+    code.end().op(OP.unreachable).end();
+    code.i32(Status.fault).set(L.status).end();
+    code.get(L.remaining);
+    this.#done().op(OP.i32Sub).set(L.remaining);
+    code.get(L.pc).mem(MEM.i64Load16U, R.offset).get(L.pageBase).op(OP.i64Add).set(L.target).end();
+    this.#epilogue();
+    const locals: ValType[] = [...FIXED, ...Array<ValType>(POOL).fill(I64), ...Array<ValType>(POOL).fill(I32)];
+    return { type: RUN, locals, code, export: 'run' };
+  }
+
+  #epilogue(): void {
+    const { code } = this;
+    code
+      .i32(0)
+      .get(L.target)
+      .mem(MEM.i64Store, Layout.state + S.rip);
+    code.i32(0).get(L.remaining).mem(MEM.i32Store, P.remaining);
+    code.i32(0).get(L.pc).mem(MEM.i32Store, P.pc);
+    this.#emit((r) => r.spillFlags());
+    code.get(L.status);
+  }
+
+  #dispatch(handlers: readonly HotHandler[]): void {
+    const { code } = this;
+    const outOfLine = code.block();
+    const labels: Label[] = [];
+    for (let i = Special.count + handlers.length - 1; i >= 0; i--) labels[i] = code.block();
+    code.get(L.pc).mem(MEM.i32Load16U, R.handler).brTable(labels, outOfLine);
+    code.end();
+    this.#leaveHere(Status.miss);
+    code.end();
+    this.#leaveHere(Status.stop);
+    code.end();
+    this.#leaveHere(Status.instruction);
+    code.end();
+    this.#link();
+    code.end();
+    code
+      .i32(0)
+      .mem(MEM.i64Load, Layout.state + S.rip)
+      .set(L.target)
+      .br(this.#labels.lookup);
+    for (const handler of handlers) {
+      code.end();
+      new HandlerEmitter(this).emit(handler.record(), handler.dropFlags);
+      this.#advance();
+    }
+    code.end();
+    this.#outOfLine(Special.count + handlers.length);
+  }
+
+  /** Not an instruction: goes on elsewhere. */
+  #link(): void {
+    const { code } = this;
+    const link = this.acquire(I32);
+    code.get(L.remaining);
+    this.#done().op(OP.i32Sub).set(L.remaining);
+    code.get(L.pc).mem(MEM.i32Load, R.link).tee(link).op(OP.i32Eqz);
+    code.get(L.remaining).i32(MAX_RUN).op(OP.i32LtS).op(OP.i32Or).if();
+    code
+      .get(L.pc)
+      .mem(MEM.i64Load16U, R.offset)
+      .get(L.pageBase)
+      .op(OP.i64Add)
+      .set(L.target)
+      .br(this.#labels.transfer)
+      .end();
+    code.get(link).tee(L.pc).set(L.start).br(this.#labels.dispatch);
+    this.release(link, I32);
+  }
+
+  #outOfLine(first: number): void {
+    const { code } = this;
+    const status = this.acquire(I32);
+    code
+      .i32(0)
+      .get(L.result)
+      .mem(MEM.i64Store, Layout.state + S.lazyResult);
+    code
+      .i32(0)
+      .get(L.aux)
+      .mem(MEM.i64Store, Layout.state + S.lazyAux);
+    code.get(L.pc).get(L.pageBase).get(L.pc).mem(MEM.i32Load16U, R.handler).i32(first).op(OP.i32Sub);
+    code.callIndirect(0, 0).set(status);
+    code
+      .i32(0)
+      .mem(MEM.i64Load, Layout.state + S.lazyResult)
+      .set(L.result);
+    code
+      .i32(0)
+      .mem(MEM.i64Load, Layout.state + S.lazyAux)
+      .set(L.aux);
+    code.get(status).op(OP.i32Eqz).if();
+    this.#advance();
+    code.end();
+    code.get(status).i32(Outcome.fault).op(OP.i32Eq).brIf(this.#labels.fault);
+    code.get(status).i32(Outcome.jumped).op(OP.i32Eq).if();
+    code
+      .i32(0)
+      .mem(MEM.i64Load, Layout.state + S.rip)
+      .set(L.target);
+    this.#remainingAfter().set(L.remaining);
+    code.br(this.#labels.transfer).end();
+    this.repeat();
+    this.release(status, I32);
+  }
+
+  /** Finds `target`'s record through the TLB and the jump cache. */
+  #lookup(): void {
+    const { code } = this;
+    const [linear, page] = [this.acquire(I64), this.acquire(I64)];
+    const [entry, pa] = [this.acquire(I32), this.acquire(I32)];
+    const missed = code.block();
+    code.get(L.target).i32(0).mem(MEM.i64Load, P.codeBase).op(OP.i64Add);
+    code.i32(0).mem(MEM.i64Load, P.linearMask).op(OP.i64And).set(linear);
+    code.get(L.target).get(linear).i64(0xfffn).op(OP.i64And).op(OP.i64Sub).tee(page);
+    code.i64(0xfffn).op(OP.i64Add).i32(0).mem(MEM.i64Load, P.codeLimit).op(OP.i64GtU).brIf(missed);
+    code.get(linear).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64).get(L.hash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And);
+    code.tee(entry).mem(MEM.i64Load, Layout.tlb + TlbEntry.tagExec);
+    code.get(linear).i64(-4096n).op(OP.i64And).get(L.context).op(OP.i64Or).op(OP.i64Ne).brIf(missed);
+    code
+      .get(entry)
+      .mem(MEM.i32Load, Layout.tlb + TlbEntry.info)
+      .i32(-4096)
+      .op(OP.i32And);
+    code.get(linear).op(OP.i32WrapI64).i32(0xfff).op(OP.i32And).op(OP.i32Or).tee(pa);
+    code
+      .get(pa)
+      .i32(12)
+      .op(OP.i32ShrU)
+      .op(OP.i32Xor)
+      .i32(Jump.entries - 1)
+      .op(OP.i32And)
+      .i32(4)
+      .op(OP.i32Shl)
+      .tee(entry);
+    code.mem(MEM.i64Load, Jump.base).get(pa).op(OP.i64ExtendI32U).i32(0).mem(MEM.i64Load, P.key).op(OP.i64Or);
+    code.op(OP.i64Ne).brIf(missed);
+    code.get(page).set(L.pageBase);
+    code
+      .get(entry)
+      .mem(MEM.i32Load, Jump.base + 8)
+      .tee(L.pc)
+      .set(L.start)
+      .br(this.#labels.dispatch);
+    code.end();
+    this.#leaveAtTarget(Status.miss);
+    this.release(linear, I64);
+    this.release(page, I64);
+    this.release(entry, I32);
+    this.release(pa, I32);
+  }
+}
+
+/** A form for bookkeeping: nothing about it matters. */
+export const PLAIN: Form = {
+  mnemonic: '',
+  operands: [],
+  opSize: 8,
+  addrSize: 8,
+  codeSize: 8,
+  stackSize: 8,
+  segments: 'long',
+  special: -1,
+  memory: 'none',
+  lock: false,
+  rep: 0,
+  condition: -1,
+  countNotZero: false,
+  vendor: 'amd',
+};
+
+/** Bytes of the module. Handler numbers: {@link Special}, then `handlers`, then the table of out-of-line functions. */
+export function mainModule(handlers: readonly HotHandler[], long: boolean): Uint8Array<ArrayBuffer> {
+  return encodeModule({
+    types: [OUT_OF_LINE],
+    imports: hostImports(),
+    functions: [...helperFunctions(), new RunEmitter(long).build(handlers)],
+    table: TABLE_SIZE,
+  });
+}

@@ -1,0 +1,104 @@
+/**
+ * Layout of what the interpreter keeps in linear memory: predecoded records, private slots of the state block, the jump cache.
+ * A record is one instruction: a handler and all that varies between instructions of the handler's form.
+ */
+import { Layout } from '../../memory/layout.ts';
+import { PRIVATE } from '../../memory/physical.ts';
+import { S } from '../../state-layout.ts';
+
+/** Byte offsets in a record. */
+export const R = {
+  /** u16: handler to dispatch to (may be a variant with dead flags, or fused with the next record). */
+  handler: 0,
+  /** u16: the plain handler: all flags, this instruction only. Used where execution stops behind the record. */
+  plain: 2,
+  /** u16: page offset of the next instruction, up to 4096. */
+  next: 4,
+  /** u16 each: byte offsets of registers in the state block. `rm` also stands for the register in opcode bits 2:0. */
+  reg: 6,
+  rm: 8,
+  /** u16: VEX.vvvv's register, or the second immediate. */
+  vvvv: 10,
+  /** u16 each: byte offsets of base and index register (S.zero if absent). */
+  base: 12,
+  index: 14,
+  /** i32: displacement. A direct branch has none and keeps here the address of its target's record (0: not linked). */
+  disp: 16,
+  link: 16,
+  /** u8: scale as a shift. */
+  scale: 20,
+  /** u8: effective segment. */
+  seg: 21,
+  /** u16: page offset of this instruction. */
+  offset: 22,
+  /** i64: immediate. */
+  imm: 24,
+  size: 32,
+} as const;
+export const RECORD_SHIFT = 5;
+
+/** A run of records never has more instructions than this; below it, `run` leaves and JavaScript steps exactly. */
+export const MAX_RUN = 64;
+
+/** Engine-private slots, as absolute addresses (in S.derived). */
+const slot = Layout.state + S.derived;
+export const P = {
+  /** u64: TLB context id. */
+  context: slot,
+  /** u32: (context * 37) in place for the TLB index. */
+  contextHash: slot + 8,
+  /** u64: CS base, 0 in 64-bit code. */
+  codeBase: slot + 16,
+  /** u64: mask of linear addresses. */
+  linearMask: slot + 24,
+  /** u64: highest RIP that a page may reach. */
+  codeLimit: slot + 32,
+  /** i32: ticks left, written when `run` leaves. */
+  remaining: slot + 40,
+  /** u32: record at which `run` left. */
+  pc: slot + 44,
+  /** u64: code key id << 32, upper half of the jump cache's tags. */
+  key: slot + 48,
+} as const;
+
+/** Jump cache: `entries` of 16 bytes: tag u64 (host physical address | key << 32), record address u32. */
+export const Jump = { base: Layout.code, entries: 32768, size: 16 } as const;
+/** A record that looks up S.rip. */
+export const ENTRY_RECORD = Jump.base + Jump.entries * Jump.size;
+/** Copies of records for exact stepping, one more for the stop. */
+export const SCRATCH_RECORDS = ENTRY_RECORD + R.size;
+export const FIRST_RECORD = SCRATCH_RECORDS + R.size * (MAX_RUN + 2);
+/** Records end here; the last megabyte is the translator's. */
+export const RECORDS_END = PRIVATE - 0x100000;
+
+/** Index of a host physical address in the jump cache. */
+export const jumpIndex = (pa: number): number => ((pa ^ (pa >>> 12)) & (Jump.entries - 1)) >>> 0;
+
+/** Handlers with special duties, first in every module. */
+export const Special = {
+  /** Not decoded any more (its bytes changed): leave here. */
+  stale: 0,
+  /** End of exact stepping. */
+  stop: 1,
+  /** For JavaScript. */
+  instruction: 2,
+  /** Not an instruction: go on at `link`, or look up this RIP. */
+  link: 3,
+  /** Look up S.rip. */
+  entry: 4,
+  count: 5,
+} as const;
+
+/** What `run` returns. */
+export const Status = {
+  /** Nothing known at RIP: predecode, then go on. */
+  miss: 0,
+  /** Fewer than MAX_RUN ticks left. */
+  budget: 1,
+  instruction: 2,
+  fault: 3,
+  stop: 4,
+} as const;
+
+/** What an out-of-line handler returns. */
+export const Outcome = { next: 0, fault: 1, jumped: 2, repeat: 3 } as const;
