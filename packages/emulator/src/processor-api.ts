@@ -103,8 +103,8 @@ export interface ProcessorApi {
   readonly ops: X86EmulateOps;
   /** Installed by VMRUN/VMLAUNCH, removed by the exit. */
   guest: GuestMode | null;
-  /** Instructions retired (and REP iterations) since power-on. */
-  readonly tick: number;
+  /** Instructions retired (and REP iterations) since power-on. KVM moves it on for instructions that it emulates and for idle time. */
+  tick: number;
   /** Tick at which the physical timer interrupt arrives (in guest mode: an INTR exit), or Infinity. */
   deadline: number;
   /** Kick: physical interrupt pending now (tested at the next instruction boundary). */
