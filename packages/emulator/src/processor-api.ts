@@ -69,7 +69,9 @@ export interface PlatformBus {
 export interface ProcessorState {
   /** Byte offset of the block in the memory, for copy routines. */
   readonly base: number;
+  /** The whole linear memory: a field stands at `base + S.field`. */
   readonly view: DataView;
+  /** The block alone: a field stands at `S.field`. */
   readonly u8: Uint8Array;
   /** The 16 general registers and RIP as a view. */
   readonly gpr: BigUint64Array;

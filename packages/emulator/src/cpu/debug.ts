@@ -26,7 +26,7 @@ export interface Breakpoint {
 
 /** The breakpoints that DR7 enables. */
 export function armedBreakpoints(state: StateBlock): Breakpoint[] {
-  const dr7 = state.view.getUint32(S.dr7, true);
+  const dr7 = state.block.getUint32(S.dr7, true);
   if ((dr7 & 0xff) === 0) return [];
   const armed: Breakpoint[] = [];
   for (let n = 0; n < 4; n++) {

@@ -8,7 +8,7 @@
 import type { CodeKey } from '../engines/engine.ts';
 import type { PagingConfig, PagingMode } from '../memory/paging.ts';
 import { Rights } from '../memory/tlb.ts';
-import type { ModeName, ProcessorMode } from '../processor-api.ts';
+import type { ModeChange, ModeName, ProcessorMode } from '../processor-api.ts';
 import { Attrib, CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '../state-layout.ts';
 import type { StateBlock } from './state.ts';
 
@@ -27,9 +27,9 @@ const DATA: readonly SegmentIndex[] = [Seg.ES, Seg.SS, Seg.DS];
 const ALL: readonly SegmentIndex[] = [Seg.ES, Seg.CS, Seg.SS, Seg.DS, Seg.FS, Seg.GS];
 
 /** Low halves of the control registers, read without bigint. */
-const cr0Of = (state: StateBlock): number => state.view.getInt32(S.cr0, true);
-const cr4Of = (state: StateBlock): number => state.view.getInt32(S.cr4, true);
-const eferOf = (state: StateBlock): number => state.view.getInt32(S.efer, true);
+const cr0Of = (state: StateBlock): number => state.block.getInt32(S.cr0, true);
+const cr4Of = (state: StateBlock): number => state.block.getInt32(S.cr4, true);
+const eferOf = (state: StateBlock): number => state.block.getInt32(S.efer, true);
 
 /** EFER.LMA. */
 export const isLongModeActive = (state: StateBlock): boolean => (eferOf(state) & Efer.LMA) !== 0;
@@ -62,6 +62,28 @@ export const computeMode = (state: StateBlock, guest: boolean, nested: boolean):
   guest,
   nested,
 });
+
+/**
+ * A number that differs whenever the mode differs: what the hot path compares before it builds a {@link ProcessorMode}.
+ */
+export function modeKey(state: StateBlock, guest: boolean, nested: boolean): number {
+  const cr0 = cr0Of(state);
+  const attrib = state.attrib(Seg.CS);
+  const wide = (cr0 & Cr0.PE) === 0 && ALL.some((seg) => state.limit(seg) > 0xffff);
+  return (
+    (cr0 & Cr0.PE) |
+    ((cr0 & Cr0.PG) !== 0 ? 2 : 0) |
+    ((eferOf(state) & Efer.LMA) !== 0 ? 4 : 0) |
+    ((cr4Of(state) & Cr4.PAE) !== 0 ? 8 : 0) |
+    ((state.rflagsLow & Flag.VM) !== 0 ? 16 : 0) |
+    ((attrib & Attrib.L) !== 0 ? 32 : 0) |
+    ((attrib & Attrib.DB) !== 0 ? 64 : 0) |
+    (wide ? 128 : 0) |
+    (state.smm ? 256 : 0) |
+    (guest ? 512 : 0) |
+    (nested ? 1024 : 0)
+  );
+}
 
 /** Equality of everything that makes a mode switch. */
 export const sameMode = (a: ProcessorMode, b: ProcessorMode): boolean =>
@@ -129,14 +151,14 @@ export function contextRights(state: StateBlock, system: boolean): number {
 
 /** PCID of the address space, 0 without CR4.PCIDE. */
 export const currentPcid = (state: StateBlock): number =>
-  (cr4Of(state) & Cr4.PCIDE) !== 0 ? state.view.getUint32(S.cr3, true) & 0xfff : 0;
+  (cr4Of(state) & Cr4.PCIDE) !== 0 ? state.block.getUint32(S.cr3, true) & 0xfff : 0;
 
 /** Physical address of the top table that CR3 holds. */
 function rootAddress(state: StateBlock, mode: PagingMode, maxphyaddr: number): number {
-  const cr3Low = state.view.getUint32(S.cr3, true);
+  const cr3Low = state.block.getUint32(S.cr3, true);
   if (mode === 'PAE') return (cr3Low & 0xffffffe0) >>> 0;
   if (mode !== '4-level') return (cr3Low & 0xfffff000) >>> 0;
-  const high = state.view.getUint32(S.cr3 + 4, true) & (2 ** (maxphyaddr - 32) - 1);
+  const high = state.block.getUint32(S.cr3 + 4, true) & (2 ** (maxphyaddr - 32) - 1);
   return high * 0x100000000 + ((cr3Low & 0xfffff000) >>> 0);
 }
 
@@ -162,4 +184,27 @@ export function pagingConfig(
     bit8Reserved: model.amd,
     pdpte,
   };
+}
+
+/** CR0, CR4 and EFER as they were, for the report of a change. Low halves: the upper ones hold no bit. */
+export class Controls {
+  #cr0 = 0;
+  #cr4 = 0;
+  #efer = 0;
+
+  read(state: StateBlock): this {
+    this.#cr0 = cr0Of(state);
+    this.#cr4 = cr4Of(state);
+    this.#efer = eferOf(state);
+    return this;
+  }
+
+  static pairs(before: Controls, after: Controls): Pick<ModeChange, 'cr0' | 'cr4' | 'efer'> {
+    const pair = (from: number, to: number) => ({ before: BigInt(from >>> 0), after: BigInt(to >>> 0) });
+    return {
+      cr0: pair(before.#cr0, after.#cr0),
+      cr4: pair(before.#cr4, after.#cr4),
+      efer: pair(before.#efer, after.#efer),
+    };
+  }
 }

@@ -22,7 +22,7 @@ import { type CpuidResult, cpuidNow, modelCpuid } from './cpuid.ts';
 import { armedBreakpoints, type Breakpoint, codeHits, Dr6, dataHits, ioHits } from './debug.ts';
 import { EventUnit } from './events.ts';
 import { type CpuidLookup, type FeatureName, hasFeature } from './features.ts';
-import { computeCodeKey, computeMode, is64BitMode, sameMode } from './mode.ts';
+import { Controls, computeCodeKey, computeMode, is64BitMode, modeKey, sameMode } from './mode.ts';
 import { installMsrHooks } from './msr-hooks.ts';
 import { Msrs } from './msrs.ts';
 import { SiliconOps } from './ops.ts';
@@ -79,7 +79,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   readonly #tscPerTick: bigint;
   #guest: GuestMode | null = null;
   #mode: ProcessorMode;
-  #controls = { cr0: 0n, cr4: 0n, efer: 0n };
+  #modeKey = -1;
+  #controls = new Controls();
   #armed: Breakpoint[] = [];
   /** DR6 bits that the running instruction's accesses hit. */
   #hits = 0n;
@@ -281,7 +282,9 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   injectEvent(event: PendingEvent): boolean {
     if (event.kind === 'nmi') this.state.nmiBlocked = true;
-    return this.events.deliver(event, false);
+    if (this.events.deliver(event, false)) return true;
+    if (this.state.activity === 2) this.#inShutdown();
+    return false;
   }
 
   /** Shutdown (triple fault): the loop asks the guest's owner, then stops. */
@@ -301,21 +304,28 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     return computeMode(this.state, this.#guest !== null, this.nested);
   }
 
-  /** Looks at the mode and reports a change. Called wherever an instruction, an event or a world switch has ended. */
+  /**
+   * Looks at the mode and reports a change. Called wherever an instruction, an event or a world switch has ended.
+   * Outside a guest that a silicon wing runs the block still holds that guest's state: leaving is no change of mode, and entering is one
+   * only if the guest comes back in another mode.
+   */
   noticeMode(cause: string, rip?: bigint, bytes?: Uint8Array): void {
     const { state } = this;
-    if (!state.modeStale) return;
+    if (!state.modeStale || cause === 'vmexit') return;
     state.modeStale = false;
-    const to = this.mode();
-    const from = this.#mode;
+    const key = modeKey(state, this.#guest !== null, this.nested);
     const before = this.#controls;
-    this.#controls = { cr0: state.cr0, cr4: state.cr4, efer: state.efer };
-    if (sameMode(from, to)) return;
+    if (key === this.#modeKey) {
+      before.read(state);
+      return;
+    }
+    this.#modeKey = key;
+    const from = this.#mode;
+    const to = this.mode();
+    this.#controls = new Controls().read(state);
     this.#mode = to;
-    if (this.onModeChange === null) return;
-    const pair = (key: 'cr0' | 'cr4' | 'efer') => ({ before: before[key], after: this.#controls[key] });
-    const changes = { cr0: pair('cr0'), cr4: pair('cr4'), efer: pair('efer') };
-    this.onModeChange({ tick: this.tick, from, to, cause, rip, bytes, ...changes });
+    if (this.onModeChange === null || sameMode(from, to)) return;
+    this.onModeChange({ tick: this.tick, from, to, cause, rip, bytes, ...Controls.pairs(before, this.#controls) });
   }
 
   /** After a load: the mode is what the block says, and no switch has happened. */
@@ -325,7 +335,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     state.modeStale = false;
     this.armBreakpoints();
     this.#mode = this.mode();
-    this.#controls = { cr0: state.cr0, cr4: state.cr4, efer: state.efer };
+    this.#modeKey = modeKey(state, this.#guest !== null, this.nested);
+    this.#controls.read(state);
   }
 
   reset(init: boolean): void {
@@ -402,13 +413,13 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   }
   #slowLoad(low: number, high: number, size: number, kind: number): number {
     return this.#guarded(() => {
-      this.state.view.setBigUint64(S.scratch, this.access.read(low, high, size, kind), true);
+      this.state.block.setBigUint64(S.scratch, this.access.read(low, high, size, kind), true);
       return 0;
     });
   }
   slowWrite(low: number, high: number, size: number): number {
     return this.#guarded(() => {
-      const value = BigInt.asUintN(size * 8, this.state.view.getBigUint64(S.scratch, true));
+      const value = BigInt.asUintN(size * 8, this.state.block.getBigUint64(S.scratch, true));
       this.#codeHit = false;
       this.access.write(low, high, value, size, AccessKind.write);
       // A device may have raised an interrupt: the engine leaves, too.
@@ -434,7 +445,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
       const { context } = this.evaluator;
       context.mode = emulateMode(this.ops);
       const linear = context.linearize(seg, linearOf(low, high), size, write !== 0);
-      this.state.view.setBigUint64(S.scratch, linear, true);
+      this.state.block.setBigUint64(S.scratch, linear, true);
       return 0;
     });
   }

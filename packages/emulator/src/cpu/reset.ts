@@ -31,8 +31,8 @@ function powerOn(cpu: Processor): void {
   state.set64(S.xcr0, 1n);
   state.set64(S.smbase, 0x30000n);
   state.set64(S.apicBase, 0xfee00900n);
-  state.view.setUint16(S.fcw, 0x37f, true);
-  state.view.setUint32(S.mxcsr, 0x1f80, true);
+  state.block.setUint16(S.fcw, 0x37f, true);
+  state.block.setUint32(S.mxcsr, 0x1f80, true);
   cpu.access.tlb.flushAll();
   cpu.access.codePages.fill(0);
 }

@@ -13,6 +13,8 @@ const MODE_FLAGS = Flag.VM | Flag.AC;
 export class StateBlock implements ProcessorState {
   readonly base = Layout.state;
   readonly view: DataView;
+  /** As `view`, from the block's base. */
+  readonly block: DataView;
   readonly u8: Uint8Array;
   readonly gpr: BigUint64Array;
   /** TLB contexts and code key must be computed anew before the next use. */
@@ -22,7 +24,8 @@ export class StateBlock implements ProcessorState {
 
   constructor(memory: PhysicalMemory) {
     const { buffer } = memory.memory;
-    this.view = new DataView(buffer, this.base, S.size);
+    this.view = memory.view;
+    this.block = new DataView(buffer, this.base, S.size);
     this.u8 = new Uint8Array(buffer, this.base, S.size);
     this.gpr = new BigUint64Array(buffer, this.base + S.gpr, 17);
   }
@@ -34,10 +37,10 @@ export class StateBlock implements ProcessorState {
   }
 
   get64(offset: number): bigint {
-    return this.view.getBigUint64(offset, true);
+    return this.block.getBigUint64(offset, true);
   }
   set64(offset: number, value: bigint): void {
-    this.view.setBigUint64(offset, value, true);
+    this.block.setBigUint64(offset, value, true);
     if (offset >= S.segments && offset <= S.cr8) this.touch();
   }
 
@@ -48,15 +51,15 @@ export class StateBlock implements ProcessorState {
     this.gpr[16] = value;
   }
   get rflags(): bigint {
-    return this.view.getBigUint64(S.rflags, true);
+    return this.block.getBigUint64(S.rflags, true);
   }
   set rflags(value: bigint) {
     if ((Number(BigInt.asUintN(32, value)) ^ this.rflagsLow) & MODE_FLAGS) this.touch();
-    this.view.setBigUint64(S.rflags, value, true);
+    this.block.setBigUint64(S.rflags, value, true);
   }
   /** Bits 31:0 of RFLAGS as a signed 32-bit number, for tests by JavaScript's bit operators. */
   get rflagsLow(): number {
-    return this.view.getInt32(S.rflags, true);
+    return this.block.getInt32(S.rflags, true);
   }
   get cr0(): bigint {
     return this.get64(S.cr0);
@@ -68,7 +71,7 @@ export class StateBlock implements ProcessorState {
     return this.get64(S.cr2);
   }
   set cr2(value: bigint) {
-    this.view.setBigUint64(S.cr2, value, true);
+    this.block.setBigUint64(S.cr2, value, true);
   }
   get cr3(): bigint {
     return this.get64(S.cr3);
@@ -86,7 +89,7 @@ export class StateBlock implements ProcessorState {
     return this.get64(S.cr8);
   }
   set cr8(value: bigint) {
-    this.view.setBigUint64(S.cr8, value, true);
+    this.block.setBigUint64(S.cr8, value, true);
   }
   get efer(): bigint {
     return this.get64(S.efer);
@@ -130,36 +133,36 @@ export class StateBlock implements ProcessorState {
   getSegment(seg: SegmentIndex): Segment {
     const at = S.segments + seg * 16;
     return {
-      selector: this.view.getUint16(at, true),
-      attrib: this.view.getUint16(at + 2, true),
-      limit: this.view.getUint32(at + 4, true),
-      base: this.view.getBigUint64(at + 8, true),
+      selector: this.block.getUint16(at, true),
+      attrib: this.block.getUint16(at + 2, true),
+      limit: this.block.getUint32(at + 4, true),
+      base: this.block.getBigUint64(at + 8, true),
     };
   }
   setSegment(seg: SegmentIndex, value: Segment): void {
     const at = S.segments + seg * 16;
-    this.view.setUint16(at, value.selector, true);
-    this.view.setUint16(at + 2, value.attrib, true);
-    this.view.setUint32(at + 4, value.limit, true);
-    this.view.setBigUint64(at + 8, value.base, true);
+    this.block.setUint16(at, value.selector, true);
+    this.block.setUint16(at + 2, value.attrib, true);
+    this.block.setUint32(at + 4, value.limit, true);
+    this.block.setBigUint64(at + 8, value.base, true);
     this.touch();
   }
   attrib(seg: SegmentIndex): number {
-    return this.view.getUint16(S.segments + seg * 16 + 2, true);
+    return this.block.getUint16(S.segments + seg * 16 + 2, true);
   }
   limit(seg: SegmentIndex): number {
-    return this.view.getUint32(S.segments + seg * 16 + 4, true);
+    return this.block.getUint32(S.segments + seg * 16 + 4, true);
   }
   segmentBase(seg: number): bigint {
-    return this.view.getBigUint64(S.segments + seg * 16 + 8, true);
+    return this.block.getBigUint64(S.segments + seg * 16 + 8, true);
   }
   getTable(which: 'gdtr' | 'idtr'): DescriptorTable {
     const at = S.segments + (which === 'gdtr' ? Seg.GDTR : Seg.IDTR) * 16;
-    return { base: this.view.getBigUint64(at + 8, true), limit: this.view.getUint32(at + 4, true) };
+    return { base: this.block.getBigUint64(at + 8, true), limit: this.block.getUint32(at + 4, true) };
   }
   setTable(which: 'gdtr' | 'idtr', value: DescriptorTable): void {
     const at = S.segments + (which === 'gdtr' ? Seg.GDTR : Seg.IDTR) * 16;
-    this.view.setUint32(at + 4, value.limit, true);
-    this.view.setBigUint64(at + 8, value.base, true);
+    this.block.setUint32(at + 4, value.limit, true);
+    this.block.setBigUint64(at + 8, value.base, true);
   }
 }
