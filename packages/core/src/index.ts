@@ -4,6 +4,7 @@ export * from './cpuid.ts';
 export * from './diagnostics.ts';
 export * from './kvm.ts';
 export * from './lapic.ts';
+export { kvmSetMemoryRegion, type MemoryRegion, USER_MEM_SLOTS } from './memslots.ts';
 export * from './mmu/mmu.ts';
 export * from './ops-table.ts';
 export * from './smm.ts';

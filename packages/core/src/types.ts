@@ -177,6 +177,8 @@ export type KvmExit =
     }
   | { reason: 'mmio'; physAddr: number; len: number; isWrite: boolean /** 8 bytes, `len` valid. */; data: Uint8Array }
   | { reason: 'hlt' }
+  /** An exception that the vendor intercepts but can't handle. */
+  | { reason: 'exception'; exception: number; errorCode: number }
   /** In-kernel irqchip: every vCPU is halted; nothing happens before `idleUntil` (ticks; Infinity: only an outside event can wake it). */
   | { reason: 'idle'; idleUntil: number }
   | { reason: 'shutdown' }

@@ -63,6 +63,8 @@ export interface GuestMode {
     source: 'call' | 'jmp' | 'iret' | 'gate',
     errorCode: number | undefined,
     during: PendingEvent | undefined,
+    /** Bytes of the CALL, JMP or IRET that switches (VMX reports it). */
+    instructionLength?: number,
   ): boolean;
   /** Port access; true: exit recorded. `linear`: effective linear address for string forms; `next`: next RIP. */
   interceptIo(io: {

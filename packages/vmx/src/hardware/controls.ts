@@ -405,13 +405,12 @@ export class VmxGuest implements GuestMode {
     source: 'call' | 'jmp' | 'iret' | 'gate',
     _errorCode: number | undefined,
     during: PendingEvent | undefined,
+    instructionLength = 0,
   ): boolean {
-    this.record(Reason.TASK_SWITCH, this.taskSwitchLength, selector + TASK_SOURCE[source] * 2 ** 30);
+    this.record(Reason.TASK_SWITCH, instructionLength, selector + TASK_SOURCE[source] * 2 ** 30);
     this.recordVectoring(during ?? this.#processor.eventInDelivery);
     return true;
   }
-  /** Length of the CALL, JMP or IRET that switches tasks; the processor sets it if it knows. */
-  taskSwitchLength = 0;
 
   interceptShutdown(): boolean {
     this.record(Reason.TRIPLE_FAULT);

@@ -60,6 +60,8 @@ export class VmxSilicon {
   /** The rules that the last VMLAUNCH or VMRESUME found broken. */
   failures: readonly FailedCheck[] = NO_FAILURES;
 
+  /** The sixteen general registers as 32-bit words: what a driver's assembly saves and loads around an entry. */
+  readonly gprWords: Int32Array;
   readonly processor: ProcessorApi;
   readonly memory: PhysicalMemory;
   readonly #model: CpuModel;
@@ -74,6 +76,7 @@ export class VmxSilicon {
     this.processor = processor;
     this.memory = memory;
     this.#model = model;
+    this.gprWords = new Int32Array(memory.memory.buffer, processor.state.base + S.gpr, 32);
     this.caps = readCapabilities(model);
     this.vmcs = new Vmcs(memory);
     this.guest = new VmxGuest(processor, memory, this.vmcs, this.caps);
@@ -86,7 +89,7 @@ export class VmxSilicon {
   }
   /** Capability MSR (480H to 491H) or IA32_FEATURE_CONTROL as RDMSR gives it. */
   rdmsr(index: number): bigint | undefined {
-    return this.#model.msrs.get(index);
+    return this.#model.msrs.get(index) ?? this.processor.rdmsr(index);
   }
 
   #validRegion(pa: number): boolean {

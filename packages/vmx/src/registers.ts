@@ -1,0 +1,227 @@
+/**
+ * CR0, CR4, EFER, RFLAGS and the lazily read registers.
+ * KVM: vmx_set_cr0, vmx_set_cr4, vmx_set_efer, vmx_cache_reg, vmx_get_rflags in vmx.c.
+ */
+import {
+  isGuestMode,
+  isPaePaging,
+  isPaging,
+  kvmReadCr0Bits,
+  kvmReadCr4,
+  kvmRegisterMarkAvailable,
+  kvmRegisterMarkDirty,
+  POSSIBLE_CR4_GUEST_BITS,
+  type Vcpu,
+} from '@tskvm/core';
+import { CR0, CR4, EFER, Flag, RSP, S } from '@tskvm/emulator';
+import { EntryCtl, Primary, Secondary } from './hardware/bits.ts';
+import { F } from './hardware/vmcs.ts';
+import { enterPmode, enterRmode, RMODE_HOST_RFLAGS } from './rmode.ts';
+import { vmxEmulationRequired } from './segments.ts';
+import { HOST } from './setup.ts';
+import { controlsClearBit, controlsGet, controlsSetBit, isUnrestrictedGuest, toVmx, vmcsOf } from './vcpu-vmx.ts';
+
+/** KVM_VM_CR0_ALWAYS_OFF, KVM_VM_CR0_ALWAYS_ON_UNRESTRICTED_GUEST, KVM_VM_CR0_ALWAYS_ON. */
+const CR0_ALWAYS_OFF = CR0.NW | CR0.CD;
+const CR0_ALWAYS_ON_UNRESTRICTED = CR0.NE;
+const CR0_ALWAYS_ON = CR0.NE | CR0.PG | CR0.PE;
+/** KVM_VM_CR4_ALWAYS_ON_UNRESTRICTED_GUEST, KVM_PMODE_VM_CR4_ALWAYS_ON, KVM_RMODE_VM_CR4_ALWAYS_ON. */
+const CR4_ALWAYS_ON_UNRESTRICTED = CR4.VMXE;
+const CR4_ALWAYS_ON_PMODE = CR4.PAE | CR4.VMXE;
+const CR4_ALWAYS_ON_RMODE = CR4.VME | CR4.PAE | CR4.VMXE;
+const CR3_EXITING = Primary.cr3Load | Primary.cr3Store;
+const ALL = 0xffffffffffffffffn;
+
+/** VMXON and nested operation would constrain CR0; a guest without VMX may have any. KVM: vmx_is_valid_cr0. */
+export const vmxIsValidCr0 = (_vcpu: Vcpu, _cr0: bigint): boolean => true;
+/** VMXE needs nested VMX; CPUID keeps it reserved. KVM: vmx_is_valid_cr4. */
+export const vmxIsValidCr4 = (_vcpu: Vcpu, cr4: bigint): boolean => (cr4 & CR4.VMXE) === 0n;
+
+/** CR0 as the hardware gets it; leaves or enters virtual-8086 mode where real mode needs it. */
+function hardwareCr0(vcpu: Vcpu, cr0: bigint): bigint {
+  const plain = cr0 & ~CR0_ALWAYS_OFF;
+  if (isUnrestrictedGuest(vcpu)) return plain | CR0_ALWAYS_ON_UNRESTRICTED;
+  const { rmode } = toVmx(vcpu);
+  const protectedMode = (cr0 & CR0.PE) !== 0n;
+  if (rmode.vm86Active && protectedMode) enterPmode(vcpu);
+  if (!rmode.vm86Active && !protectedMode) enterRmode(vcpu);
+  return plain | CR0_ALWAYS_ON;
+}
+
+/** Installs CR0 without checks. KVM: vmx_set_cr0. */
+export function vmxSetCr0(vcpu: Vcpu, cr0: bigint): void {
+  const { arch } = vcpu;
+  const wasPaging = kvmReadCr0Bits(vcpu, CR0.PG) !== 0n;
+  const paging = (cr0 & CR0.PG) !== 0n;
+  const hw = hardwareCr0(vcpu, cr0);
+  const v = vmcsOf(vcpu);
+  v.write64(F.CR0_READ_SHADOW, cr0);
+  v.write64(F.GUEST_CR0, hw);
+  arch.cr0 = cr0;
+  kvmRegisterMarkAvailable(vcpu, 'cr0');
+  if ((arch.efer & EFER.LME) !== 0n) {
+    if (!wasPaging && paging) enterLmode(vcpu);
+    else if (wasPaging && !paging) exitLmode(vcpu);
+  }
+  if (!isUnrestrictedGuest(vcpu)) updatePagingWithoutUrg(vcpu, wasPaging, paging);
+  toVmx(vcpu).emulationRequired = vmxEmulationRequired(vcpu);
+}
+
+/** EPT without unrestricted guest: while the guest's paging is off the hardware's CR3 is the identity map's. */
+function updatePagingWithoutUrg(vcpu: Vcpu, wasPaging: boolean, paging: boolean): void {
+  if (!vcpu.arch.regsAvail.has('cr3')) vmxCacheReg(vcpu, 'cr3');
+  if (!paging) controlsSetBit(vcpu, F.CPU_BASED_VM_EXEC_CONTROL, CR3_EXITING);
+  else if (!isGuestMode(vcpu)) controlsClearBit(vcpu, F.CPU_BASED_VM_EXEC_CONTROL, CR3_EXITING);
+  if (wasPaging !== paging) vmxSetCr4(vcpu, kvmReadCr4(vcpu));
+  if (!wasPaging && paging) kvmRegisterMarkDirty(vcpu, 'cr3');
+}
+
+const TR_TYPE_BUSY_64 = 11;
+/** KVM: enter_lmode. */
+export function enterLmode(vcpu: Vcpu): void {
+  const v = vmcsOf(vcpu);
+  const ar = v.read32(F.GUEST_TR_AR_BYTES);
+  if ((ar & 15) !== TR_TYPE_BUSY_64) v.write32(F.GUEST_TR_AR_BYTES, (ar & ~15) | TR_TYPE_BUSY_64);
+  vmxSetEfer(vcpu, vcpu.arch.efer | EFER.LMA);
+}
+/** KVM: exit_lmode. */
+export function exitLmode(vcpu: Vcpu): void {
+  vmxSetEfer(vcpu, vcpu.arch.efer & ~EFER.LMA);
+}
+
+/** Installs EFER. KVM: vmx_set_efer, update_transition_efer. */
+export function vmxSetEfer(vcpu: Vcpu, efer: bigint): number {
+  vcpu.arch.efer = efer;
+  const long = (efer & EFER.LMA) !== 0n;
+  if (long) controlsSetBit(vcpu, F.VM_ENTRY_CONTROLS, EntryCtl.ia32e);
+  else controlsClearBit(vcpu, F.VM_ENTRY_CONTROLS, EntryCtl.ia32e);
+  // LME without LMA would break the entry check while the hardware's PG is set for KVM's own reasons.
+  vmcsOf(vcpu).write64(F.GUEST_IA32_EFER, long ? efer : efer & ~EFER.LME);
+  return 0;
+}
+
+/** Installs CR4 without checks. KVM: vmx_set_cr4. */
+export function vmxSetCr4(vcpu: Vcpu, cr4: bigint): void {
+  const { arch } = vcpu;
+  const urg = isUnrestrictedGuest(vcpu);
+  let hw = (HOST.cr4 & CR4.MCE) | (cr4 & ~CR4.MCE);
+  if (urg) hw |= CR4_ALWAYS_ON_UNRESTRICTED;
+  else hw |= toVmx(vcpu).rmode.vm86Active ? CR4_ALWAYS_ON_RMODE : CR4_ALWAYS_ON_PMODE;
+  hw = emulateUmip(vcpu, cr4, hw);
+  arch.cr4 = cr4;
+  kvmRegisterMarkAvailable(vcpu, 'cr4');
+  if (!urg) hw = stepDownCr4(vcpu, cr4, hw);
+  const v = vmcsOf(vcpu);
+  v.write64(F.CR4_READ_SHADOW, cr4);
+  v.write64(F.GUEST_CR4, hw);
+}
+/** Without unrestricted guest the hardware pages even when the guest does not. */
+function stepDownCr4(vcpu: Vcpu, cr4: bigint, hw: bigint): bigint {
+  if (isPaging(vcpu)) return (cr4 & CR4.PAE) === 0n ? hw & ~CR4.PAE : hw;
+  return ((hw & ~CR4.PAE) | CR4.PSE) & ~(CR4.SMEP | CR4.SMAP | CR4.PKE);
+}
+/** A processor without UMIP: descriptor-table exiting stands in. */
+function emulateUmip(vcpu: Vcpu, cr4: bigint, hw: bigint): bigint {
+  const { silicon, module } = toVmx(vcpu);
+  const native = (silicon.caps.cr4Fixed1 & CR4.UMIP) !== 0n;
+  if (native || !(module.config.secondary & Secondary.descriptorTable)) return hw;
+  if ((cr4 & CR4.UMIP) === 0n) {
+    controlsClearBit(vcpu, F.SECONDARY_VM_EXEC_CONTROL, Secondary.descriptorTable);
+    return hw;
+  }
+  controlsSetBit(vcpu, F.SECONDARY_VM_EXEC_CONTROL, Secondary.descriptorTable);
+  return hw & ~CR4.UMIP;
+}
+
+/** CR4 bits that the guest changes without an exit. KVM: set_cr4_guest_host_mask. */
+export function setCr4GuestHostMask(vcpu: Vcpu): void {
+  const { arch } = vcpu;
+  arch.cr4GuestOwnedBits = POSSIBLE_CR4_GUEST_BITS & ~arch.cr4GuestRsvdBits;
+  vmcsOf(vcpu).write64(F.CR4_GUEST_HOST_MASK, ~arch.cr4GuestOwnedBits & ALL);
+}
+
+/** Reads one register out of the VMCS. KVM: vmx_cache_reg. */
+export function vmxCacheReg(vcpu: Vcpu, reg: string): void {
+  const { arch } = vcpu;
+  const v = vmcsOf(vcpu);
+  arch.regsAvail.add(reg);
+  switch (reg) {
+    case 'rsp':
+      arch.regs[RSP] = v.read64(F.GUEST_RSP);
+      break;
+    case 'rip':
+      arch.regs[16] = v.read64(F.GUEST_RIP);
+      break;
+    case 'cr0': {
+      const owned = arch.cr0GuestOwnedBits;
+      arch.cr0 = (arch.cr0 & ~owned) | (v.read64(F.GUEST_CR0) & owned);
+      break;
+    }
+    case 'cr3':
+      // While CR3 loads exit, the field holds KVM's CR3, not the guest's.
+      if (!(controlsGet(vcpu, F.CPU_BASED_VM_EXEC_CONTROL) & Primary.cr3Load)) arch.cr3 = v.read64(F.GUEST_CR3);
+      break;
+    case 'cr4': {
+      const owned = arch.cr4GuestOwnedBits;
+      arch.cr4 = (arch.cr4 & ~owned) | (v.read64(F.GUEST_CR4) & owned);
+      break;
+    }
+    case 'pdptr':
+      eptSavePdptrs(vcpu);
+      break;
+    default:
+      break;
+  }
+}
+
+/** KVM: ept_save_pdptrs. */
+function eptSavePdptrs(vcpu: Vcpu): void {
+  if (!isPaePaging(vcpu)) return;
+  const v = vmcsOf(vcpu);
+  for (let i = 0; i < 4; i++) vcpu.arch.pdptrs[i] = v.read64(F.GUEST_PDPTR0 + 2 * i);
+}
+/** KVM: vmx_ept_load_pdptrs. */
+export function vmxEptLoadPdptrs(vcpu: Vcpu): void {
+  if (!vcpu.arch.regsDirty.has('pdptr') || !isPaePaging(vcpu)) return;
+  const v = vmcsOf(vcpu);
+  for (let i = 0; i < 4; i++) v.write64(F.GUEST_PDPTR0 + 2 * i, vcpu.arch.pdptrs[i]);
+}
+
+/** RFLAGS as the guest sees it. KVM: vmx_get_rflags. */
+export function vmxGetRflags(vcpu: Vcpu): bigint {
+  const rflags = vmcsOf(vcpu).read64(F.GUEST_RFLAGS);
+  const { rmode } = toVmx(vcpu);
+  if (!rmode.vm86Active) return rflags;
+  return (rflags & ~RMODE_HOST_RFLAGS) | (rmode.saveRflags & RMODE_HOST_RFLAGS);
+}
+/** KVM: vmx_set_rflags. */
+export function vmxSetRflags(vcpu: Vcpu, rflags: bigint): void {
+  const v = vmcsOf(vcpu);
+  if (isUnrestrictedGuest(vcpu)) {
+    v.write64(F.GUEST_RFLAGS, rflags);
+    return;
+  }
+  const { rmode } = toVmx(vcpu);
+  const old = vmxGetRflags(vcpu);
+  if (rmode.vm86Active) rmode.saveRflags = rflags;
+  v.write64(F.GUEST_RFLAGS, rmode.vm86Active ? rflags | RMODE_HOST_RFLAGS : rflags);
+  if (((old ^ rflags) & BigInt(Flag.VM)) !== 0n) toVmx(vcpu).emulationRequired = vmxEmulationRequired(vcpu);
+}
+export const vmxGetIfFlag = (vcpu: Vcpu): boolean => (vmcsOf(vcpu).readLow(F.GUEST_RFLAGS) & Flag.IF) !== 0;
+
+// Debug registers
+
+/** KVM: vmx_set_dr7. */
+export function vmxSetDr7(vcpu: Vcpu, value: bigint): void {
+  vmcsOf(vcpu).write64(F.GUEST_DR7, value);
+}
+/** The guest ran with MOV DR native: reads its registers back and arms the exit again. KVM: vmx_sync_dirty_debug_regs. */
+export function vmxSyncDirtyDebugRegs(vcpu: Vcpu): void {
+  const { arch } = vcpu;
+  const { state } = vcpu.kvm.processor;
+  for (let i = 0; i < 4; i++) arch.db[i] = state.get64(S.dr0 + 8 * i);
+  arch.dr6 = state.get64(S.dr6);
+  arch.dr7 = vmcsOf(vcpu).read64(F.GUEST_DR7);
+  arch.switchDbRegs &= ~2;
+  controlsSetBit(vcpu, F.CPU_BASED_VM_EXEC_CONTROL, Primary.movDr);
+}

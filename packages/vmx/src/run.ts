@@ -1,0 +1,195 @@
+/**
+ * One entry and exit, and what every exit needs: registers in and out, skipping the instruction, exit information.
+ * KVM: vmx_vcpu_run, vmx_skip_emulated_instruction, vmx_get_exit_info in vmx.c; vmenter.S.
+ */
+import {
+  EmulType,
+  type EntryInfo,
+  type ExitInfo,
+  FastPath,
+  is64BitMode,
+  kvmEmulateInstruction,
+  kvmRipRead,
+  kvmRipWrite,
+  RunFlag,
+  trace,
+  type Vcpu,
+} from '@tskvm/core';
+import { S } from '@tskvm/emulator';
+import { vmxCompleteInterrupts, vmxSetInterruptShadow } from './events.ts';
+import { ExitCtl, FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, Pin, Reason } from './hardware/bits.ts';
+import { F } from './hardware/vmcs.ts';
+import { vmxLoadGuestMsrs } from './msrs.ts';
+import { vmxEptLoadPdptrs } from './registers.ts';
+import { controlsClearBit, controlsSetBit, toVmx, type VcpuVmx, vmcsOf } from './vcpu-vmx.ts';
+
+const REASON_NAMES = new Map<number, string>(Object.entries(Reason).map(([name, reason]) => [reason, name]));
+/** KVM's symbol of an exit reason, with its flags: `CR_ACCESS`, `INVALID_STATE FAILED_VMENTRY`. */
+export function exitReasonName(reason: number): string {
+  const name = REASON_NAMES.get(reason & 0xffff) ?? `0x${(reason & 0xffff).toString(16)}`;
+  return reason >= FAILED_VMENTRY ? `${name} FAILED_VMENTRY` : name;
+}
+
+const RSP_WORD = 8;
+/** General registers but RSP (which the VMCS holds) into the processor. */
+function loadRegisters(vmx: VcpuVmx, vcpu: Vcpu): void {
+  const { regs32 } = vmx;
+  const gpr = vmx.silicon.gprWords;
+  for (let i = 0; i < 32; i++) gpr[i] = regs32[i];
+  const { state } = vcpu.kvm.processor;
+  const cr2 = vcpu.arch.cr2;
+  if (state.get64(S.cr2) !== cr2) state.set64(S.cr2, cr2);
+}
+function saveRegisters(vmx: VcpuVmx, vcpu: Vcpu): void {
+  const { regs32 } = vmx;
+  const gpr = vmx.silicon.gprWords;
+  for (let i = 0; i < RSP_WORD; i++) regs32[i] = gpr[i];
+  for (let i = RSP_WORD + 2; i < 32; i++) regs32[i] = gpr[i];
+  vcpu.arch.cr2 = vcpu.kvm.processor.state.get64(S.cr2);
+}
+
+/** Registers that were changed since the last exit, into the VMCS. */
+function flushRegisters(vcpu: Vcpu): void {
+  const { regs, regsDirty } = vcpu.arch;
+  if (regsDirty.size === 0) return;
+  const v = vmcsOf(vcpu);
+  if (regsDirty.has('rsp')) v.write64(F.GUEST_RSP, regs[4]);
+  if (regsDirty.has('rip')) v.write64(F.GUEST_RIP, regs[16]);
+  if (regsDirty.has('pdptr')) vmxEptLoadPdptrs(vcpu);
+  regsDirty.clear();
+}
+
+const PREEMPTION_TIMER = Pin.preemptionTimer;
+/** Enter, but leave before the first instruction. KVM: vmx_update_hv_timer with force_immediate_exit. */
+function forceImmediateExit(vcpu: Vcpu, force: boolean): void {
+  if (!toVmx(vcpu).module.params.preemptionTimer) {
+    if (force) vcpu.kvm.processor.interruptPending = true;
+    return;
+  }
+  if (!force) {
+    controlsClearBit(vcpu, F.PIN_BASED_VM_EXEC_CONTROL, PREEMPTION_TIMER);
+    return;
+  }
+  vmcsOf(vcpu).write32(F.VMX_PREEMPTION_TIMER_VALUE, 0);
+  controlsSetBit(vcpu, F.PIN_BASED_VM_EXEC_CONTROL, PREEMPTION_TIMER);
+}
+
+const GUESTDBG_SINGLESTEP = 2;
+/** One entry and one exit. KVM: vmx_vcpu_run. */
+export function vmxVcpuRun(vcpu: Vcpu, runFlags: number): FastPath {
+  const vmx = toVmx(vcpu);
+  if (vmx.emulationRequired) {
+    vmx.fail = 0;
+    vmx.exitReason = (Reason.INVALID_STATE | FAILED_VMENTRY) >>> 0;
+    vmx.exitIntrInfo = 0;
+    vmx.idtVectoringInfo = 0;
+    return FastPath.NONE;
+  }
+  flushRegisters(vcpu);
+  if (vcpu.guestDebug & GUESTDBG_SINGLESTEP) vmxSetInterruptShadow(vcpu, 0);
+  if (runFlags & RunFlag.LOAD_GUEST_DR6) vcpu.kvm.processor.state.set64(S.dr6, vcpu.arch.dr6);
+  const immediate = (runFlags & RunFlag.FORCE_IMMEDIATE_EXIT) !== 0;
+  forceImmediateExit(vcpu, immediate);
+  if (vcpu.kvm.tracer !== null) traceEntry(vcpu, immediate);
+  enter(vcpu, vmx);
+  return afterExit(vcpu, vmx);
+}
+
+/** KVM: vmx_vcpu_enter_exit. */
+function enter(vcpu: Vcpu, vmx: VcpuVmx): void {
+  const { silicon } = vmx;
+  const v = vmcsOf(vcpu);
+  vmxLoadGuestMsrs(vcpu);
+  loadRegisters(vmx, vcpu);
+  vmx.fail = vmx.launched ? silicon.vmresume() : silicon.vmlaunch();
+  if (vmx.fail !== 0) {
+    vmx.failures = silicon.failures;
+    vmx.exitReason = 0xdead;
+    vmx.idtVectoringInfo = 0;
+    vmx.exitIntrInfo = 0;
+    return;
+  }
+  saveRegisters(vmx, vcpu);
+  vmx.exitReason = v.read32(F.VM_EXIT_REASON);
+  vmx.idtVectoringInfo = v.read32(F.IDT_VECTORING_INFO_FIELD);
+  vmx.exitIntrInfo = v.read32(F.VM_EXIT_INTR_INFO);
+}
+
+function afterExit(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
+  const { arch } = vcpu;
+  arch.regsAvail.clear();
+  if (vmx.fail !== 0) return FastPath.NONE;
+  if (vcpu.kvm.tracer !== null) traceExit(vcpu);
+  if (vmx.exitReason >= FAILED_VMENTRY) {
+    vmx.failures = vmx.silicon.failures;
+    return FastPath.NONE;
+  }
+  vmx.launched = true;
+  vmxCompleteInterrupts(vcpu);
+  return FastPath.NONE;
+}
+
+function traceEntry(vcpu: Vcpu, immediateExit: boolean): void {
+  trace(vcpu, 'kvm_entry', () => ({
+    vcpuId: vcpu.vcpuId,
+    rip: kvmRipRead(vcpu),
+    immediateExit,
+    ...vmxGetEntryInfo(vcpu),
+  }));
+}
+function traceExit(vcpu: Vcpu): void {
+  trace(vcpu, 'kvm_exit', () => {
+    const { isa, ...info } = vmxGetExitInfo(vcpu);
+    let requests = 0n;
+    for (const req of vcpu.requests) requests |= 1n << BigInt(req);
+    return { vcpuId: vcpu.vcpuId, rip: kvmRipRead(vcpu), isa, ...info, requests };
+  });
+}
+
+/** KVM: vmx_get_exit_info. */
+export function vmxGetExitInfo(vcpu: Vcpu): ExitInfo {
+  const vmx = toVmx(vcpu);
+  const failed = vmx.exitReason >= FAILED_VMENTRY;
+  const withCode = (vmx.exitIntrInfo & (INTR_VALID | INTR_ERROR_CODE)) >>> 0 === (INTR_VALID | INTR_ERROR_CODE) >>> 0;
+  const v = vmcsOf(vcpu);
+  return {
+    reason: vmx.exitReason,
+    name: exitReasonName(vmx.exitReason),
+    isa: 1,
+    info1: failed ? 0n : v.read64(F.EXIT_QUALIFICATION),
+    info2: failed ? 0n : BigInt(vmx.idtVectoringInfo >>> 0),
+    intrInfo: failed ? 0 : vmx.exitIntrInfo >>> 0,
+    errorCode: !failed && withCode ? v.read32(F.VM_EXIT_INTR_ERROR_CODE) : 0,
+  };
+}
+/** KVM: vmx_get_entry_info. */
+export function vmxGetEntryInfo(vcpu: Vcpu): EntryInfo {
+  const v = vmcsOf(vcpu);
+  const intrInfo = v.read32(F.VM_ENTRY_INTR_INFO_FIELD);
+  const withCode = (intrInfo & INTR_VALID) !== 0 && (intrInfo & INTR_ERROR_CODE) !== 0;
+  return { intrInfo, errorCode: withCode ? v.read32(F.VM_ENTRY_EXCEPTION_ERROR_CODE) : 0 };
+}
+
+/** RIP behind the exiting instruction; the shadow ends. KVM: vmx_skip_emulated_instruction. */
+export function vmxSkipEmulatedInstruction(vcpu: Vcpu): number {
+  const vmx = toVmx(vcpu);
+  if (vmx.exitReason === Reason.EPT_MISCONFIG) {
+    // Hardware gives no length there.
+    if (!kvmEmulateInstruction(vcpu, EmulType.SKIP)) return 0;
+  } else {
+    const old = kvmRipRead(vcpu);
+    let rip = old + BigInt(vmcsOf(vcpu).read32(F.VM_EXIT_INSTRUCTION_LEN));
+    // Only a step over the 4 GiB line needs to know the mode.
+    if (((old ^ rip) >> 31n) & 3n && !is64BitMode(vcpu)) rip &= 0xffffffffn;
+    kvmRipWrite(vcpu, rip);
+  }
+  vmxSetInterruptShadow(vcpu, 0);
+  return 1;
+}
+
+/** True while the processor acknowledges interrupts for KVM: nothing is left to do here. KVM: vmx_handle_exit_irqoff. */
+export function vmxHandleExitIrqoff(vcpu: Vcpu): void {
+  const vmx = toVmx(vcpu);
+  if (vmx.exitReason !== Reason.EXTERNAL_INTERRUPT) return;
+  if (vmcsOf(vcpu).read32(F.VM_EXIT_CONTROLS) & ExitCtl.ackInterrupt) vcpu.kvm.processor.interruptPending = false;
+}
