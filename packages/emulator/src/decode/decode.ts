@@ -264,8 +264,9 @@ function operandSize(into: Instruction, row: TableRow, intel: boolean): 1 | 2 | 
   if (row.sizeRule === 'byte') return 1;
   const long = into.codeSize === 8;
   if (long && (row.force64 || (row.near64 && (intel || !into.opSizePrefix)))) return 8;
+  const wide = long && (wrxb & 8) !== 0;
   // AMD has no 64-bit offsets in far pointers.
-  const wide = long && (wrxb & 8) !== 0 && !(row.farMemory && !intel);
+  if (wide && row.farMemory && !intel) return 4;
   if (row.sizeRule === 'y') return wide ? 8 : 4;
   if (wide && row.sizeRule !== 'z') return 8;
   if (long && row.default64) return into.opSizePrefix ? 2 : 8;

@@ -45,7 +45,7 @@ const GROUP7: RowText[] = [
   ['0F 01 F9', 'rdtscp', '', '?rdtscp', '@rdtscp', 'kvm-decode'],
   ['NP 0F 01 FA', 'monitorx', '', '?monitorx', '@monitor', '-kvm'],
   ['NP 0F 01 FB', 'mwaitx', '', '?monitorx', '@mwait', '-kvm'],
-  ['NP|66 0F 01 FC', 'clzero', '', '?clzero', '-kvm'],
+  ['0F 01 FC', 'clzero', '', '?clzero', '-kvm'],
   ['NP 0F 01 FD', 'rdpru', '', '?rdpru', '@rdpru', '-kvm'],
 ];
 
