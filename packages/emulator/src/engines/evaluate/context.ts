@@ -8,9 +8,9 @@ import type { Size } from '../../builder/builder.ts';
 import type { Instruction } from '../../decode/instruction.ts';
 import { GuestException } from '../../exceptions.ts';
 import type { X86EmulateOps } from '../../ops.ts';
-import { Attrib, CR0, CR4, Flag, RAX, RCX, RDI, RSI, RSP, Seg, type SegmentIndex, Vector } from '../../state-layout.ts';
+import { Attrib, CR0, CR4, Flag, RDI, RSI, RSP, Seg, type SegmentIndex, Vector } from '../../state-layout.ts';
 import type { EmulateContext, EmulateMode } from '../../system/context.ts';
-import { isMemory, type OperandForm, operandForms, operandSize, registerOf } from './operands.ts';
+import { isMemory, type OperandForm, operandSize, registerOf } from './operands.ts';
 import { EmulateSession } from './session.ts';
 
 const EFER_MSR = 0xc0000080;
@@ -22,13 +22,19 @@ const AC = BigInt(Flag.AC);
 /** `MASK[size]`: the low `size` bytes. */
 export const MASK: readonly bigint[] = [0n, 0xffn, 0xffffn, 0xffffffn, 0xffffffffn, 0n, 0n, 0n, (1n << 64n) - 1n];
 
-const UNREAD = -1n;
+/** The canonical halves of 48-bit linear addresses. */
+const LOW_HALF_END = 1n << 47n;
+const HIGH_HALF = 0xffff_8000_0000_0000n;
 
 /** X86EMUL_MODE_* of the processor that `ops` shows (KVM: init_emulate_ctxt). */
 export function emulateMode(ops: X86EmulateOps): EmulateMode {
+  return emulateModeWith(ops, ops.getSegment(Seg.CS).attrib);
+}
+
+/** As {@link emulateMode}, for a caller that has CS's attributes at hand. */
+export function emulateModeWith(ops: X86EmulateOps, attrib: number): EmulateMode {
   if ((ops.getCr(0) & CR0.PE) === 0n) return 'real';
   if ((ops.getRflags() & VM) !== 0n) return 'vm86';
-  const attrib = ops.getSegment(Seg.CS).attrib;
   if ((attrib & Attrib.L) !== 0 && ((ops.getMsr(EFER_MSR) ?? 0n) & LMA) !== 0n) return 'prot64';
   return (attrib & Attrib.DB) !== 0 ? 'prot32' : 'prot16';
 }
@@ -49,9 +55,12 @@ export class EvaluateContext implements EmulateContext {
   forms: readonly OperandForm[] = [];
   private readonly registers: bigint[] = new Array<bigint>(16).fill(0n);
   private dirty = 0;
-  private readonly operandValues: bigint[] = [UNREAD, UNREAD, UNREAD, UNREAD];
+  /** Operands that were read, one bit each, and their values. */
+  private operandsRead = 0;
+  private readonly operandValues: bigint[] = [0n, 0n, 0n, 0n];
   private stackBytes: 0 | 2 | 4 | 8 = 0;
   private checkAlignment = false;
+  private initialRflags = 0n;
 
   constructor(
     readonly ops: X86EmulateOps,
@@ -60,27 +69,27 @@ export class EvaluateContext implements EmulateContext {
   ) {}
 
   /** Prepares for the instruction at RIP. `mode` is set by the caller. */
-  begin(insn: Instruction): void {
+  begin(insn: Instruction, forms: readonly OperandForm[]): void {
     const ops = this.ops;
     this.insn = insn;
-    this.forms = operandForms(insn.row);
+    this.forms = forms;
     this.rip = ops.getRip();
     this.eip = this.truncateRip(this.rip + BigInt(insn.length));
-    this.rflags = ops.getRflags();
+    this.rflags = this.initialRflags = ops.getRflags();
     this.restart = false;
     this.interruptShadow = 0;
     this.modeChanged = false;
     this.debugTrap = undefined;
     this.dirty = 0;
     this.stackBytes = 0;
-    this.operandValues.fill(UNREAD);
+    this.operandsRead = 0;
     this.checkAlignment =
       (this.rflags & AC) !== 0n && this.subset === 'x86' && (ops.getCr(0) & CR0.AM) !== 0n && ops.cpl() === 3;
   }
 
   /** RF is clear in what the instruction sees and leaves, unless it loads RFLAGS itself (APM vol. 2 section 13.1.3). */
   clearResume(): void {
-    this.rflags &= ~RF;
+    if ((this.rflags & RF) !== 0n) this.rflags &= ~RF;
   }
 
   /** Makes the instruction's effects on registers, RFLAGS and RIP visible. */
@@ -88,7 +97,8 @@ export class EvaluateContext implements EmulateContext {
     const ops = this.ops;
     this.flushRegisters();
     // A REP iteration that is not the last keeps RF, so that a breakpoint on the instruction hits once.
-    ops.setRflags(this.restart ? this.rflags | RF : this.rflags);
+    const rflags = this.restart ? this.rflags | RF : this.rflags;
+    if (rflags !== this.initialRflags || this.modeChanged) ops.setRflags(rflags);
     if (!this.restart) ops.setRip(this.eip);
     if (this.interruptShadow !== 0) ops.setInterruptShadow(this.interruptShadow);
   }
@@ -198,11 +208,10 @@ export class EvaluateContext implements EmulateContext {
   }
 
   isCanonical(linear: bigint): boolean {
-    const top = BigInt.asIntN(64, linear) >> 47n;
-    if (top === 0n || top === -1n) return true;
+    if (linear < LOW_HALF_END || linear >= HIGH_HALF) return true;
     if ((this.ops.getCr(4) & CR4.LA57) === 0n) return false;
-    const top57 = top >> 9n;
-    return top57 === 0n || top57 === -1n;
+    const top = BigInt.asIntN(64, linear) >> 56n;
+    return top === 0n || top === -1n;
   }
 
   /** CS-relative target of a near or far transfer: #GP(0) if it can't be fetched from. */
@@ -280,10 +289,10 @@ export class EvaluateContext implements EmulateContext {
   }
 
   readOperand(n: number): bigint {
-    const known = this.operandValues[n]!;
-    if (known !== UNREAD) return known;
+    if ((this.operandsRead & (1 << n)) !== 0) return this.operandValues[n]!;
     const value = this.fetchOperand(this.forms[n]!);
     this.operandValues[n] = value;
+    this.operandsRead |= 1 << n;
     return value;
   }
 
@@ -350,7 +359,3 @@ function isAccessible(attrib: number, write: boolean): boolean {
   const readWrite = (attrib & 2) !== 0;
   return write ? !code && readWrite : !code || readWrite;
 }
-
-/** Registers that system functions name by role. */
-export const COUNT_REGISTER = RCX;
-export const ACCUMULATOR = RAX;

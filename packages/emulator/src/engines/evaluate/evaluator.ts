@@ -4,17 +4,18 @@
  *
  * REP: one call is one iteration. Everything a guest can cause ends in a result code; what escapes is NotImplementedError or a bug.
  */
-import type { Builder, Operation } from '../../builder/builder.ts';
+import type { Builder, Operation, Semantics } from '../../builder/builder.ts';
 import { createInstruction, decode, MAX_INSTRUCTION_LENGTH } from '../../decode/decode.ts';
-import type { DecodeMode, DecodeResult, Instruction } from '../../decode/instruction.ts';
+import type { DecodeMode, DecodeResult, Instruction, Row } from '../../decode/instruction.ts';
 import { GuestException, NotImplementedError, Unwind } from '../../exceptions.ts';
 import { X86Emul, type X86EmulateOps } from '../../ops.ts';
 import { SEMANTICS } from '../../semantics/index.ts';
-import { Attrib, Seg, Vector } from '../../state-layout.ts';
-import type { EmulateMode } from '../../system/context.ts';
+import { Attrib, Seg, type Segment, Vector } from '../../state-layout.ts';
+import type { EmulateMode, SystemFunction } from '../../system/context.ts';
 import { CHECKS, SYSTEM } from '../../system/index.ts';
 import { asBuilder, EvaluateBuilder } from './builder.ts';
-import { EvaluateContext, emulateMode } from './context.ts';
+import { EvaluateContext, emulateMode, emulateModeWith } from './context.ts';
+import { type OperandForm, operandForms } from './operands.ts';
 import { EvaluateOperation } from './operation.ts';
 import { checkIntercept, checkLegality, checkPrivilege, createInfo } from './phases.ts';
 
@@ -44,7 +45,10 @@ export class Evaluator {
   private readonly operationView: Operation;
   private readonly info = createInfo();
   private readonly code = new Uint8Array(16);
-  private readonly fetched = new Uint8Array(16);
+  /** What comes from the second page. */
+  private readonly more = new Uint8Array(16);
+  /** `decode` has just found the mode; nothing has happened since. */
+  private modeIsFresh = false;
   private readonly codeMode: DecodeMode;
 
   constructor(
@@ -64,7 +68,7 @@ export class Evaluator {
   /** Fetches, decodes and executes the instruction at CS:RIP; with REP one iteration. KVM: x86_emulate_instruction without its policy. */
   emulate(): X86Emul {
     const code = this.decode();
-    return code === X86Emul.CONTINUE ? this.executeInMode(this.instruction) : code;
+    return code === X86Emul.CONTINUE ? this.execute(this.instruction) : code;
   }
 
   /** As `emulate`, but a REP instruction runs to its end (or until it faults, or must wait). */
@@ -80,9 +84,11 @@ export class Evaluator {
    * @returns CONTINUE; PROPAGATE_FAULT (#PF, #GP of the fetch, #UD, #GP of an overlong instruction); UNHANDLEABLE for undefined bytes in KVM's subset
    */
   decode(provided?: Uint8Array): X86Emul {
-    this.context.mode = this.options.mode?.() ?? emulateMode(this.ops);
+    const cs = this.ops.getSegment(Seg.CS);
+    this.context.mode = this.options.mode?.() ?? emulateModeWith(this.ops, cs.attrib);
+    this.modeIsFresh = true;
     try {
-      return this.decoded(this.fetchAndDecode(provided ?? this.interruptedBytes()));
+      return this.decoded(this.fetchAndDecode(provided ?? this.interruptedBytes(), cs));
     } catch (error) {
       return this.thrown(error);
     }
@@ -101,44 +107,44 @@ export class Evaluator {
   }
 
   /** Decodes with what is there, and fetches more (up to the next page's end) while that is not enough. */
-  private fetchAndDecode(provided: Uint8Array | undefined): DecodeResult {
+  private fetchAndDecode(provided: Uint8Array | undefined, cs: Segment): DecodeResult {
     const { code } = this;
-    const mode = this.decodeMode();
+    const mode = this.decodeMode(cs);
     let available = Math.min(provided?.length ?? 0, MAX_INSTRUCTION_LENGTH);
     if (provided !== undefined) code.set(provided.subarray(0, available));
     for (;;) {
       const result = available === 0 ? 'need-more' : decode(code, available, mode, this.instruction);
       if (result !== 'need-more') return result;
-      available += this.fetchMore(available);
+      available += this.fetchMore(available, cs);
     }
   }
 
   /** Real and virtual-8086 code follow CS.D too: it survives the way back from protected mode (APM vol. 2 section 4.7.2). */
-  private decodeMode(): DecodeMode {
-    const { context, codeMode } = this;
-    if (context.mode === 'prot64') codeMode.codeSize = 8;
-    else codeMode.codeSize = (this.ops.getSegment(Seg.CS).attrib & Attrib.DB) !== 0 ? 4 : 2;
+  private decodeMode(cs: Segment): DecodeMode {
+    const { codeMode } = this;
+    if (this.context.mode === 'prot64') codeMode.codeSize = 8;
+    else codeMode.codeSize = (cs.attrib & Attrib.DB) !== 0 ? 4 : 2;
     return codeMode;
   }
 
   /** Fetches up to the end of the page; raises if there is nothing to fetch. Returns how many bytes came. */
-  private fetchMore(have: number): number {
+  private fetchMore(have: number, cs: Segment): number {
     const { context, ops } = this;
-    const offset = context.truncateRip(ops.getRip() + BigInt(have));
-    let linear = offset;
+    let linear = ops.getRip();
+    if (have > 0) linear = context.truncateRip(linear + BigInt(have));
     let most = MAX_INSTRUCTION_LENGTH - have;
     if (context.mode === 'prot64') {
       if (!context.isCanonical(linear)) context.raise(Vector.GP, 0);
     } else {
-      const segment = ops.getSegment(Seg.CS);
-      const left = segment.limit - Number(offset) + 1;
+      const left = cs.limit - Number(linear) + 1;
       if (left <= 0) context.raise(Vector.GP, 0);
-      most = Math.min(most, left);
-      linear = (segment.base + offset) & 0xffffffffn;
+      if (left < most) most = left;
+      linear = (cs.base + linear) & 0xffffffffn;
     }
     most = Math.min(most, 0x1000 - Number(linear & 0xfffn));
-    const got = ops.fetch(linear, this.fetched, most);
-    this.code.set(this.fetched.subarray(0, got), have);
+    if (have === 0) return ops.fetch(linear, this.code, most);
+    const got = ops.fetch(linear, this.more, most);
+    for (let i = 0; i < got; i++) this.code[have + i] = this.more[i]!;
     return got;
   }
 
@@ -148,18 +154,16 @@ export class Evaluator {
    *   committed. IO_NEEDED: nothing committed, execute again once the access can be answered (see EmulateSession).
    */
   execute(insn: Instruction): X86Emul {
-    this.context.mode = this.options.mode?.() ?? emulateMode(this.ops);
-    return this.executeInMode(insn);
-  }
-
-  private executeInMode(insn: Instruction): X86Emul {
+    if (!this.modeIsFresh) this.context.mode = this.options.mode?.() ?? emulateMode(this.ops);
+    this.modeIsFresh = false;
     const { context } = this;
     const { session } = context;
-    context.begin(insn);
+    const plan = planOf(insn.row);
+    context.begin(insn, plan.forms);
     if (session.waitingAt === context.rip) session.restart();
     else session.begin();
     try {
-      const code = this.run(insn);
+      const code = this.run(insn, plan);
       if (code === X86Emul.CONTINUE) context.commit();
       return code;
     } catch (error) {
@@ -167,7 +171,7 @@ export class Evaluator {
     }
   }
 
-  private run(insn: Instruction): X86Emul {
+  private run(insn: Instruction, plan: Plan): X86Emul {
     const { context, info } = this;
     const { row } = insn;
     if (context.subset === 'kvm' && !row.kvm) return X86Emul.UNHANDLEABLE;
@@ -181,23 +185,22 @@ export class Evaluator {
     if (code !== X86Emul.CONTINUE) return code;
     context.clearResume();
     code = checkIntercept(context, info, 'postMemAccess');
-    return code === X86Emul.CONTINUE ? this.perform(insn) : code;
+    return code === X86Emul.CONTINUE ? this.perform(insn, plan) : code;
   }
 
-  private perform(insn: Instruction): X86Emul {
+  private perform(insn: Instruction, plan: Plan): X86Emul {
     const { context } = this;
-    const { row } = insn;
-    const semantics = SEMANTICS[row.mnemonic];
-    if (semantics !== undefined) {
+    if (context.subset === 'kvm' && insn.row.kvmDecodeOnly) return X86Emul.UNHANDLEABLE;
+    if (plan.semantics !== undefined) {
       this.builder.begin();
-      this.operation.bind(context.forms, insn);
-      semantics(this.builderView, this.operationView);
+      this.operation.bind(plan.forms, insn);
+      plan.semantics(this.builderView, this.operationView);
       return X86Emul.CONTINUE;
     }
-    const system = SYSTEM[row.mnemonic];
-    if (system !== undefined) return system(context);
+    if (plan.system !== undefined) return plan.system(context);
     if (context.subset === 'kvm') return X86Emul.UNHANDLEABLE;
-    throw new NotImplementedError(row.mnemonic.toUpperCase(), `APM vol. 3-5, ${row.mnemonic.toUpperCase()}`);
+    const name = insn.row.mnemonic.toUpperCase();
+    throw new NotImplementedError(name, `APM vol. 3-5, ${name}`);
   }
 
   /** Turns what was thrown into a result code. */
@@ -226,6 +229,24 @@ export class Evaluator {
     session.waitingAt = rip;
     session.bytes = insn.bytes.slice(0, insn.length);
   }
+}
+
+/** What a row means to this engine. */
+interface Plan {
+  forms: readonly OperandForm[];
+  semantics: Semantics | undefined;
+  system: SystemFunction | undefined;
+}
+
+const plans = new Map<Row, Plan>();
+
+function planOf(row: Row): Plan {
+  let plan = plans.get(row);
+  if (plan === undefined) {
+    plan = { forms: operandForms(row), semantics: SEMANTICS[row.mnemonic], system: SYSTEM[row.mnemonic] };
+    plans.set(row, plan);
+  }
+  return plan;
 }
 
 /**

@@ -126,13 +126,6 @@ export function operandSize(form: OperandForm, insn: Instruction): Size {
   return sizeOf(isMemory(form, insn) ? form.memorySize : form.registerSize, insn.opSize) as Size;
 }
 
-const forms = new Map<Row, readonly OperandForm[]>();
-
 /** The row's operands, parsed. */
-export function operandForms(row: Row): readonly OperandForm[] {
-  const known = forms.get(row);
-  if (known !== undefined) return known;
-  const parsed = row.operands.filter((spec) => spec !== '').map(parseOperand);
-  forms.set(row, parsed);
-  return parsed;
-}
+export const operandForms = (row: Row): readonly OperandForm[] =>
+  row.operands.filter((spec) => spec !== '').map(parseOperand);
