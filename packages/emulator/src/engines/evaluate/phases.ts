@@ -8,13 +8,17 @@ import { CR0, CR4, Seg, Vector } from '../../state-layout.ts';
 import type { EvaluateContext } from './context.ts';
 import { isMemory, operandSize } from './operands.ts';
 
+/** KVM's emulator asks the guest's CPUID for these only: VMMCALL on an Intel guest, say, is executed (guest_has_movbe and its like). */
+const KVM_ASKS: ReadonlySet<string | undefined> = new Set(['movbe', 'fxsr', 'rdpid']);
+
 /** #UD for LOCK where it is not allowed, and for instructions that the mode or the CPU model doesn't have. */
 export function checkLegality(ctx: EvaluateContext): void {
   const { insn } = ctx;
   const { row } = insn;
   if (insn.lock && (!row.lockable || insn.mod === 3)) ctx.raise(Vector.UD);
   if (ctx.mode === 'prot64' ? row.no64 : row.only64) ctx.raise(Vector.UD);
-  if (row.feature !== undefined && !ctx.ops.guestHas(row.feature)) ctx.raise(Vector.UD);
+  const asks = ctx.subset === 'x86' || KVM_ASKS.has(row.feature);
+  if (row.feature !== undefined && asks && !ctx.ops.guestHas(row.feature)) ctx.raise(Vector.UD);
   if (row.unit !== 'integer') checkUnit(ctx, row.unit);
 }
 
