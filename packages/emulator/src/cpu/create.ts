@@ -2,7 +2,9 @@
  * Creating a processor: asynchronous because the interpreter's module is compiled.
  */
 import type { CpuModel } from '../cpu-model-types.ts';
+import { InterpretEngine } from '../engines/interpret/interpret.ts';
 import type { PhysicalMemory } from '../memory/physical.ts';
+import { featureSet } from './features.ts';
 import { Processor, type ProcessorOptions } from './processor.ts';
 
 /** Which engine runs the guest's code. */
@@ -17,5 +19,10 @@ export async function createProcessor(
   model: CpuModel,
   options: Omit<ProcessorOptions, 'memory' | 'model'> & { engine?: EngineName } = {},
 ): Promise<Processor> {
-  return new Processor({ memory, model, ...options });
+  const processor = new Processor({ memory, model, ...options });
+  if (options.engine === 'interpret') {
+    const features = featureSet((leaf, subleaf) => processor.cpuid(leaf, subleaf));
+    processor.engine = new InterpretEngine(processor, { vendor: model.vendor, features });
+  }
+  return processor;
 }

@@ -245,6 +245,8 @@ export class HandlerEmitter {
     }
     code.get(value).mem(STORE[access.size], 0);
     code.else();
+    // Says where, should the host want execution to stop behind this instruction.
+    code.i32(0).get(this.#frame.pc).mem(MEM.i32Store, P.pc);
     code.get(linear).get(value);
     this.#sizeAndSegment(access);
     code.call(this.#frame.helper('missWrite')).brIf(this.#frame.fault);
@@ -340,7 +342,7 @@ export class HandlerEmitter {
   #when(effect: Effect & { kind: 'when' }): void {
     this.#value(effect.condition);
     this.#code.if();
-    this.#region(effect.then);
+    this.#region(effect.yes);
     if (effect.otherwise) {
       this.#code.else();
       this.#region(effect.otherwise);

@@ -24,8 +24,8 @@ export interface Form {
   readonly codeSize: 2 | 4 | 8;
   readonly stackSize: 2 | 4 | 8;
   readonly segments: SegmentMode;
-  /** The memory operand's segment is FS (4) or GS (5); -1: another. */
-  readonly special: -1 | 4 | 5;
+  /** The memory operand's segment, if it is not as flat as the others: FS (4), GS (5), outside 64-bit code also CS (1); else -1. */
+  readonly special: -1 | 1 | 4 | 5;
   /** r/m is memory, and what its address consists of. */
   readonly memory: 'none' | 'base' | 'index' | 'rip';
   readonly lock: boolean;
@@ -150,7 +150,7 @@ export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 
     codeSize: modal ? key.codeSize : long ? 8 : 4,
     stackSize: modal ? key.stackSize : long ? 8 : 4,
     segments,
-    special: accesses && (insn.seg === 4 || insn.seg === 5) ? insn.seg : -1,
+    special: accesses ? specialSegment(insn.seg, long) : -1,
     memory,
     lock: insn.lock,
     rep: row.string ? insn.rep : 0,
@@ -158,6 +158,11 @@ export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 
     countNotZero: counted && (normal.imm & (insn.opSize === 8 ? 63n : 31n)) !== 0n,
     vendor,
   };
+}
+
+function specialSegment(seg: number, long: boolean): Form['special'] {
+  if (seg === 4 || seg === 5) return seg;
+  return seg === 1 && !long ? 1 : -1;
 }
 
 const hasMoffs = (normal: Normal): boolean => normal.operands.some((s) => s[0] === 'O');

@@ -49,6 +49,8 @@ export class InterpretEngine implements Engine {
   /** Records that the scratch copies were made from. */
   #stepped = 0;
   #running = false;
+  /** Records that leave, and the handlers that they had. */
+  readonly #paused: { at: number; handler: number }[] = [];
 
   constructor(host: EngineHost, options: InterpretOptions) {
     this.#host = host;
@@ -78,7 +80,11 @@ export class InterpretEngine implements Engine {
       slowRead: (low, high, size) => host.slowRead(low, high, size),
       slowReadForWrite: (low, high, size) => host.slowReadForWrite(low, high, size),
       slowProbe: (low, high, size) => host.slowProbe(low, high, size),
-      slowWrite: (low, high, size) => host.slowWrite(low, high, size),
+      slowWrite: (low, high, size) => {
+        const result = host.slowWrite(low, high, size);
+        if (result === 2) this.#pause();
+        return result;
+      },
       slowLinear: (seg, low, high, size, write) => host.slowLinear(seg, low, high, size, write),
       hostException: (vector, has, code) => void host.recordException(vector, has, code),
     };
@@ -88,6 +94,25 @@ export class InterpretEngine implements Engine {
     const instance = { run: exports.run as Run, table, exports, installed: new Uint8Array(table.length) };
     this.#instances.set(handlers, instance);
     return instance;
+  }
+
+  /** The host wants control behind the running instruction: what would come next leaves. */
+  #pause(): void {
+    const view = this.#view;
+    const pc = view.getUint32(P.pc, true);
+    for (const at of [pc, pc + R.size]) {
+      if (this.#paused.some((p) => p.at === at)) continue;
+      this.#paused.push({ at, handler: view.getUint16(at + R.handler, true) });
+      view.setUint16(at + R.handler, Special.stale, true);
+    }
+  }
+  #resume(): void {
+    for (const { at, handler } of this.#paused) {
+      // A dropped record stays so.
+      if (this.#view.getUint16(at + R.plain, true) !== Special.stale)
+        this.#view.setUint16(at + R.handler, handler, true);
+    }
+    this.#paused.length = 0;
   }
 
   /** Puts an out-of-line function, with all that were compiled with it, into this engine's table. */
@@ -125,6 +150,10 @@ export class InterpretEngine implements Engine {
       left -= slice - this.#view.getInt32(P.remaining, true);
       stop = this.#after(status);
       at = ENTRY_RECORD;
+      if (this.#paused.length > 0) {
+        this.#resume();
+        stop ??= 'budget';
+      }
       // Start at the record itself: nothing says that the TLB keeps what was just fetched through it.
       if (stop === undefined && status === Status.miss && left > 0 && (at = this.#enter(key)) === 0) break;
     }
@@ -219,6 +248,7 @@ export class InterpretEngine implements Engine {
     if (!this.#running) return;
     for (let i = 0; i < MAX_RUN + 2; i++) {
       this.#view.setUint16(SCRATCH_RECORDS + i * R.size + R.handler, Special.stale, true);
+      this.#view.setUint16(SCRATCH_RECORDS + i * R.size + R.plain, Special.stale, true);
     }
   }
 

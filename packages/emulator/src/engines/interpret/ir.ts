@@ -87,7 +87,7 @@ export type EffectBody =
   | { kind: 'flags'; result: Node | null; aux: Node | null }
   | { kind: 'setRflags'; value: Node }
   | { kind: 'setVar'; variable: Variable; value: Node }
-  | { kind: 'when'; condition: Node; then: Region; otherwise: Region | null }
+  | { kind: 'when'; condition: Node; yes: Region; otherwise: Region | null }
   | { kind: 'loop'; body: Region }
   /** Last item of a loop's body. */
   | { kind: 'loopEnd'; condition: Node }
@@ -144,7 +144,7 @@ export const EFFECTFUL: ReadonlySet<NodeOp> = new Set(['load', 'linear']);
 
 /** Regions inside an effect. */
 export function innerRegions(effect: Effect): Region[] {
-  if (effect.kind === 'when') return effect.otherwise ? [effect.then, effect.otherwise] : [effect.then];
+  if (effect.kind === 'when') return effect.otherwise ? [effect.yes, effect.otherwise] : [effect.yes];
   return effect.kind === 'loop' ? [effect.body] : [];
 }
 

@@ -409,7 +409,7 @@ export class Recorder implements Builder {
     const second = otherwise ? this.#nested(otherwise, 0) : null;
     const afterElse = this.#facts.setsAllFlags;
     this.#facts.setsAllFlags = all || (afterThen && afterElse);
-    this.#effect({ kind: 'when', condition: n(a), then: first, otherwise: second });
+    this.#effect({ kind: 'when', condition: n(a), yes: first, otherwise: second });
   }
   loop(body: () => Cond): void {
     // What the body writes later must not be shared with what it reads at its top.
@@ -472,7 +472,7 @@ export class Recorder implements Builder {
       const base = this.#shared('segmentBase', 'i64', [], BigInt(seg as number), 8, 64);
       return this.#binary('i64Add', base, offset);
     }
-    if (form.segments === 'flat' && !special) return this.#zext(offset, 4);
+    if (form.segments === 'flat' && !special && seg !== 1) return this.#zext(offset, 4);
     this.#facts.mayLeave = true;
     const forWrite = access.forWrite === true;
     const key = `linear ${this.#id(offset)} ${seg} ${access.size} ${forWrite}`;
