@@ -56,6 +56,8 @@ export interface GuestMode {
     errorCode: number | undefined,
     payload: bigint,
     during: PendingEvent | undefined,
+    /** The exception as INT3, INTO or INT1 raises it: kind and instruction length (VMX reports both). */
+    self?: PendingEvent,
   ): boolean;
   /** Software interrupt / ICEBP intercepts are instruction intercepts; task switches have one of their own. */
   interceptTaskSwitch(

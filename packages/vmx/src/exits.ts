@@ -426,11 +426,11 @@ function vectoringExit(vcpu: Vcpu, reason: number): number {
 }
 
 /** KVM: vmx_handle_exit. */
-export function vmxHandleExit(vcpu: Vcpu, fastpath: FastPath): number {
+export const vmxHandleExit = frame('vmxHandleExit', (vcpu: Vcpu, fastpath: FastPath): number => {
   const vmx = toVmx(vcpu);
   if (fastpath === FastPath.EXIT_USERSPACE) return 0;
   if (isGuestMode(vcpu)) throw new NotImplementedError('exits of L2 (nested VMX)', 'SDM vol. 3 ch. 27');
-  if (vmx.emulationRequired) return handleInvalidGuestState(vcpu);
+  if (vcpu.arch.emulationRequired) return handleInvalidGuestState(vcpu);
   if (vmx.fail !== 0) return failEntry(vcpu, vmcsOf(vcpu).read32(F.VM_INSTRUCTION_ERROR));
   if (vmx.exitReason >= FAILED_VMENTRY) return failEntry(vcpu, vmx.exitReason);
   const reason = vmx.exitReason & 0xffff;
@@ -442,7 +442,7 @@ export function vmxHandleExit(vcpu: Vcpu, fastpath: FastPath): number {
     return 0;
   }
   return handler(vcpu);
-}
+});
 
 /** #PF emulation can't restart an interrupted delivery. KVM: vmx_check_emulate_instruction. */
 export function vmxCheckEmulateInstruction(vcpu: Vcpu, emulType: number): 0 | 7 {

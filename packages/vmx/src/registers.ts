@@ -3,6 +3,7 @@
  * KVM: vmx_set_cr0, vmx_set_cr4, vmx_set_efer, vmx_cache_reg, vmx_get_rflags in vmx.c.
  */
 import {
+  frame,
   isGuestMode,
   isPaePaging,
   isPaging,
@@ -49,7 +50,7 @@ function hardwareCr0(vcpu: Vcpu, cr0: bigint): bigint {
 }
 
 /** Installs CR0 without checks. KVM: vmx_set_cr0. */
-export function vmxSetCr0(vcpu: Vcpu, cr0: bigint): void {
+export const vmxSetCr0 = frame('vmxSetCr0', (vcpu: Vcpu, cr0: bigint): void => {
   const { arch } = vcpu;
   const wasPaging = kvmReadCr0Bits(vcpu, CR0.PG) !== 0n;
   const paging = (cr0 & CR0.PG) !== 0n;
@@ -64,8 +65,8 @@ export function vmxSetCr0(vcpu: Vcpu, cr0: bigint): void {
     else if (wasPaging && !paging) exitLmode(vcpu);
   }
   if (!isUnrestrictedGuest(vcpu)) updatePagingWithoutUrg(vcpu, wasPaging, paging);
-  toVmx(vcpu).emulationRequired = vmxEmulationRequired(vcpu);
-}
+  vcpu.arch.emulationRequired = vmxEmulationRequired(vcpu);
+});
 
 /** EPT without unrestricted guest: while the guest's paging is off the hardware's CR3 is the identity map's. */
 function updatePagingWithoutUrg(vcpu: Vcpu, wasPaging: boolean, paging: boolean): void {
@@ -78,19 +79,19 @@ function updatePagingWithoutUrg(vcpu: Vcpu, wasPaging: boolean, paging: boolean)
 
 const TR_TYPE_BUSY_64 = 11;
 /** KVM: enter_lmode. */
-export function enterLmode(vcpu: Vcpu): void {
+export const enterLmode = frame('enterLmode', (vcpu: Vcpu): void => {
   const v = vmcsOf(vcpu);
   const ar = v.read32(F.GUEST_TR_AR_BYTES);
   if ((ar & 15) !== TR_TYPE_BUSY_64) v.write32(F.GUEST_TR_AR_BYTES, (ar & ~15) | TR_TYPE_BUSY_64);
   vmxSetEfer(vcpu, vcpu.arch.efer | EFER.LMA);
-}
+});
 /** KVM: exit_lmode. */
-export function exitLmode(vcpu: Vcpu): void {
+export const exitLmode = frame('exitLmode', (vcpu: Vcpu): void => {
   vmxSetEfer(vcpu, vcpu.arch.efer & ~EFER.LMA);
-}
+});
 
 /** Installs EFER. KVM: vmx_set_efer, update_transition_efer. */
-export function vmxSetEfer(vcpu: Vcpu, efer: bigint): number {
+export const vmxSetEfer = frame('vmxSetEfer', (vcpu: Vcpu, efer: bigint): number => {
   vcpu.arch.efer = efer;
   const long = (efer & EFER.LMA) !== 0n;
   if (long) controlsSetBit(vcpu, F.VM_ENTRY_CONTROLS, EntryCtl.ia32e);
@@ -98,10 +99,10 @@ export function vmxSetEfer(vcpu: Vcpu, efer: bigint): number {
   // LME without LMA would break the entry check while the hardware's PG is set for KVM's own reasons.
   vmcsOf(vcpu).write64(F.GUEST_IA32_EFER, long ? efer : efer & ~EFER.LME);
   return 0;
-}
+});
 
 /** Installs CR4 without checks. KVM: vmx_set_cr4. */
-export function vmxSetCr4(vcpu: Vcpu, cr4: bigint): void {
+export const vmxSetCr4 = frame('vmxSetCr4', (vcpu: Vcpu, cr4: bigint): void => {
   const { arch } = vcpu;
   const urg = isUnrestrictedGuest(vcpu);
   let hw = (HOST.cr4 & CR4.MCE) | (cr4 & ~CR4.MCE);
@@ -114,7 +115,7 @@ export function vmxSetCr4(vcpu: Vcpu, cr4: bigint): void {
   const v = vmcsOf(vcpu);
   v.write64(F.CR4_READ_SHADOW, cr4);
   v.write64(F.GUEST_CR4, hw);
-}
+});
 /** Without unrestricted guest the hardware pages even when the guest does not. */
 function stepDownCr4(vcpu: Vcpu, cr4: bigint, hw: bigint): bigint {
   if (isPaging(vcpu)) return (cr4 & CR4.PAE) === 0n ? hw & ~CR4.PAE : hw;
@@ -205,7 +206,7 @@ export function vmxSetRflags(vcpu: Vcpu, rflags: bigint): void {
   const old = vmxGetRflags(vcpu);
   if (rmode.vm86Active) rmode.saveRflags = rflags;
   v.write64(F.GUEST_RFLAGS, rmode.vm86Active ? rflags | RMODE_HOST_RFLAGS : rflags);
-  if (((old ^ rflags) & BigInt(Flag.VM)) !== 0n) toVmx(vcpu).emulationRequired = vmxEmulationRequired(vcpu);
+  if (((old ^ rflags) & BigInt(Flag.VM)) !== 0n) vcpu.arch.emulationRequired = vmxEmulationRequired(vcpu);
 }
 export const vmxGetIfFlag = (vcpu: Vcpu): boolean => (vmcsOf(vcpu).readLow(F.GUEST_RFLAGS) & Flag.IF) !== 0;
 

@@ -187,8 +187,7 @@ function haltIfRequested(vcpu: Vcpu): number {
 
 /** Invalid state together with an exception: neither entry nor emulation can deliver it. KVM: vmx_unhandleable_emulation_required. */
 export function vmxUnhandleableEmulationRequired(vcpu: Vcpu): number {
-  const vmx = toVmx(vcpu);
-  if (!vmx.emulationRequired || vmx.rmode.vm86Active) return 0;
+  if (!vcpu.arch.emulationRequired || toVmx(vcpu).rmode.vm86Active) return 0;
   return kvmIsExceptionPending(vcpu) || vcpu.arch.exception.injected ? 1 : 0;
 }
 
@@ -196,9 +195,9 @@ const EMULATION_BATCH = 130;
 
 /** Emulates until the guest's state is one that VM entry takes. KVM: handle_invalid_guest_state. */
 export const handleInvalidGuestState = frame('handleInvalidGuestState', (vcpu: Vcpu): number => {
-  const vmx = toVmx(vcpu);
+  const { arch } = vcpu;
   const window = (controlsGet(vcpu, F.CPU_BASED_VM_EXEC_CONTROL) & Primary.interruptWindow) !== 0;
-  for (let count = EMULATION_BATCH; vmx.emulationRequired && count > 0; count--) {
+  for (let count = EMULATION_BATCH; arch.emulationRequired && count > 0; count--) {
     if (window && !vmxInterruptBlocked(vcpu)) return handleInterruptWindow(vcpu);
     if (kvmTestRequest(Req.EVENT, vcpu)) return 1;
     if (!kvmEmulateInstruction(vcpu, 0)) return 0;
@@ -206,7 +205,7 @@ export const handleInvalidGuestState = frame('handleInvalidGuestState', (vcpu: V
       kvmPrepareEmulationFailureExit(vcpu);
       return 0;
     }
-    if (vcpu.arch.haltRequest) return haltIfRequested(vcpu);
+    if (arch.haltRequest) return haltIfRequested(vcpu);
     if (workPending(vcpu)) return 1;
   }
   return 1;

@@ -7,6 +7,7 @@ import {
   type EntryInfo,
   type ExitInfo,
   FastPath,
+  frame,
   is64BitMode,
   kvmEmulateInstruction,
   kvmRipRead,
@@ -17,11 +18,11 @@ import {
 } from '@tskvm/core';
 import { S } from '@tskvm/emulator';
 import { vmxCompleteInterrupts, vmxSetInterruptShadow } from './events.ts';
-import { ExitCtl, FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, Pin, Reason } from './hardware/bits.ts';
+import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, Reason } from './hardware/bits.ts';
 import { F } from './hardware/vmcs.ts';
 import { vmxLoadGuestMsrs } from './msrs.ts';
 import { vmxEptLoadPdptrs } from './registers.ts';
-import { controlsClearBit, controlsSetBit, toVmx, type VcpuVmx, vmcsOf } from './vcpu-vmx.ts';
+import { toVmx, type VcpuVmx, vmcsOf } from './vcpu-vmx.ts';
 
 const REASON_NAMES = new Map<number, string>(Object.entries(Reason).map(([name, reason]) => [reason, name]));
 /** KVM's symbol of an exit reason, with its flags: `CR_ACCESS`, `INVALID_STATE FAILED_VMENTRY`. */
@@ -59,26 +60,18 @@ function flushRegisters(vcpu: Vcpu): void {
   regsDirty.clear();
 }
 
-const PREEMPTION_TIMER = Pin.preemptionTimer;
-/** Enter, but leave before the first instruction. KVM: vmx_update_hv_timer with force_immediate_exit. */
-function forceImmediateExit(vcpu: Vcpu, force: boolean): void {
-  if (!toVmx(vcpu).module.params.preemptionTimer) {
-    if (force) vcpu.kvm.processor.interruptPending = true;
-    return;
-  }
-  if (!force) {
-    controlsClearBit(vcpu, F.PIN_BASED_VM_EXEC_CONTROL, PREEMPTION_TIMER);
-    return;
-  }
-  vmcsOf(vcpu).write32(F.VMX_PREEMPTION_TIMER_VALUE, 0);
-  controlsSetBit(vcpu, F.PIN_BASED_VM_EXEC_CONTROL, PREEMPTION_TIMER);
+/** DR0-3 and DR6 while the guest has breakpoints armed or the registers to itself. */
+function loadDebugRegisters(vcpu: Vcpu, runFlags: number): void {
+  const { state } = vcpu.kvm.processor;
+  for (let i = 0; i < 4; i++) state.set64(S.dr0 + 8 * i, vcpu.arch.effDb[i]);
+  if (runFlags & RunFlag.LOAD_GUEST_DR6) state.set64(S.dr6, vcpu.arch.dr6);
 }
 
 const GUESTDBG_SINGLESTEP = 2;
 /** One entry and one exit. KVM: vmx_vcpu_run. */
-export function vmxVcpuRun(vcpu: Vcpu, runFlags: number): FastPath {
+export const vmxVcpuRun = frame('vmxVcpuRun', (vcpu: Vcpu, runFlags: number): FastPath => {
   const vmx = toVmx(vcpu);
-  if (vmx.emulationRequired) {
+  if (vcpu.arch.emulationRequired) {
     vmx.fail = 0;
     vmx.exitReason = (Reason.INVALID_STATE | FAILED_VMENTRY) >>> 0;
     vmx.exitIntrInfo = 0;
@@ -87,13 +80,12 @@ export function vmxVcpuRun(vcpu: Vcpu, runFlags: number): FastPath {
   }
   flushRegisters(vcpu);
   if (vcpu.guestDebug & GUESTDBG_SINGLESTEP) vmxSetInterruptShadow(vcpu, 0);
-  if (runFlags & RunFlag.LOAD_GUEST_DR6) vcpu.kvm.processor.state.set64(S.dr6, vcpu.arch.dr6);
-  const immediate = (runFlags & RunFlag.FORCE_IMMEDIATE_EXIT) !== 0;
-  forceImmediateExit(vcpu, immediate);
-  if (vcpu.kvm.tracer !== null) traceEntry(vcpu, immediate);
+  if (vcpu.arch.switchDbRegs !== 0) loadDebugRegisters(vcpu, runFlags);
+  // A self-IPI that arrives as soon as the guest has been entered (KVM without the preemption timer: smp_send_reschedule).
+  if (runFlags & RunFlag.FORCE_IMMEDIATE_EXIT) vcpu.kvm.processor.interruptPending = true;
   enter(vcpu, vmx);
   return afterExit(vcpu, vmx);
-}
+});
 
 /** KVM: vmx_vcpu_enter_exit. */
 function enter(vcpu: Vcpu, vmx: VcpuVmx): void {
@@ -129,20 +121,13 @@ function afterExit(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
   return FastPath.NONE;
 }
 
-function traceEntry(vcpu: Vcpu, immediateExit: boolean): void {
-  trace(vcpu, 'kvm_entry', () => ({
-    vcpuId: vcpu.vcpuId,
-    rip: kvmRipRead(vcpu),
-    immediateExit,
-    ...vmxGetEntryInfo(vcpu),
-  }));
-}
 function traceExit(vcpu: Vcpu): void {
   trace(vcpu, 'kvm_exit', () => {
-    const { isa, ...info } = vmxGetExitInfo(vcpu);
+    const info = vmxGetExitInfo(vcpu);
+    vcpu.kvm.tracer!.lastExit = { reason: info.reason, name: info.name };
     let requests = 0n;
     for (const req of vcpu.requests) requests |= 1n << BigInt(req);
-    return { vcpuId: vcpu.vcpuId, rip: kvmRipRead(vcpu), isa, ...info, requests };
+    return { vcpuId: vcpu.vcpuId, rip: kvmRipRead(vcpu), ...info, requests };
   });
 }
 
@@ -187,9 +172,7 @@ export function vmxSkipEmulatedInstruction(vcpu: Vcpu): number {
   return 1;
 }
 
-/** True while the processor acknowledges interrupts for KVM: nothing is left to do here. KVM: vmx_handle_exit_irqoff. */
+/** The interrupt was acknowledged by the exit; the host has taken it. KVM: vmx_handle_exit_irqoff. */
 export function vmxHandleExitIrqoff(vcpu: Vcpu): void {
-  const vmx = toVmx(vcpu);
-  if (vmx.exitReason !== Reason.EXTERNAL_INTERRUPT) return;
-  if (vmcsOf(vcpu).read32(F.VM_EXIT_CONTROLS) & ExitCtl.ackInterrupt) vcpu.kvm.processor.interruptPending = false;
+  if (toVmx(vcpu).exitReason === Reason.EXTERNAL_INTERRUPT) vcpu.arch.atInstructionBoundary = true;
 }

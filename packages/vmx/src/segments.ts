@@ -98,7 +98,7 @@ export function setSegmentRaw(vcpu: Vcpu, s: KvmSegment, seg: SegmentIndex): voi
 /** KVM: vmx_set_segment. */
 export function vmxSetSegment(vcpu: Vcpu, s: KvmSegment, seg: SegmentIndex): void {
   setSegmentRaw(vcpu, s, seg);
-  toVmx(vcpu).emulationRequired = vmxEmulationRequired(vcpu);
+  vcpu.arch.emulationRequired = vmxEmulationRequired(vcpu);
 }
 
 /** KVM: vmx_get_cs_db_l_bits. */

@@ -80,7 +80,6 @@ export class VcpuVmx {
   idtVectoringInfo = 0;
   /** Length of the instruction whose soft event was interrupted or is to be injected. */
   eventExitInstLen = 0;
-  emulationRequired = false;
   /** Without virtual NMIs: NMIs count as blocked. */
   softVnmiBlocked = false;
   ia32FeatureControl = 0n;

@@ -262,13 +262,14 @@ export class SiliconOps implements X86EmulateOps {
     const cpu = this.#cpu;
     if (cpu.guest !== null && (event.kind === 'softexception' || event.kind === 'icebp')) {
       const payload = 0n;
-      if (cpu.guest.interceptException(event.vector, event.errorCode, payload, undefined)) throw VMEXIT;
+      if (cpu.guest.interceptException(event.vector, event.errorCode, payload, undefined, event)) throw VMEXIT;
     }
     cpu.eventInDelivery = event;
   }
   beginTaskSwitch(selector: number, source: 'call' | 'jmp' | 'iret' | 'gate', errorCode: number | undefined): void {
-    const { guest, eventInDelivery } = this.#cpu;
-    if (guest?.interceptTaskSwitch(selector, source, errorCode, eventInDelivery)) throw VMEXIT;
+    const { guest, eventInDelivery, evaluator } = this.#cpu;
+    const length = eventInDelivery === undefined ? evaluator.context.insn.length : eventInDelivery.instructionLength;
+    if (guest?.interceptTaskSwitch(selector, source, errorCode, eventInDelivery, length)) throw VMEXIT;
   }
 
   getCpuid(leaf: number, subleaf: number): readonly [number, number, number, number] {

@@ -375,12 +375,11 @@ export class VmxGuest implements GuestMode {
     errorCode: number | undefined,
     payload: bigint,
     during: PendingEvent | undefined,
+    self?: PendingEvent,
   ): boolean {
     if (!this.#exceptionExits(vector, errorCode)) return false;
-    // An INT3, INTO or INT1 is announced as the event in delivery before it is asked for; it is not vectoring through itself.
-    const self = during && isSoft(during) && during.kind !== 'softint' && during.vector === vector ? during : undefined;
     this.record(Reason.EXCEPTION_NMI, self?.instructionLength ?? 0);
-    this.recordVectoring(self ? undefined : during);
+    this.recordVectoring(during);
     const kind = self ? EVENT_TYPE[self.kind] : IntrType.hardException;
     const withCode = errorCode !== undefined;
     this.#vmcs.write32(
