@@ -2,6 +2,7 @@
  * A small machine for tests of system instructions: flat memory without paging, real decoder and evaluate engine on top.
  * It implements X86EmulateOps as the manual has it where tests look (CR0.PG and EFER.LMA, CPL by SS.DPL); everything else is a field.
  */
+import { EvaluateContext } from '../engines/evaluate/context.ts';
 import { Evaluator } from '../engines/evaluate/evaluator.ts';
 import { GuestException } from '../exceptions.ts';
 import type { PendingEvent } from '../guest-mode.ts';
@@ -252,13 +253,20 @@ export class TestMachine implements X86EmulateOps {
     return Number(this.segments[Seg.CS]!.base + this.rip);
   }
 
+  /** A context between instructions, as the processor makes one to deliver an event. */
+  eventContext(): EvaluateContext {
+    this.codeAddress();
+    const context = new EvaluateContext(this, this.subset, this.vendor);
+    context.mode = this.mode;
+    context.rip = this.rip;
+    context.eip = this.rip;
+    context.rflags = this.rflags;
+    return context;
+  }
+
   /** Delivers an event as the processor does. */
   deliver(kind: PendingEvent['kind'], vector: number, errorCode?: number): Outcome {
-    const { context } = this.evaluator;
-    this.codeAddress();
-    context.mode = this.mode;
-    context.begin(this.evaluator.instruction);
-    context.eip = this.rip;
+    const context = this.eventContext();
     try {
       deliverEvent(context, { kind, vector, errorCode, instructionLength: 0 });
     } catch (error) {
