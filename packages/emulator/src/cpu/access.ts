@@ -24,7 +24,7 @@ import type { StateBlock } from './state.ts';
 
 export const LOW32 = 0xffffffffn;
 export const lowOf = (linear: bigint): number => Number(linear & LOW32) | 0;
-export const highOf = (linear: bigint): number => Number((linear >> 32n) & LOW32);
+export const highOf = (linear: bigint): number => (linear <= LOW32 ? 0 : Number((linear >> 32n) & LOW32));
 export const linearOf = (low: number, high: number): bigint => (BigInt(high >>> 0) << 32n) | BigInt(low >>> 0);
 
 /** What the memory unit needs of the processor around it. */
@@ -363,7 +363,8 @@ export class MemoryAccess implements WalkMemory {
 
   #copyCode(hpa: number, into: Uint8Array, at: number, length: number): void {
     if (this.#memory.contains(hpa, length)) {
-      into.set(this.#memory.u8.subarray(PRIVATE + hpa, PRIVATE + hpa + length), at);
+      const { u8 } = this.#memory;
+      for (let n = 0; n < length; n++) into[at + n] = u8[PRIVATE + hpa + n];
       return;
     }
     for (let n = 0; n < length; n++) into[at + n] = Number(this.load(hpa + n, 1));

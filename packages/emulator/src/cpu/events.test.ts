@@ -99,6 +99,15 @@ describe('faults', () => {
   });
 });
 
+describe('a handler that faults at once', () => {
+  it('#UD whose handler is ud2: the deadline comes all the same', () => {
+    const machine = new TestMachine();
+    machine.load([0x0f, 0x0b], 'real');
+    machine.setHandler(6, 0x10000, 'real');
+    expect(machine.go(50)).toBe('deadline');
+  });
+});
+
 describe('interrupts at boundaries', () => {
   it('IF=0 holds an interrupt back', () => {
     const machine = machineWith([NOP, HLT], [0x30], interrupting(0x30));

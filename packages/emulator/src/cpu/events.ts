@@ -2,13 +2,14 @@
  * Events at instruction boundaries: their order, exceptions while exceptions are delivered, interrupts, NMI, SMI, INIT, debug traps.
  * Manual: APM vol. 2 sections 8.5 (table 8-8, priorities) and 8.2.9 (#DF), SDM vol. 3 tables 6-2 and 6-5.
  */
-import { EvaluateContext, emulateMode } from '../engines/evaluate/context.ts';
+import { EvaluateContext } from '../engines/evaluate/context.ts';
 import { GuestException, Unwind } from '../exceptions.ts';
 import type { PendingEvent } from '../guest-mode.ts';
 import type { RunStop } from '../processor-api.ts';
 import { Flag, S, Vector } from '../state-layout.ts';
 import { deliverEvent } from '../system/events.ts';
 import { DR7_GD, mergeDr6 } from './debug.ts';
+import { emulateModeOf } from './mode.ts';
 import type { Processor } from './processor.ts';
 
 type Class = 'benign' | 'contributory' | 'page';
@@ -42,6 +43,8 @@ const MOV_SS = 2;
 export class EventUnit {
   /** DR6 bits of debug traps that wait for the next boundary. */
   pendingDebug = 0n;
+  /** Tick of the last delivery. */
+  deliveredAt = -1;
   readonly #cpu: Processor;
 
   constructor(cpu: Processor) {
@@ -103,6 +106,7 @@ export class EventUnit {
       if (next === undefined) return false;
       event = next;
     }
+    this.#count();
     cpu.eventInDelivery = undefined;
     cpu.state.activity = 0;
     cpu.state.shadow = 0;
@@ -110,10 +114,20 @@ export class EventUnit {
     return true;
   }
 
+  /**
+   * A handler whose first instruction faults again and again would never retire anything: from the second delivery without an
+   * instruction between, a delivery takes a tick, so that every deadline comes.
+   */
+  #count(): void {
+    const cpu = this.#cpu;
+    if (this.deliveredAt === cpu.tick) cpu.tick++;
+    this.deliveredAt = cpu.tick;
+  }
+
   #tryDeliver(event: PendingEvent, resume: boolean): GuestException | 'exit' | undefined {
     const cpu = this.#cpu;
     const context = new EvaluateContext(cpu.ops, 'x86', cpu.model.vendor);
-    context.mode = emulateMode(cpu.ops);
+    context.mode = emulateModeOf(cpu.state);
     context.rip = cpu.state.rip;
     context.eip = context.truncateRip(context.rip + BigInt(SOFT.has(event.kind) ? event.instructionLength : 0));
     context.rflags = resume ? cpu.state.rflags | RF : cpu.state.rflags;

@@ -10,6 +10,7 @@ import type { PagingConfig, PagingMode } from '../memory/paging.ts';
 import { Rights } from '../memory/tlb.ts';
 import type { ModeChange, ModeName, ProcessorMode } from '../processor-api.ts';
 import { Attrib, CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '../state-layout.ts';
+import type { EmulateMode } from '../system/context.ts';
 import type { StateBlock } from './state.ts';
 
 const low = (value: bigint): number => Number(value & 0xffffffffn);
@@ -88,6 +89,15 @@ export function modeKey(state: StateBlock, guest: boolean, nested: boolean): num
 /** Equality of everything that makes a mode switch. */
 export const sameMode = (a: ProcessorMode, b: ProcessorMode): boolean =>
   a.name === b.name && a.paging === b.paging && a.smm === b.smm && a.guest === b.guest && a.nested === b.nested;
+
+/** X86EMUL_MODE_*: the mode as instructions see it. */
+export function emulateModeOf(state: StateBlock): EmulateMode {
+  if ((cr0Of(state) & Cr0.PE) === 0) return 'real';
+  if ((state.rflagsLow & Flag.VM) !== 0) return 'vm86';
+  const attrib = state.attrib(Seg.CS);
+  if ((attrib & Attrib.L) !== 0 && isLongModeActive(state)) return 'prot64';
+  return (attrib & Attrib.DB) !== 0 ? 'prot32' : 'prot16';
+}
 
 /** Code size in bytes: 64-bit mode 8, real and virtual-8086 mode 2, else CS.D. */
 export function codeSize(state: StateBlock): 2 | 4 | 8 {

@@ -7,7 +7,6 @@
 import type { CpuModel } from '../cpu-model-types.ts';
 import type { Instruction } from '../decode/instruction.ts';
 import type { CodeKey, Engine, EngineHost } from '../engines/engine.ts';
-import { emulateMode } from '../engines/evaluate/context.ts';
 import { Evaluator } from '../engines/evaluate/evaluator.ts';
 import { GuestException, Unwind } from '../exceptions.ts';
 import type { GuestMode, PendingEvent } from '../guest-mode.ts';
@@ -22,7 +21,7 @@ import { type CpuidResult, cpuidNow, modelCpuid } from './cpuid.ts';
 import { armedBreakpoints, type Breakpoint, codeHits, Dr6, dataHits, ioHits } from './debug.ts';
 import { EventUnit } from './events.ts';
 import { type CpuidLookup, type FeatureName, hasFeature } from './features.ts';
-import { Controls, computeCodeKey, computeMode, is64BitMode, modeKey, sameMode } from './mode.ts';
+import { Controls, computeCodeKey, computeMode, emulateModeOf, is64BitMode, modeKey, sameMode } from './mode.ts';
 import { installMsrHooks } from './msr-hooks.ts';
 import { Msrs } from './msrs.ts';
 import { SiliconOps } from './ops.ts';
@@ -107,7 +106,11 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     installMsrHooks(this);
     this.ops = new SiliconOps(this);
     this.events = new EventUnit(this);
-    this.evaluator = new Evaluator(this.ops, { subset: 'x86', vendor: model.vendor });
+    this.evaluator = new Evaluator(this.ops, {
+      subset: 'x86',
+      vendor: model.vendor,
+      mode: () => emulateModeOf(this.state),
+    });
     this.#mode = computeMode(this.state, false, false);
     this.reset(false);
   }
@@ -289,6 +292,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   /** Shutdown (triple fault): the loop asks the guest's owner, then stops. */
   shutdown(): void {
+    this.eventInDelivery = undefined;
     this.state.activity = 2;
   }
 
@@ -443,7 +447,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   slowLinear(seg: number, low: number, high: number, size: number, write: number): number {
     return this.#guarded(() => {
       const { context } = this.evaluator;
-      context.mode = emulateMode(this.ops);
+      context.mode = emulateModeOf(this.state);
       const linear = context.linearize(seg, linearOf(low, high), size, write !== 0);
       this.state.block.setBigUint64(S.scratch, linear, true);
       return 0;

@@ -17,6 +17,7 @@ export interface ProcessorSave {
   deadline: number | null;
   tscAdjust: bigint;
   pendingDebug: bigint;
+  deliveredAt: number;
   pending: { interrupt: boolean; nmi: boolean; smi: boolean; init: boolean };
   eventInDelivery: PendingEvent | null;
   nested: boolean;
@@ -34,6 +35,7 @@ export function saveProcessor(cpu: Processor): ProcessorSave {
     deadline: Number.isFinite(cpu.deadline) ? cpu.deadline : null,
     tscAdjust: cpu.tscAdjust,
     pendingDebug: cpu.events.pendingDebug,
+    deliveredAt: cpu.events.deliveredAt,
     pending: {
       interrupt: cpu.interruptPending,
       nmi: cpu.nmiPending,
@@ -61,6 +63,7 @@ export function loadProcessor(cpu: Processor, state: unknown): void {
   cpu.deadline = saved.deadline ?? Number.POSITIVE_INFINITY;
   cpu.tscAdjust = saved.tscAdjust;
   cpu.events.pendingDebug = saved.pendingDebug;
+  cpu.events.deliveredAt = saved.deliveredAt;
   cpu.interruptPending = saved.pending.interrupt;
   cpu.nmiPending = saved.pending.nmi;
   cpu.smiPending = saved.pending.smi;
