@@ -43,11 +43,6 @@ const xlat: Semantics = (b, op) => {
 
 const nothing: Semantics = () => {};
 
-/** Cache line instructions fault as a read of one byte (APM vol. 3, CLFLUSH). */
-const touch: Semantics = (_b, op) => {
-  operand(op, 0).get();
-};
-
 /** UD0, UD1, UD2. */
 const undefinedOpcode: Semantics = (b) => b.raise(Vector.UD);
 
@@ -65,9 +60,6 @@ export const MOVE: Record<string, Semantics> = {
   xlat,
   nop: nothing,
   pause: nothing,
-  clflush: touch,
-  clflushopt: touch,
-  clwb: touch,
   lfence: nothing,
   mfence: nothing,
   sfence: nothing,

@@ -8,4 +8,7 @@ describe('every mnemonic has one meaning', () => {
     const unknown = [...Object.keys(SEMANTICS), ...Object.keys(SYSTEM)].filter((name) => !(name in MNEMONICS));
     expect(unknown).toEqual([]);
   });
+  it('none has two', () => {
+    expect(Object.keys(SEMANTICS).filter((name) => name in SYSTEM)).toEqual([]);
+  });
 });

@@ -8,10 +8,6 @@ import { CR4, RAX, RCX, Seg, Vector } from '../state-layout.ts';
 import { cplOf, isCanonical, maskOf, operandOffset, requireCpl0 } from './common.ts';
 import type { EmulateContext, SystemFunction } from './context.ts';
 
-const nothing: SystemFunction = () => X86Emul.CONTINUE;
-
-const undefinedOpcode: SystemFunction = (ctx) => ctx.raise(Vector.UD);
-
 const hlt: SystemFunction = (ctx) => {
   requireCpl0(ctx);
   ctx.ops.halt();
@@ -149,11 +145,6 @@ const enclave: SystemFunction = (ctx) => {
 };
 
 export const MISC_INSTRUCTIONS = {
-  nop: nothing,
-  pause: nothing,
-  lfence: nothing,
-  mfence: nothing,
-  sfence: nothing,
   hlt,
   invlpg,
   invpcid,
@@ -168,9 +159,6 @@ export const MISC_INSTRUCTIONS = {
   mwait: mwait(1n),
   monitorx,
   mwaitx,
-  ud0: undefinedOpcode,
-  ud1: undefinedOpcode,
-  ud2: undefinedOpcode,
   rsm,
   vmcall: hypercall,
   vmmcall: hypercall,
