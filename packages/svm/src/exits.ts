@@ -71,7 +71,7 @@ import { setDrIntercepts } from './intercepts.ts';
 import { nestedInstruction } from './nested.ts';
 import { DR6_ACTIVE_LOW, svmSetCr0, svmSetCr4 } from './registers.ts';
 import { sevEsStringIo, sevHandleVmgexit } from './sev.ts';
-import { sevEsGuest, svmModule, toSvm } from './vcpu-svm.ts';
+import { sevEsGuest, svmModule, toSvm, vmloading } from './vcpu-svm.ts';
 
 export type ExitHandler = (vcpu: Vcpu) => ExitOutcome;
 
@@ -248,7 +248,7 @@ const npfInterception = frame('npfInterception', (vcpu: Vcpu): ExitOutcome => {
 /** The VMCB is worthless after a shutdown: the vCPU is INITed before user space hears of it. KVM: shutdown_interception. */
 const shutdownInterception = frame('shutdownInterception', (vcpu: Vcpu): ExitOutcome => {
   if (!sevEsGuest(vcpu)) {
-    toSvm(vcpu).vmcb.clear();
+    vmloading(vcpu).clear();
     if (!isSmm(vcpu)) kvmVcpuReset(vcpu, true);
   }
   vcpu.exit = { reason: 'shutdown' };

@@ -10,8 +10,8 @@ import {
   type Vcpu,
   type Vm,
 } from '@tskvm/core';
-import { Clean, msrpmBit, V, type Vmcb } from './hardware/index.ts';
-import { toSvm } from './vcpu-svm.ts';
+import { Clean, msrpmBit, V } from './hardware/index.ts';
+import { toSvm, vmloading, vmsaved } from './vcpu-svm.ts';
 
 const Msr = {
   SYSENTER_CS: 0x174,
@@ -80,17 +80,12 @@ export function recalcMsrIntercepts(vcpu: Vcpu): void {
   for (const index of [Msr.SYSENTER_ESP, Msr.SYSENTER_EIP]) setMsrIntercept(vcpu, index, intel, intel);
 }
 
-function readVmcbMsr(vmcb: Vmcb, index: number): bigint | undefined {
-  const offset = VMCB_MSRS[index];
-  return offset === undefined ? undefined : vmcb.get64(offset);
-}
-
 /** Fills msr.data; 0, or 1 for #GP. KVM: svm_get_msr. */
 export function svmGetMsr(vcpu: Vcpu, msr: MsrData): number {
   const svm = toSvm(vcpu);
-  const field = readVmcbMsr(svm.vmcb, msr.index);
+  const field = VMCB_MSRS[msr.index];
   if (field !== undefined) {
-    msr.data = field;
+    msr.data = vmsaved(vcpu).get64(field);
     return 0;
   }
   if (msr.index === Msr.TSC_AUX) {
@@ -111,7 +106,7 @@ export function svmSetMsr(vcpu: Vcpu, msr: MsrData): number {
   const svm = toSvm(vcpu);
   const field = VMCB_MSRS[msr.index];
   if (field !== undefined) {
-    svm.vmcb.set64(field, msr.data);
+    vmloading(vcpu).set64(field, msr.data);
     if (msr.index === Msr.FS_BASE || msr.index === Msr.GS_BASE) svm.vmcb.markDirty(Clean.SEG);
     return 0;
   }

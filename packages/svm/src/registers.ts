@@ -6,7 +6,7 @@ import { type DtPtr, frame, type KvmSegment, kvmPdptrWrite, kvmReadCr3, type Vcp
 import { CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '@tskvm/emulator';
 import { Clean, IntState, SvmExit, segmentOffset, V } from './hardware/index.ts';
 import { recalcIntercepts, setDrIntercepts } from './intercepts.ts';
-import { sevEsGuest, svmModule, toSvm } from './vcpu-svm.ts';
+import { sevEsGuest, svmModule, toSvm, vmloading, vmsaved } from './vcpu-svm.ts';
 
 /** The host's CR4.MCE; the only bit of the host that a guest's hardware CR4 takes over. */
 const HOST_CR4_MCE = CR4.MCE;
@@ -100,11 +100,11 @@ export function svmPostSetCr3(vcpu: Vcpu, cr3: bigint): void {
 
 /** KVM: svm_get_segment_base. */
 export const svmGetSegmentBase = (vcpu: Vcpu, seg: SegmentIndex): bigint =>
-  toSvm(vcpu).vmcb.get64(segmentOffset(seg) + 8);
+  (seg > Seg.DS ? vmsaved(vcpu) : toSvm(vcpu).vmcb).get64(segmentOffset(seg) + 8);
 
 /** KVM: svm_get_segment: G from the limit, "unusable" from P, and VMX's conventions for TR, data segments and SS. */
 export function svmGetSegment(vcpu: Vcpu, seg: SegmentIndex): KvmSegment {
-  const { vmcb } = toSvm(vcpu);
+  const vmcb = seg > Seg.DS ? vmsaved(vcpu) : toSvm(vcpu).vmcb;
   const at = segmentOffset(seg);
   const attrib = vmcb.get16(at + 2);
   const limit = vmcb.get32(at + 4);
@@ -137,7 +137,7 @@ function fixSegment(segment: KvmSegment, seg: SegmentIndex, cpl: number): void {
 
 /** KVM: svm_set_segment. SS sets CPL. */
 export const svmSetSegment = (vcpu: Vcpu, segment: KvmSegment, seg: SegmentIndex): void => {
-  const { vmcb } = toSvm(vcpu);
+  const vmcb = seg > Seg.DS ? vmloading(vcpu) : toSvm(vcpu).vmcb;
   const at = segmentOffset(seg);
   const present = segment.present && !segment.unusable ? 1 : 0;
   vmcb.set16(at, segment.selector);

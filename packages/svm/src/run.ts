@@ -40,7 +40,7 @@ function syncCr8ToLapic(vcpu: Vcpu, svm: VcpuSvm): void {
   if (cr8 !== kvmGetCr8(vcpu)) kvmSetCr8(vcpu, cr8);
 }
 
-/** VMLOAD, VMRUN, VMSAVE. A protected guest's registers stay in its VMSA. KVM: svm_vcpu_enter_exit. */
+/** VMLOAD, VMRUN; VMSAVE comes when it is needed. A protected guest's registers stay in its VMSA. KVM: svm_vcpu_enter_exit. */
 function enterExit(vcpu: Vcpu, svm: VcpuSvm): void {
   const { hw } = svmModule(vcpu);
   const { vmcb } = svm;
@@ -53,9 +53,10 @@ function enterExit(vcpu: Vcpu, svm: VcpuSvm): void {
   vmcb.set64(V.rsp, regs[RSP]);
   vmcb.set64(V.rip, regs[VCPU_REGS_RIP]);
   vmcb.set64(V.cr2, vcpu.arch.cr2);
-  hw.vmload(vmcb.pa);
+  if (svm.vmloadDue) hw.vmload(vmcb.pa);
+  svm.vmloadDue = false;
   hw.vmrun(vmcb.pa, regs);
-  hw.vmsave(vmcb.pa);
+  svm.vmsaveDue = true;
   regs[RAX] = vmcb.get64(V.rax);
   regs[RSP] = vmcb.get64(V.rsp);
   regs[VCPU_REGS_RIP] = vmcb.get64(V.rip);

@@ -20,7 +20,16 @@ import {
 import { DEFAULT_INTERCEPTS, NPT_DROPS, recalcIntercepts, setDrIntercepts } from './intercepts.ts';
 import { recalcMsrIntercepts } from './msrs.ts';
 import { sevEsInitVmcb, sevVcpuCreate, sevVcpuFree } from './sev.ts';
-import { type SvmModule, type SvmParams, svmModule, toKvmSvm, toSvm, type VcpuSvm } from './vcpu-svm.ts';
+import {
+  type SvmModule,
+  type SvmParams,
+  svmModule,
+  toKvmSvm,
+  toSvm,
+  type VcpuSvm,
+  vmloading,
+  vmsaved,
+} from './vcpu-svm.ts';
 
 const IOPM_PAGES = 3;
 const MSRPM_PAGES = 2;
@@ -128,6 +137,8 @@ export function svmVcpuCreate(vcpu: Vcpu): number {
   kvm.memory.fill(msrpm, MSRPM_PAGES * 4096, 0xff);
   const svm: VcpuSvm = {
     vmcb: new Vmcb(kvm.memory, kvm.allocPage()),
+    vmsaveDue: false,
+    vmloadDue: true,
     msrpm,
     asid: 0,
     asidGeneration: 0,
@@ -194,7 +205,7 @@ function initSegment(vmcb: Vmcb, at: number, attrib: number): void {
 /** Control area and reset state of the segments; the rest of the reset state comes through the setters. KVM: init_vmcb. */
 function initVmcb(vcpu: Vcpu): void {
   const svm = toSvm(vcpu);
-  const { vmcb } = svm;
+  const vmcb = vmloading(vcpu);
   const { params, iopm, hw } = svmModule(vcpu);
   for (let word = 0; word < 6; word += 1) vmcb.set32(word * 4, 0);
   for (const bit of DEFAULT_INTERCEPTS) vmcb.setIntercept(bit, true);
@@ -240,5 +251,9 @@ export function svmVcpuAfterSetCpuid(vcpu: Vcpu): void {
 export const svmRecalcIntercepts = (vcpu: Vcpu): void => svmVcpuAfterSetCpuid(vcpu);
 
 /** Another vCPU's state is about to replace this one's in the processor. KVM: svm_vcpu_load, svm_vcpu_put. */
-export const svmVcpuLoad = (_vcpu: Vcpu, _cpu: number): void => {};
-export const svmVcpuPut = (_vcpu: Vcpu): void => {};
+export function svmVcpuLoad(vcpu: Vcpu, _cpu: number): void {
+  toSvm(vcpu).vmloadDue = true;
+}
+export function svmVcpuPut(vcpu: Vcpu): void {
+  vmsaved(vcpu);
+}

@@ -47,6 +47,10 @@ export interface KvmSvm {
 /** Part of a vCPU: `vcpu.vendor`. */
 export interface VcpuSvm {
   vmcb: Vmcb;
+  /** FS, GS, LDTR, TR and the system-call MSRs are the processor's since the last run: VMSAVE before reading them. */
+  vmsaveDue: boolean;
+  /** They were written in the VMCB, or another vCPU ran: VMLOAD before the next run. */
+  vmloadDue: boolean;
   msrpm: number;
   asid: number;
   asidGeneration: number;
@@ -69,6 +73,23 @@ export interface VcpuSvm {
 export const svmModule = (owner: { readonly kvm: Kvm }): SvmModule => owner.kvm.vendor as SvmModule;
 export const toSvm = (vcpu: Vcpu): VcpuSvm => vcpu.vendor as VcpuSvm;
 export const toKvmSvm = (vm: Vm): KvmSvm => vm.vendor as KvmSvm;
+/**
+ * The VMCB with the fields of VMLOAD and VMSAVE up to date. KVM saves them at every exit; here they stay in the processor until
+ * somebody asks.
+ */
+export function vmsaved(vcpu: Vcpu): Vmcb {
+  const svm = toSvm(vcpu);
+  if (svm.vmsaveDue) {
+    svm.vmsaveDue = false;
+    svmModule(vcpu).hw.vmsave(svm.vmcb.pa);
+  }
+  return svm.vmcb;
+}
+/** The same, to be written: the next run loads them. */
+export function vmloading(vcpu: Vcpu): Vmcb {
+  toSvm(vcpu).vmloadDue = true;
+  return vmsaved(vcpu);
+}
 /** KVM: sev_es_guest. */
 export const sevEsGuest = (vcpu: Vcpu): boolean => toSvm(vcpu).sev !== null;
 

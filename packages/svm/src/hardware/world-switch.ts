@@ -11,17 +11,6 @@ import { Clean, SAVE_AREA, V, VMSA } from './vmcb.ts';
 const UNUSABLE = Attrib.unusable << 16;
 const PRESENT = Attrib.P << 16;
 
-/** Save-area fields of 8 bytes that a clean bit lets VMRUN skip: [group, VMCB offset, state offset]. */
-const GROUPED = [
-  [Clean.CR, V.efer, S.efer],
-  [Clean.CR, V.cr4, S.cr4],
-  [Clean.CR, V.cr3, S.cr3],
-  [Clean.CR, V.cr0, S.cr0],
-  [Clean.DR, V.dr7, S.dr7],
-  [Clean.DR, V.dr6, S.dr6],
-  [Clean.CR2, V.cr2, S.cr2],
-] as const;
-
 /** Copies 8 bytes between word indices. */
 const copy8 = (to: Int32Array, toWord: number, from: Int32Array, fromWord: number): void => {
   to[toWord] = from[fromWord];
@@ -82,10 +71,16 @@ export class WorldSwitch {
     copy8(block, (S.gpr + 128) >> 2, save, base + (V.rip >> 2));
     copy8(block, (S.gpr + 32) >> 2, save, base + (V.rsp >> 2));
     copy8(block, S.gpr >> 2, save, base + (V.rax >> 2));
-    if ((clean & GROUPED_MASK) !== GROUPED_MASK) {
-      for (const [group, from, to] of GROUPED) {
-        if ((clean & (1 << group)) === 0) copy8(block, to >> 2, save, base + (from >> 2));
-      }
+    if ((clean & (1 << Clean.CR2)) === 0) copy8(block, S.cr2 >> 2, save, base + (V.cr2 >> 2));
+    if ((clean & (1 << Clean.DR)) === 0) {
+      copy8(block, S.dr7 >> 2, save, base + (V.dr7 >> 2));
+      copy8(block, S.dr6 >> 2, save, base + (V.dr6 >> 2));
+    }
+    if ((clean & (1 << Clean.CR)) === 0) {
+      copy8(block, S.efer >> 2, save, base + (V.efer >> 2));
+      copy8(block, S.cr4 >> 2, save, base + (V.cr4 >> 2));
+      copy8(block, S.cr3 >> 2, save, base + (V.cr3 >> 2));
+      copy8(block, S.cr0 >> 2, save, base + (V.cr0 >> 2));
     }
     return (clean & SEGMENT_MASK) !== SEGMENT_MASK && this.#loadSegments(save, base, VMRUN_SLOTS);
   }
@@ -115,9 +110,18 @@ export class WorldSwitch {
     copy8(save, base + (V.rip >> 2), block, (S.gpr + 128) >> 2);
     copy8(save, base + (V.rsp >> 2), block, (S.gpr + 32) >> 2);
     copy8(save, base + (V.rax >> 2), block, S.gpr >> 2);
-    for (const [, to, from] of GROUPED) copy8(save, base + (to >> 2), block, from >> 2);
-    for (const slot of VMRUN_SLOTS)
-      saveSegment(save, base + (V.es >> 2) + slot * 4, block, (S.segments >> 2) + slot * 4);
+    copy8(save, base + (V.cr2 >> 2), block, S.cr2 >> 2);
+    copy8(save, base + (V.dr7 >> 2), block, S.dr7 >> 2);
+    copy8(save, base + (V.dr6 >> 2), block, S.dr6 >> 2);
+    copy8(save, base + (V.efer >> 2), block, S.efer >> 2);
+    copy8(save, base + (V.cr4 >> 2), block, S.cr4 >> 2);
+    copy8(save, base + (V.cr3 >> 2), block, S.cr3 >> 2);
+    copy8(save, base + (V.cr0 >> 2), block, S.cr0 >> 2);
+    const to = base + (V.es >> 2);
+    const from = S.segments >> 2;
+    for (let slot = 0; slot < 4; slot += 1) saveSegment(save, to + slot * 4, block, from + slot * 4);
+    saveSegment(save, to + 24, block, from + 24);
+    saveSegment(save, to + 32, block, from + 32);
     const cpl = base + (V.cpl >> 2);
     save[cpl] = (save[cpl] & 0x00ff_ffff) | (this.#bytes[S.cpl] << 24);
   }
@@ -191,7 +195,6 @@ export class WorldSwitch {
   }
 }
 
-const GROUPED_MASK = (1 << Clean.CR) | (1 << Clean.DR) | (1 << Clean.CR2);
 const SEGMENT_MASK = (1 << Clean.SEG) | (1 << Clean.DT);
 /** [VMSA offset, state offset, words] */
 const PROTECTED = [
