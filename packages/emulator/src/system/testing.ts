@@ -93,6 +93,7 @@ export class TestMachine implements X86EmulateOps {
     'lm',
     'rdtscp',
     'msr',
+    'tsc',
   ]);
   readonly ports: { size: number; port: number; value: number | undefined }[] = [];
   /** Pages (address >> 12) that fault on any access / on writes. */
