@@ -3,7 +3,7 @@
  * machine's registers live (its `Frame`).
  */
 import { Layout, TlbEntry } from '../../memory/layout.ts';
-import { S, Vector } from '../../state-layout.ts';
+import { Flag, S, Vector } from '../../state-layout.ts';
 import { type Code, I32, I64, type Label, MEM, OP, type ValType } from '../wasm/emitter.ts';
 import { type Effect, isNode, type MemoryAccess, type Node, Plan, type Recording, type Region } from './ir.ts';
 import { P, R } from './records.ts';
@@ -390,9 +390,21 @@ export class HandlerEmitter {
       case 'repeat':
         this.#value(effect.condition);
         this.#code.if();
+        this.#resume(true);
         this.#frame.repeat();
         this.#code.end();
+        this.#resume(false);
     }
+  }
+  /** RFLAGS.RF is set between the iterations of a repeated instruction (APM vol. 2 section 13.1.3.2). */
+  #resume(set: boolean): void {
+    const code = this.#code
+      .i32(0)
+      .i32(0)
+      .mem(MEM.i32Load, Layout.state + S.rflags);
+    if (set) code.i32(Flag.RF).op(OP.i32Or);
+    else code.i32(~Flag.RF).op(OP.i32And);
+    code.mem(MEM.i32Store, Layout.state + S.rflags);
   }
 
   #raise(vector: number, hasErrorCode: boolean, errorCode: Node | null): void {

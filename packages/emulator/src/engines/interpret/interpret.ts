@@ -5,7 +5,7 @@
 import type { Instruction } from '../../decode/instruction.ts';
 import { Layout, TlbEntry } from '../../memory/layout.ts';
 import { PAGE } from '../../memory/physical.ts';
-import { Attrib, S } from '../../state-layout.ts';
+import { Attrib, Flag, S } from '../../state-layout.ts';
 import type { CodeKey, Engine, EngineHost, EngineStop } from '../engine.ts';
 import { HELPERS } from './emit.ts';
 import { type FormInfo, type HandlerSet, handlerSet } from './handlers.ts';
@@ -21,6 +21,8 @@ export interface InterpretOptions {
 
 /** Instructions in one wasm call: V8 does not replace a running function, so long calls would stay in slow code. */
 const SLICE = 200_000;
+
+const RFLAGS = Layout.state + S.rflags;
 
 type Run = (record: number, ticks: number) => number;
 
@@ -138,6 +140,8 @@ export class InterpretEngine implements Engine {
     const { run } = this.#instance(key.handlers);
     this.#prepare(key);
     this.#running = true;
+    const resume = this.#view.getUint32(RFLAGS, true) & Flag.RF;
+    if (resume !== 0) this.#view.setUint32(RFLAGS, this.#view.getUint32(RFLAGS, true) & ~Flag.RF, true);
     let left = maxTicks;
     let at = ENTRY_RECORD;
     let stop: EngineStop | undefined;
@@ -158,6 +162,9 @@ export class InterpretEngine implements Engine {
       if (stop === undefined && status === Status.miss && left > 0 && (at = this.#enter(key)) === 0) break;
     }
     if (at === 0) stop = this.#entryStop;
+    // Nothing retired: RF is still in force.
+    if (resume !== 0 && left === maxTicks)
+      this.#view.setUint32(RFLAGS, this.#view.getUint32(RFLAGS, true) | Flag.RF, true);
     this.#running = false;
     this.retired = maxTicks - left;
     return stop ?? 'budget';
