@@ -118,6 +118,8 @@ export interface GuestMode {
   writeCr(cr: number, value: bigint): bigint | undefined;
   /** A write trap (SEV-ES): called after the write was committed and RIP advanced; true: exit recorded. */
   crWritten(cr: number, value: bigint): boolean;
+  /** Low half of CR0 or CR4 as the guest sees it (VMX read shadows), for reports of the guest's mode; absent: the register itself. */
+  viewCr?(cr: 0 | 4, real: number): number;
   /** Extra CR0/CR4 bits that must hold in guest operation (VMX fixed bits), tested by MOV CR: true = illegal, #GP(0). */
   crIllegal(cr: number, value: bigint): boolean;
   /** RFLAGS.IF gate for physical/virtual interrupts etc. belongs to the vendor. */

@@ -6,6 +6,7 @@
  * the paging configuration derive from the state block by these functions and by nothing else.
  */
 import type { CodeKey } from '../engines/engine.ts';
+import type { GuestMode } from '../guest-mode.ts';
 import type { PagingConfig, PagingMode } from '../memory/paging.ts';
 import { Rights } from '../memory/tlb.ts';
 import type { ModeChange, ModeName, ProcessorMode } from '../processor-api.ts';
@@ -38,16 +39,36 @@ export const isLongModeActive = (state: StateBlock): boolean => (eferOf(state) &
 export const is64BitMode = (state: StateBlock): boolean =>
   isLongModeActive(state) && (state.attrib(Seg.CS) & Attrib.L) !== 0;
 
+/**
+ * Low halves of CR0 and CR4 as whoever runs sees them: in a guest with read shadows not the registers themselves. Reports of the mode
+ * use the view; translation, engines and checks use the registers.
+ */
+export interface ControlView {
+  cr0: number;
+  cr4: number;
+}
+const registers = (state: StateBlock): ControlView => ({ cr0: cr0Of(state), cr4: cr4Of(state) });
+/** Fills `view` from the registers and the guest's shadows. */
+export function viewControls(state: StateBlock, guest: GuestMode | null, view: ControlView): ControlView {
+  view.cr0 = cr0Of(state);
+  view.cr4 = cr4Of(state);
+  if (guest?.viewCr !== undefined) {
+    view.cr0 = guest.viewCr(0, view.cr0);
+    view.cr4 = guest.viewCr(4, view.cr4);
+  }
+  return view;
+}
+
 /** Paging mode of the control registers. */
-export function pagingMode(state: StateBlock): PagingMode {
-  if ((cr0Of(state) & Cr0.PG) === 0) return 'off';
+export function pagingMode(state: StateBlock, view?: ControlView): PagingMode {
+  if (((view === undefined ? cr0Of(state) : view.cr0) & Cr0.PG) === 0) return 'off';
   if (isLongModeActive(state)) return '4-level';
-  return (cr4Of(state) & Cr4.PAE) !== 0 ? 'PAE' : '32-bit';
+  return ((view === undefined ? cr4Of(state) : view.cr4) & Cr4.PAE) !== 0 ? 'PAE' : '32-bit';
 }
 
 /** Name of the mode: "unreal" is real mode with a segment cache that real mode could not have loaded. */
-export function modeName(state: StateBlock): ModeName {
-  if ((cr0Of(state) & Cr0.PE) === 0) return ALL.some((seg) => state.limit(seg) > 0xffff) ? 'unreal' : 'real';
+export function modeName(state: StateBlock, view: ControlView = registers(state)): ModeName {
+  if ((view.cr0 & Cr0.PE) === 0) return ALL.some((seg) => state.limit(seg) > 0xffff) ? 'unreal' : 'real';
   const big = (state.attrib(Seg.CS) & Attrib.DB) !== 0;
   if ((state.rflagsLow & Flag.VM) !== 0) return 'virtual8086';
   if (is64BitMode(state)) return 'long';
@@ -56,9 +77,14 @@ export function modeName(state: StateBlock): ModeName {
 }
 
 /** The mode as a whole. */
-export const computeMode = (state: StateBlock, guest: boolean, nested: boolean): ProcessorMode => ({
-  name: modeName(state),
-  paging: pagingMode(state),
+export const computeMode = (
+  state: StateBlock,
+  guest: boolean,
+  nested: boolean,
+  view: ControlView = registers(state),
+): ProcessorMode => ({
+  name: modeName(state, view),
+  paging: pagingMode(state, view),
   smm: state.smm,
   guest,
   nested,
@@ -67,15 +93,20 @@ export const computeMode = (state: StateBlock, guest: boolean, nested: boolean):
 /**
  * A number that differs whenever the mode differs: what the hot path compares before it builds a {@link ProcessorMode}.
  */
-export function modeKey(state: StateBlock, guest: boolean, nested: boolean): number {
-  const cr0 = cr0Of(state);
+export function modeKey(
+  state: StateBlock,
+  guest: boolean,
+  nested: boolean,
+  view: ControlView = registers(state),
+): number {
+  const { cr0, cr4 } = view;
   const attrib = state.attrib(Seg.CS);
   const wide = (cr0 & Cr0.PE) === 0 && ALL.some((seg) => state.limit(seg) > 0xffff);
   return (
     (cr0 & Cr0.PE) |
     ((cr0 & Cr0.PG) !== 0 ? 2 : 0) |
     ((eferOf(state) & Efer.LMA) !== 0 ? 4 : 0) |
-    ((cr4Of(state) & Cr4.PAE) !== 0 ? 8 : 0) |
+    ((cr4 & Cr4.PAE) !== 0 ? 8 : 0) |
     ((state.rflagsLow & Flag.VM) !== 0 ? 16 : 0) |
     ((attrib & Attrib.L) !== 0 ? 32 : 0) |
     ((attrib & Attrib.DB) !== 0 ? 64 : 0) |
@@ -202,9 +233,9 @@ export class Controls {
   #cr4 = 0;
   #efer = 0;
 
-  read(state: StateBlock): this {
-    this.#cr0 = cr0Of(state);
-    this.#cr4 = cr4Of(state);
+  read(state: StateBlock, view: ControlView = registers(state)): this {
+    this.#cr0 = view.cr0;
+    this.#cr4 = view.cr4;
     this.#efer = eferOf(state);
     return this;
   }

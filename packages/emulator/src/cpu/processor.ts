@@ -21,7 +21,17 @@ import { type CpuidResult, cpuidNow, modelCpuid } from './cpuid.ts';
 import { armedBreakpoints, type Breakpoint, codeHits, Dr6, dataHits, ioHits } from './debug.ts';
 import { EventUnit } from './events.ts';
 import { type CpuidLookup, type FeatureName, hasFeature } from './features.ts';
-import { Controls, computeCodeKey, computeMode, emulateModeOf, is64BitMode, modeKey, sameMode } from './mode.ts';
+import {
+  Controls,
+  type ControlView,
+  computeCodeKey,
+  computeMode,
+  emulateModeOf,
+  is64BitMode,
+  modeKey,
+  sameMode,
+  viewControls,
+} from './mode.ts';
 import { installMsrHooks } from './msr-hooks.ts';
 import { Msrs } from './msrs.ts';
 import { SiliconOps } from './ops.ts';
@@ -80,6 +90,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   #mode: ProcessorMode;
   #modeKey = -1;
   #controls = new Controls();
+  readonly #view: ControlView = { cr0: 0, cr4: 0 };
   #armed: Breakpoint[] = [];
   /** DR6 bits that the running instruction's accesses hit. */
   #hits = 0n;
@@ -305,7 +316,11 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   }
 
   mode(): ProcessorMode {
-    return computeMode(this.state, this.#guest !== null, this.nested);
+    return computeMode(this.state, this.#guest !== null, this.nested, this.#look());
+  }
+  /** CR0 and CR4 as whoever runs sees them. */
+  #look(): ControlView {
+    return viewControls(this.state, this.#guest, this.#view);
   }
 
   /**
@@ -317,16 +332,17 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     const { state } = this;
     if (!state.modeStale || cause === 'vmexit') return;
     state.modeStale = false;
-    const key = modeKey(state, this.#guest !== null, this.nested);
+    const view = this.#look();
+    const key = modeKey(state, this.#guest !== null, this.nested, view);
     const before = this.#controls;
     if (key === this.#modeKey) {
-      before.read(state);
+      before.read(state, view);
       return;
     }
     this.#modeKey = key;
     const from = this.#mode;
     const to = this.mode();
-    this.#controls = new Controls().read(state);
+    this.#controls = new Controls().read(state, view);
     this.#mode = to;
     if (this.onModeChange === null || sameMode(from, to)) return;
     this.onModeChange({ tick: this.tick, from, to, cause, rip, bytes, ...Controls.pairs(before, this.#controls) });
@@ -339,8 +355,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     state.modeStale = false;
     this.armBreakpoints();
     this.#mode = this.mode();
-    this.#modeKey = modeKey(state, this.#guest !== null, this.nested);
-    this.#controls.read(state);
+    this.#modeKey = modeKey(state, this.#guest !== null, this.nested, this.#look());
+    this.#controls.read(state, this.#view);
   }
 
   reset(init: boolean): void {

@@ -152,6 +152,7 @@ export class VmxGuest implements GuestMode {
   readonly #vmcs: Vmcs;
   readonly #caps: VmxCapabilities;
   readonly #walker: EptWalker;
+  readonly #view = { cr0Mask: 0, cr0Shadow: 0, cr4Mask: 0, cr4Shadow: 0 };
   #eptLevels = 4;
   #eptAd = false;
 
@@ -190,6 +191,10 @@ export class VmxGuest implements GuestMode {
     this.cr0Shadow = v.read64(F.CR0_READ_SHADOW);
     this.cr4Mask = v.read64(F.CR4_GUEST_HOST_MASK);
     this.cr4Shadow = v.read64(F.CR4_READ_SHADOW);
+    this.#view.cr0Mask = v.readLow(F.CR0_GUEST_HOST_MASK);
+    this.#view.cr0Shadow = v.readLow(F.CR0_READ_SHADOW);
+    this.#view.cr4Mask = v.readLow(F.CR4_GUEST_HOST_MASK);
+    this.#view.cr4Shadow = v.readLow(F.CR4_READ_SHADOW);
     const eptp = v.readAddress(F.EPT_POINTER);
     this.nestedRoot = this.secondary & Secondary.ept ? eptp - (eptp % 4096) : 0;
     this.#eptLevels = ((eptp >>> 3) & 7) + 1;
@@ -485,6 +490,12 @@ export class VmxGuest implements GuestMode {
     if (cr === 0) return merge(this.#processor.state.cr0, this.cr0Shadow, this.cr0Mask);
     if (cr === 4) return merge(this.#processor.state.cr4, this.cr4Shadow, this.cr4Mask);
     return undefined;
+  }
+  /** The same on low halves. */
+  viewCr(cr: 0 | 4, real: number): number {
+    return cr === 0
+      ? (real & ~this.#view.cr0Mask) | (this.#view.cr0Shadow & this.#view.cr0Mask)
+      : (real & ~this.#view.cr4Mask) | (this.#view.cr4Shadow & this.#view.cr4Mask);
   }
   /** Bits of the mask keep their values. */
   writeCr(cr: number, value: bigint): bigint | undefined {
