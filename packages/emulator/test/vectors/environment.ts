@@ -1,6 +1,7 @@
 /**
  * The environment in which the vectors were captured: two pages of data, a read-only page, two pages of code, descriptor tables.
  */
+import type { Segment } from '../../src/state-layout.ts';
 import { type Header, hex, SEGMENT_NAMES } from './format.ts';
 
 export const DATA = 0x1000_0000;
@@ -34,8 +35,16 @@ function put64(view: DataView, offset: number, value: bigint): void {
   view.setBigUint64(offset, value, true);
 }
 
-/** GDT, LDT, IDT (gates 3 and 4 for everybody) and a TSS with a kernel stack, as bytes from GDT on. */
+const systemImages = new WeakMap<Header, Uint8Array>();
+
+/** GDT, LDT, IDT (gates 3 and 4 for everybody) and a TSS with a kernel stack, as bytes from GDT on. Not to be changed. */
 export function systemMemory(header: Header): Uint8Array {
+  let image = systemImages.get(header);
+  if (image === undefined) systemImages.set(header, (image = buildSystemMemory(header)));
+  return image;
+}
+
+function buildSystemMemory(header: Header): Uint8Array {
   const bytes = new Uint8Array(SYSTEM_SIZE);
   const view = new DataView(bytes.buffer);
   header.gdt.forEach((text, i) => {
@@ -62,7 +71,16 @@ export function attributes(header: Header, selector: number): number {
   return Number((descriptor >> 40n) & 0xffn) | (Number((descriptor >> 52n) & 0xfn) << 8);
 }
 
-export const segmentOf = (header: Header, index: number) => {
+const segments = new WeakMap<Header, Segment[]>();
+
+/** A segment register as every case finds it. */
+export function segmentOf(header: Header, index: number): Segment {
+  let all = segments.get(header);
+  if (all === undefined) segments.set(header, (all = [0, 1, 2, 3, 4, 5].map((i) => buildSegment(header, i))));
+  return { ...all[index]! };
+}
+
+const buildSegment = (header: Header, index: number): Segment => {
   const text = header.seg[SEGMENT_NAMES[index]!];
   const selector = Number.parseInt(text.sel, 16);
   const null64 = (selector & ~3) === 0;

@@ -1,5 +1,5 @@
 /**
- * The seeded sample of the processor's own results, on evaluate alone and in the whole processor.
+ * The seeded sample of the processor's own results, on evaluate alone, and in the whole processor with evaluate and with interpret.
  */
 import { readdirSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
@@ -16,7 +16,7 @@ it('the sample has all integer groups', () => {
   expect(groups).toHaveLength(33);
 });
 
-describe.each(['evaluate', 'processor'])('%s does what a real processor did', (name) => {
+describe.each(['evaluate', 'processor', 'interpret'])('%s does what a real processor did', (name) => {
   it.each(groups)('%s', async (group) => {
     const { header, cases } = readVectors(`${SAMPLE}${group}.jsonl.gz`);
     const machine = await (await vectorEngine(name)).create(header);

@@ -10,8 +10,8 @@ import type { DecodeMode, DecodeResult, Instruction, Row } from '../../decode/in
 import { GuestException, NotImplementedError, Unwind } from '../../exceptions.ts';
 import { X86Emul, type X86EmulateOps } from '../../ops.ts';
 import { SEMANTICS } from '../../semantics/index.ts';
-import { Attrib, Seg, type Segment, Vector } from '../../state-layout.ts';
-import type { EmulateMode, SystemFunction } from '../../system/context.ts';
+import { Attrib, RCX, Seg, type Segment, Vector } from '../../state-layout.ts';
+import type { EmulateContext, EmulateMode, SystemFunction } from '../../system/context.ts';
 import { CHECKS, SYSTEM } from '../../system/index.ts';
 import { asBuilder, EvaluateBuilder } from './builder.ts';
 import { EvaluateContext, emulateMode, emulateModeWith } from './context.ts';
@@ -179,6 +179,9 @@ export class Evaluator {
     let code = checkIntercept(context, info, 'preExcept');
     if (code !== X86Emul.CONTINUE) return code;
     checkPrivilege(context);
+    plan.check?.(context);
+    // A processor does not even ask for an iteration that does not take place; KVM does.
+    if (context.subset === 'x86' && this.hasNoIteration(insn)) return X86Emul.CONTINUE;
     // Rights that precede an intercept (KVM: check_perm); without one the instruction itself checks them.
     if (row.intercept !== 'none') CHECKS[row.mnemonic]?.(context);
     code = checkIntercept(context, info, 'postExcept');
@@ -186,6 +189,13 @@ export class Evaluator {
     context.clearResume();
     code = checkIntercept(context, info, 'postMemAccess');
     return code === X86Emul.CONTINUE ? this.perform(insn, plan) : code;
+  }
+
+  /** REP with a count of zero. */
+  private hasNoIteration(insn: Instruction): boolean {
+    if (insn.rep === 0 || !insn.row.string || this.context.getReg(RCX, insn.addrSize) !== 0n) return false;
+    this.context.clearResume();
+    return true;
   }
 
   private perform(insn: Instruction, plan: Plan): X86Emul {
@@ -236,6 +246,8 @@ interface Plan {
   forms: readonly OperandForm[];
   semantics: Semantics | undefined;
   system: SystemFunction | undefined;
+  /** What has to hold before the POST_EXCEPT intercept (KVM: check_perm). */
+  check: ((ctx: EmulateContext) => void) | undefined;
 }
 
 const plans = new Map<Row, Plan>();
@@ -243,7 +255,13 @@ const plans = new Map<Row, Plan>();
 function planOf(row: Row): Plan {
   let plan = plans.get(row);
   if (plan === undefined) {
-    plan = { forms: operandForms(row), semantics: SEMANTICS[row.mnemonic], system: SYSTEM[row.mnemonic] };
+    const { mnemonic } = row;
+    plan = {
+      forms: operandForms(row),
+      semantics: SEMANTICS[mnemonic],
+      system: SYSTEM[mnemonic],
+      check: CHECKS[mnemonic],
+    };
     plans.set(row, plan);
   }
   return plan;
