@@ -55,7 +55,7 @@ export class FlatMachine implements X86EmulateOps {
       user: true,
     });
     this.code = region(env.CODE, new Uint8Array(env.CODE_SIZE), { writable: never, executable: true, user: true });
-    this.system = region(env.GDT, env.systemMemory(header), { writable: () => true, executable: false, user: false });
+    this.system = region(env.GDT, env.systemMemory(header).slice(), { writable: () => true, executable: false, user: false });
     this.regions = [this.data, this.code, this.system];
   }
 
