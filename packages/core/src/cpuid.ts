@@ -1,26 +1,243 @@
-/** CPUID as guests see it. KVM: arch/x86/kvm/cpuid.c. */
-import type { Vcpu } from './vcpu.ts';
+/**
+ * CPUID as guests see it, and the features that KVM can give them. KVM: arch/x86/kvm/cpuid.c.
+ * Manual: APM vol. 3 appendix E, SDM vol. 2 CPUID.
+ */
+import { CR4, FEATURES, type FeatureBit, hasFeature } from '@tskvm/emulator';
+import { KvmError } from './diagnostics.ts';
+import type { Kvm } from './kvm.ts';
+import { isGuestMode, kvmIsCr4BitSet } from './kvm-cache-regs.ts';
+import { Errno } from './types.ts';
+import type { CpuidEntry, Vcpu } from './vcpu.ts';
 
-const later = (): never => {
-  throw new Error('body follows');
-};
-/** Feature test by name (`cmov`, `longmode`, `svm`, …). KVM: guest_cpu_cap_has. */
-export function guestCpuidHas(_vcpu: Vcpu, _feature: string): boolean {
-  return later();
+const table: Readonly<Record<string, FeatureBit>> = FEATURES;
+const REGISTERS = ['eax', 'ebx', 'ecx', 'edx'] as const;
+/** KVM_CPUID_FLAG_SIGNIFCANT_INDEX. */
+export const CPUID_SIGNIFICANT_INDEX = 1;
+/** First leaf of KVM's own range: signature "KVMKVMKVM". */
+export const KVM_CPUID_SIGNATURE = 0x40000000;
+export const KVM_CPUID_FEATURES = 0x40000001;
+/** KVM_FEATURE_CLOCKSOURCE 0, CLOCKSOURCE2 3, CLOCKSOURCE_STABLE_BIT 24. */
+const KVM_FEATURES = (1 << 0) | (1 << 3) | (1 << 24);
+
+/** Leaves that have sub-leaves. */
+const INDEXED = new Set([4, 7, 0xb, 0xd, 0xf, 0x10, 0x12, 0x14, 0x17, 0x18, 0x1d, 0x1e, 0x1f, 0x8000001d, 0x80000026]);
+
+/** Features that KVM never passes on by itself: virtualisation (the vendor adds it with nested) and what it doesn't virtualise. */
+const WITHHELD = new Set([
+  'vmx',
+  'svm',
+  'smx',
+  'skinit',
+  'monitor',
+  'monitorx',
+  'osxsave',
+  'npt',
+  'lbrVirtualization',
+  'svmLock',
+  'nripSave',
+  'tscRateMsr',
+  'vmcbClean',
+  'flushByAsid',
+  'decodeAssists',
+  'pauseFilter',
+  'pauseFilterThreshold',
+  'avic',
+  'virtualVmloadVmsave',
+  'vgif',
+  'gmet',
+  'sev',
+  'sevEs',
+  'la57',
+  'sgx',
+]);
+
+/** kvm_cpu_caps before the vendor's set-up: what the processor has and KVM passes on; x2APIC, TSC deadline and hypervisor it adds. */
+export function initialCpuCaps(kvm: Kvm): Set<string> {
+  const cpuid = (leaf: number, subleaf: number) => kvm.processor.cpuid(leaf, subleaf);
+  const caps = new Set<string>();
+  for (const name of Object.keys(FEATURES) as (keyof typeof FEATURES)[]) {
+    if (!WITHHELD.has(name) && hasFeature(cpuid, name)) caps.add(name);
+  }
+  for (const name of ['x2apic', 'tscDeadline', 'hypervisor', 'apic']) caps.add(name);
+  return caps;
 }
-/** KVM: kvm_cpuid. */
-export function kvmCpuid(
-  _vcpu: Vcpu,
-  _fn: number,
-  _index: number,
-): { eax: number; ebx: number; ecx: number; edx: number } {
-  return later();
+/** KVM: kvm_cpu_cap_set, kvm_cpu_cap_clear, kvm_cpu_cap_has. */
+export function kvmCpuCapSet(kvm: Kvm, feature: string): void {
+  kvm.cpuCaps.add(feature);
+}
+export function kvmCpuCapClear(kvm: Kvm, feature: string): void {
+  kvm.cpuCaps.delete(feature);
+}
+export const kvmCpuCapHas = (kvm: Kvm, feature: string): boolean => kvm.cpuCaps.has(feature);
+
+/** The entry of a leaf, undefined if the guest has none. KVM: kvm_find_cpuid_entry_index. */
+export const kvmFindCpuidEntry = (vcpu: Vcpu, fn: number, index = 0): CpuidEntry | undefined =>
+  vcpu.cpuid.find((e) => e.function === fn && ((e.flags & CPUID_SIGNIFICANT_INDEX) === 0 || e.index === index));
+
+/** Does the guest's CPUID announce a feature (names: FEATURES of the emulator). KVM: guest_cpu_cap_has. */
+export function guestCpuidHas(vcpu: Vcpu, feature: string): boolean {
+  const at = table[feature];
+  if (!at) return false;
+  const entry = kvmFindCpuidEntry(vcpu, at.leaf, at.subleaf);
+  return entry !== undefined && ((entry[REGISTERS[at.reg]] >>> at.bit) & 1) === 1;
+}
+/** Vendor string of leaf 0, or the host's before SET_CPUID2. */
+function vendorOf(vcpu: Vcpu): string {
+  const entry = kvmFindCpuidEntry(vcpu, 0);
+  if (!entry) return vcpu.kvm.model.vendor === 'amd' ? 'AuthenticAMD' : 'GenuineIntel';
+  const bytes = new Uint8Array(new Uint32Array([entry.ebx, entry.edx, entry.ecx]).buffer);
+  return String.fromCharCode(...bytes);
+}
+const vendorCache = new WeakMap<CpuidEntry[], boolean>();
+/** KVM: guest_cpuid_is_amd_compatible. */
+export function guestCpuidIsAmdCompatible(vcpu: Vcpu): boolean {
+  let amd = vendorCache.get(vcpu.cpuid);
+  if (amd === undefined) {
+    const vendor = vendorOf(vcpu);
+    amd = vendor === 'AuthenticAMD' || vendor === 'HygonGenuine';
+    vendorCache.set(vcpu.cpuid, amd);
+  }
+  return amd;
 }
 /** KVM: guest_cpuid_is_intel_compatible. */
-export function guestCpuidIsIntelCompatible(_vcpu: Vcpu): boolean {
-  return later();
+export const guestCpuidIsIntelCompatible = (vcpu: Vcpu): boolean => !guestCpuidIsAmdCompatible(vcpu);
+
+/** Largest leaf of the range that a leaf belongs to. */
+function rangeLimit(vcpu: Vcpu, fn: number): number | undefined {
+  const base = fn >= 0x80000000 ? 0x80000000 : fn >= 0x40000000 && fn < 0x40010000 ? 0x40000000 : 0;
+  return kvmFindCpuidEntry(vcpu, base)?.eax;
 }
-/** KVM: kvm_update_cpuid_runtime. */
-export function kvmUpdateCpuidRuntime(_vcpu: Vcpu): void {
-  later();
+
+/**
+ * CPUID for a guest. Beyond the last leaf an Intel guest gets the last basic leaf, others zeroes. KVM: kvm_cpuid.
+ * @returns the four registers (unsigned) and whether an entry was found
+ */
+export function kvmCpuid(
+  vcpu: Vcpu,
+  fn: number,
+  index: number,
+): { eax: number; ebx: number; ecx: number; edx: number; found: boolean } {
+  let entry = kvmFindCpuidEntry(vcpu, fn, index);
+  const found = entry !== undefined;
+  if (!entry && guestCpuidIsIntelCompatible(vcpu)) {
+    const limit = rangeLimit(vcpu, fn);
+    const outside = limit === undefined || fn >>> 0 > limit >>> 0;
+    const basic = kvmFindCpuidEntry(vcpu, 0)?.eax;
+    if (outside && basic !== undefined) entry = kvmFindCpuidEntry(vcpu, basic, index);
+  }
+  if (!entry) return { eax: 0, ebx: 0, ecx: 0, edx: 0, found };
+  return { eax: entry.eax >>> 0, ebx: entry.ebx >>> 0, ecx: entry.ecx >>> 0, edx: entry.edx >>> 0, found };
+}
+
+/** Registers of one leaf with the bits that KVM gives (GET_SUPPORTED_CPUID). */
+function supportedLeaf(kvm: Kvm, leaf: number, subleaf: number): [number, number, number, number] {
+  const out = kvm.processor.cpuid(leaf, subleaf).map((v) => v >>> 0) as [number, number, number, number];
+  for (const [name, at] of Object.entries(table)) {
+    if (at.leaf !== leaf || at.subleaf !== subleaf) continue;
+    const mask = 1 << at.bit;
+    out[at.reg] = (kvm.cpuCaps.has(name) ? out[at.reg] | mask : out[at.reg] & ~mask) >>> 0;
+  }
+  if (leaf === 0xd && subleaf === 0) out[0] = Number(kvm.caps.supportedXcr0 & 0xffffffffn);
+  return out;
+}
+
+const entry = (fn: number, index: number, regs: readonly number[]): CpuidEntry => ({
+  function: fn,
+  index,
+  flags: INDEXED.has(fn) ? CPUID_SIGNIFICANT_INDEX : 0,
+  eax: regs[0] >>> 0,
+  ebx: regs[1] >>> 0,
+  ecx: regs[2] >>> 0,
+  edx: regs[3] >>> 0,
+});
+/** How many sub-leaves of an indexed leaf are listed. */
+const subleaves = (kvm: Kvm, leaf: number): number => {
+  if (!INDEXED.has(leaf)) return 1;
+  if (leaf === 7) return (kvm.processor.cpuid(7, 0)[0] >>> 0) + 1;
+  return leaf === 0xd ? 3 : 4;
+};
+
+/** The CPUID that a guest may be given. KVM: KVM_GET_SUPPORTED_CPUID. */
+export function getSupportedCpuid(kvm: Kvm): CpuidEntry[] {
+  const out: CpuidEntry[] = [];
+  for (const base of [0, 0x80000000]) {
+    const limit = Math.min(kvm.processor.cpuid(base, 0)[0] >>> 0, base + 0x21);
+    for (let leaf = base; leaf <= limit; leaf++) {
+      for (let index = 0; index < subleaves(kvm, leaf); index++)
+        out.push(entry(leaf, index, supportedLeaf(kvm, leaf, index)));
+    }
+  }
+  // "KVMKVMKVM\0\0\0" in EBX, ECX, EDX.
+  out.push(entry(KVM_CPUID_SIGNATURE, 0, [KVM_CPUID_FEATURES, 0x4b4d564b, 0x564b4d56, 0x4d]));
+  out.push(entry(KVM_CPUID_FEATURES, 0, [KVM_FEATURES, 0, 0, 0]));
+  return out;
+}
+
+/** Leaves whose bits follow CR4 and the APIC base. KVM: kvm_update_cpuid_runtime. */
+export function kvmUpdateCpuidRuntime(vcpu: Vcpu): void {
+  const one = kvmFindCpuidEntry(vcpu, 1);
+  if (!one) return;
+  const set = (reg: 'ecx' | 'edx' | 'ebx', bit: number, on: boolean): void => {
+    one[reg] = (on ? one[reg] | (1 << bit) : one[reg] & ~(1 << bit)) >>> 0;
+  };
+  set('ecx', 27, ((one.ecx >>> 26) & 1) === 1 && (vcpu.arch.cr4 & CR4.OSXSAVE) !== 0n);
+  set('edx', 9, (vcpu.arch.apicBase & (1n << 11n)) !== 0n);
+  one.ebx = ((one.ebx & 0x00ffffff) | (vcpu.vcpuId << 24)) >>> 0;
+  const seven = kvmFindCpuidEntry(vcpu, 7, 0);
+  if (seven && ((seven.ecx >>> 3) & 1) === 1) {
+    seven.ecx = (kvmIsCr4BitSet(vcpu, CR4.PKE) ? seven.ecx | 16 : seven.ecx & ~16) >>> 0;
+  }
+}
+
+/** CR4 bits that need a feature. */
+const CR4_FEATURES: readonly (readonly [bigint, string])[] = [
+  [CR4.OSXSAVE, 'xsave'],
+  [CR4.SMEP, 'smep'],
+  [CR4.SMAP, 'smap'],
+  [CR4.FSGSBASE, 'fsgsbase'],
+  [CR4.PKE, 'pku'],
+  [CR4.LA57, 'la57'],
+  [CR4.UMIP, 'umip'],
+  [CR4.VMXE, 'vmx'],
+  [CR4.PCIDE, 'pcid'],
+  [CR4.CET, 'cetShadowStack'],
+];
+const CR4_ALWAYS =
+  CR4.VME | CR4.PVI | CR4.TSD | CR4.DE | CR4.PSE | CR4.PAE | CR4.MCE | CR4.PGE | CR4.PCE | CR4.OSFXSR | CR4.OSXMMEXCPT;
+
+/** Reserved CR4 bits of this guest. KVM: __cr4_reserved_bits. */
+export function cr4GuestReservedBits(vcpu: Vcpu): bigint {
+  let allowed = CR4_ALWAYS;
+  for (const [bit, feature] of CR4_FEATURES) if (guestCpuidHas(vcpu, feature)) allowed |= bit;
+  return ~allowed & 0xffffffffffffffffn;
+}
+
+/** What follows a change of the guest's CPUID. KVM: kvm_vcpu_after_set_cpuid. */
+export function kvmVcpuAfterSetCpuid(vcpu: Vcpu): void {
+  const { arch } = vcpu;
+  const sizes = kvmFindCpuidEntry(vcpu, 0x80000008);
+  arch.maxphyaddr = sizes ? sizes.eax & 0xff : 36;
+  arch.reservedGpaBits = ~((1n << BigInt(arch.maxphyaddr)) - 1n) & 0xffffffffffffffffn;
+  arch.guestSupportedXcr0 = BigInt(kvmFindCpuidEntry(vcpu, 0xd, 0)?.eax ?? 0) & vcpu.kvm.caps.supportedXcr0;
+  arch.cr4GuestRsvdBits = cr4GuestReservedBits(vcpu);
+  kvmUpdateCpuidRuntime(vcpu);
+  vcpu.kvm.calls.vcpuAfterSetCpuid(vcpu);
+}
+
+/** KVM_SET_CPUID2. Throws KvmError CPUID_* (EINVAL, E2BIG). */
+export function setCpuid2(vcpu: Vcpu, entries: readonly CpuidEntry[]): void {
+  if (entries.length > 256) throw new KvmError('CPUID_TOO_MANY', Errno.E2BIG, 'at most 256 CPUID entries');
+  const address = entries.find((e) => e.function === 0x80000008);
+  const virtual = address ? (address.eax >>> 8) & 0xff : 0;
+  if (virtual !== 0 && virtual !== 48 && virtual !== 57) {
+    throw new KvmError(
+      'CPUID_VIRTUAL_WIDTH',
+      Errno.EINVAL,
+      `leaf 0x80000008: ${virtual} linear address bits, must be 48, 57 or 0`,
+    );
+  }
+  if (isGuestMode(vcpu)) throw new KvmError('CPUID_IN_L2', Errno.EINVAL, 'CPUID can not change while the vCPU runs L2');
+  vcpu.cpuid = entries.map((e) => ({ ...e }));
+  vcpu.arch.cpuidSet = true;
+  kvmVcpuAfterSetCpuid(vcpu);
 }

@@ -1,113 +1,470 @@
-/** Emulation on behalf of exits. KVM: x86_emulate_instruction and the kvm_emulate_* family in x86.c. */
+/**
+ * Emulation on behalf of exits: x86_emulate_instruction, skipping, and completion of what user space answers.
+ * KVM: x86.c (x86_emulate_instruction, kvm_skip_emulated_instruction, complete_emulated_*).
+ */
+import { Evaluator, Flag, Seg, Vector, X86Emul } from '@tskvm/emulator';
+import { guestCpuidIsIntelCompatible } from './cpuid.ts';
+import type { MmioAccess } from './emulate-memory.ts';
+import { KvmEmulateOps, kernelPioIn, kernelPioOut } from './emulate-ops.ts';
+import {
+  kvmClearExceptionQueue,
+  kvmInjectEmulatedException,
+  kvmInjectGp,
+  kvmQueueException,
+  kvmQueueExceptionP,
+} from './exceptions.ts';
+import { is64BitMode, isGuestMode, kvmRaxRead, kvmRaxWrite, kvmRipRead, kvmRipWrite } from './kvm-cache-regs.ts';
+import { kvmGetRflags, kvmSetRflagsRaw } from './regs.ts';
+import { kvmMakeRequest } from './requests.ts';
+import { frame, trace } from './trace.ts';
+import { EmulType, Req } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
-const later = (): never => {
-  throw new Error('body follows');
-};
+export { kvmInjectRealmodeInterrupt, kvmTaskSwitch } from './kvm-emulate-events.ts';
+export * from './kvm-emulate-insns.ts';
+
+/** KVM_GUESTDBG_SINGLESTEP. */
+const GUESTDBG_SINGLESTEP = 2;
+/** KVM_X86_QUIRK_OUT_7E_INC_RIP. */
+const QUIRK_OUT_7E_INC_RIP = 8;
+const DR6_BS = 0x4000n;
+const DR6_INIT = 0xffff0ff0n;
+const RF = BigInt(Flag.RF);
+const TF = BigInt(Flag.TF);
+const IF = BigInt(Flag.IF);
+/** Iterations of a string instruction after which the guest is entered again, so that events get their turn. */
+const MAX_REP_ITERATIONS = 1024;
+const INTERNAL_ERROR_EMULATION = 1;
+const INTERNAL_ERROR_DELIVERY_EV = 3;
+const INTERNAL_ERROR_UNEXPECTED_EXIT_REASON = 4;
+
+/** Emulator of one vCPU. KVM: struct x86_emulate_ctxt. */
+export interface EmulateCtxt {
+  ops: KvmEmulateOps;
+  evaluator: Evaluator;
+  intel: boolean;
+}
+const contexts = new WeakMap<Vcpu, EmulateCtxt>();
+
+/** The vCPU's emulator; made anew when CPUID's vendor has changed. */
+export function emulateCtxt(vcpu: Vcpu): EmulateCtxt {
+  const intel = guestCpuidIsIntelCompatible(vcpu);
+  let ctxt = contexts.get(vcpu);
+  if (!ctxt || ctxt.intel !== intel) {
+    const ops = new KvmEmulateOps(vcpu);
+    ctxt = { ops, evaluator: new Evaluator(ops, { subset: 'kvm', vendor: intel ? 'intel' : 'amd' }), intel };
+    contexts.set(vcpu, ctxt);
+  }
+  return ctxt;
+}
+
 /** CS base + RIP outside 64-bit mode. KVM: kvm_get_linear_rip. */
-export function kvmGetLinearRip(_vcpu: Vcpu): bigint {
-  return later();
+export function kvmGetLinearRip(vcpu: Vcpu): bigint {
+  if (vcpu.arch.guestStateProtected) return 0n;
+  if (is64BitMode(vcpu)) return kvmRipRead(vcpu);
+  return (vcpu.kvm.calls.getSegmentBase(vcpu, Seg.CS) + kvmRipRead(vcpu)) & 0xffffffffn;
 }
-export function kvmIsLinearRip(vcpu: Vcpu, rip: bigint): boolean {
-  return kvmGetLinearRip(vcpu) === rip;
+export const kvmIsLinearRip = (vcpu: Vcpu, rip: bigint): boolean => kvmGetLinearRip(vcpu) === rip;
+
+/** An instruction that KVM executed counts as one that the guest retired. */
+function retire(vcpu: Vcpu): void {
+  vcpu.kvm.processor.tick++;
 }
+
+/** #DB after a step, or a debug exit. KVM: kvm_vcpu_do_singlestep. */
+function doSinglestep(vcpu: Vcpu): number {
+  if ((vcpu.guestDebug & GUESTDBG_SINGLESTEP) !== 0) {
+    vcpu.exit = {
+      reason: 'debug',
+      exception: Vector.DB,
+      pc: kvmGetLinearRip(vcpu),
+      dr6: DR6_BS | DR6_INIT,
+      dr7: vcpu.arch.dr7,
+    };
+    return 0;
+  }
+  kvmQueueExceptionP(vcpu, Vector.DB, DR6_BS);
+  return 1;
+}
+
+/** RIP past the instruction, shadow cleared, TF → #DB. KVM: kvm_skip_emulated_instruction. */
+export const kvmSkipEmulatedInstruction = frame('kvmSkipEmulatedInstruction', (vcpu: Vcpu): number => {
+  const rflags = vcpu.kvm.calls.getRflags(vcpu);
+  const r = vcpu.kvm.calls.skipEmulatedInstruction(vcpu);
+  if (r === 0) return 0;
+  retire(vcpu);
+  return (rflags & TF) !== 0n ? doSinglestep(vcpu) : 1;
+});
+
+/** err: #GP(0), RIP stays; 0: skip. KVM: kvm_complete_insn_gp. */
+export const kvmCompleteInsnGp = frame('kvmCompleteInsnGp', (vcpu: Vcpu, err: number): number => {
+  if (err !== 0) {
+    kvmInjectGp(vcpu, 0);
+    return 1;
+  }
+  return kvmSkipEmulatedInstruction(vcpu);
+});
+
+/** Prepares KVM_EXIT_INTERNAL_ERROR with the instruction's bytes. KVM: kvm_prepare_emulation_failure_exit. */
+export function kvmPrepareEmulationFailureExit(vcpu: Vcpu): void {
+  const { reason, info1, info2, intrInfo, errorCode, name } = vcpu.kvm.calls.getExitInfo(vcpu);
+  const { instruction } = emulateCtxt(vcpu).evaluator;
+  vcpu.exit = {
+    reason: 'internal_error',
+    suberror: INTERNAL_ERROR_EMULATION,
+    data: [BigInt(reason), info1, info2, BigInt(intrInfo), BigInt(errorCode)],
+    insnBytes: instruction.bytes.slice(0, 15),
+    detail: `KVM's emulator can not execute the instruction at ${hex(kvmGetLinearRip(vcpu))} (exit ${name})`,
+  };
+}
+const hex = (n: bigint): string => `0x${n.toString(16)}`;
+
+/** KVM: kvm_prepare_event_vectoring_exit. */
+export function kvmPrepareEventVectoringExit(vcpu: Vcpu, gpa: number): void {
+  const { reason, info1, info2, name } = vcpu.kvm.calls.getExitInfo(vcpu);
+  vcpu.exit = {
+    reason: 'internal_error',
+    suberror: INTERNAL_ERROR_DELIVERY_EV,
+    data: [info2, BigInt(reason), info1, BigInt(gpa), BigInt(vcpu.arch.lastVmentryCpu)],
+    detail: `an event was being delivered when exit ${name} came`,
+  };
+}
+/** KVM: kvm_prepare_unexpected_reason_exit. */
+export function kvmPrepareUnexpectedReasonExit(vcpu: Vcpu, reason: number): void {
+  vcpu.exit = {
+    reason: 'internal_error',
+    suberror: INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+    data: [BigInt(reason), BigInt(vcpu.arch.lastVmentryCpu)],
+    detail: `exit reason ${reason} has no handler`,
+  };
+}
+
+/** KVM: handle_emulation_failure. */
+const handleEmulationFailure = frame('handleEmulationFailure', (vcpu: Vcpu, type: number): number => {
+  traceInsn(vcpu, true);
+  if ((type & EmulType.VMWARE_GP) !== 0) {
+    kvmInjectGp(vcpu, 0);
+    return 1;
+  }
+  if ((type & EmulType.SKIP) !== 0) {
+    kvmPrepareEmulationFailureExit(vcpu);
+    return 0;
+  }
+  kvmQueueException(vcpu, Vector.UD);
+  if (!isGuestMode(vcpu) && vcpu.kvm.calls.getCpl(vcpu) === 0) {
+    kvmPrepareEmulationFailureExit(vcpu);
+    return 0;
+  }
+  return 1;
+});
+
+const MODE_NAMES = { real: 'real', vm86: 'vm16', prot16: 'prot16', prot32: 'prot32', prot64: 'prot64' } as const;
+function traceInsn(vcpu: Vcpu, failed: boolean): void {
+  trace(vcpu, 'kvm_emulate_insn', () => {
+    const { evaluator } = emulateCtxt(vcpu);
+    return {
+      vcpuId: vcpu.vcpuId,
+      csBase: vcpu.kvm.calls.getSegmentBase(vcpu, Seg.CS),
+      rip: kvmRipRead(vcpu),
+      insn: evaluator.instruction.bytes.slice(0, evaluator.instruction.length),
+      mode: MODE_NAMES[evaluator.context.mode],
+      failed,
+    };
+  });
+}
+
+/** Result of a step of emulation: a number ends it. */
+type Early = number | undefined;
+
+/** Decodes and deals with what fails there. */
+function decodeStep(vcpu: Vcpu, ctxt: EmulateCtxt, type: number, insn: Uint8Array | null): Early {
+  const { ops, evaluator } = ctxt;
+  kvmClearExceptionQueue(vcpu);
+  ops.begin();
+  evaluator.context.session.begin();
+  evaluator.instruction.length = 0;
+  const code = evaluator.decode(insn ?? undefined);
+  traceInsn(vcpu, false);
+  const trapUd = (type & (EmulType.TRAP_UD | EmulType.TRAP_UD_FORCED)) !== 0;
+  const known = code === X86Emul.CONTINUE && ((type & EmulType.TRAP_UD) === 0 || evaluator.instruction.row.emulateOnUD);
+  if (known) return undefined;
+  if (trapUd) {
+    kvmQueueException(vcpu, Vector.UD);
+    return 1;
+  }
+  if (code === X86Emul.PROPAGATE_FAULT && (type & EmulType.SKIP) === 0) {
+    injectFault(vcpu, ctxt);
+    return 1;
+  }
+  return handleEmulationFailure(vcpu, type);
+}
+
+function injectFault(vcpu: Vcpu, ctxt: EmulateCtxt): void {
+  const ex = ctxt.evaluator.exception;
+  kvmInjectEmulatedException(vcpu, {
+    vector: ex.vector,
+    errorCodeValid: ex.errorCode !== undefined,
+    errorCode: ex.errorCode ?? 0,
+    nestedPageFault: ctxt.ops.memory.nestedFault,
+    address: ex.payload,
+  });
+}
+
+const truncateEip = (vcpu: Vcpu, eip: bigint): bigint => (is64BitMode(vcpu) ? eip : eip & 0xffffffffn);
+
+/** EMULTYPE_SKIP: only the length matters. */
+function skipStep(vcpu: Vcpu, ctxt: EmulateCtxt, type: number): number {
+  const { ops, evaluator } = ctxt;
+  const { instruction } = evaluator;
+  if ((type & EmulType.SKIP_SOFT_INT) !== 0 && !isMatchingSoftInt(ctxt, type)) return 0;
+  kvmRipWrite(vcpu, truncateEip(vcpu, kvmRipRead(vcpu) + BigInt(instruction.length)));
+  if ((type & EmulType.COMPLETE_USER_EXIT) !== 0) return writeBack(vcpu, ctxt, kvmGetRflags(vcpu), 1);
+  if ((ops.rflags & RF) !== 0n) kvmSetRflagsRaw(vcpu, ops.rflags & ~RF);
+  return 1;
+}
+/** INT3, INTO or INT n with the vector in bits 23:16 of the type. */
+function isMatchingSoftInt(ctxt: EmulateCtxt, type: number): boolean {
+  const { opcode, imm } = ctxt.evaluator.instruction;
+  const vector = (type >> 16) & 0xff;
+  if (opcode === 0xcc) return vector === Vector.BP;
+  if (opcode === 0xce) return vector === Vector.OF;
+  return opcode === 0xcd && Number(imm & 0xffn) === vector;
+}
+
+/** Interrupt shadow in KVM's numbers: 1 MOV SS, 2 STI. KVM: toggle_interruptibility. */
+function toggleInterruptibility(vcpu: Vcpu, shadow: 0 | 1 | 2): void {
+  const { calls } = vcpu.kvm;
+  const current = calls.getInterruptShadow(vcpu);
+  let mask = shadow === 1 ? 2 : shadow === 2 ? 1 : 0;
+  // A second one in a row gives no further shadow.
+  if ((current & mask) !== 0) mask = 0;
+  if (current === 0 && mask === 0) return;
+  calls.setInterruptShadow(vcpu, mask);
+  if (mask === 0) kvmMakeRequest(Req.EVENT, vcpu);
+}
+
+/** The end of an instruction that has completed: RFLAGS, shadow, trap flag. */
+function writeBack(vcpu: Vcpu, ctxt: EmulateCtxt, before: bigint, result: number): number {
+  const { ops } = ctxt;
+  let r = result;
+  toggleInterruptibility(vcpu, ops.shadow);
+  retire(vcpu);
+  if (r > 0 && ((before & TF) !== 0n || (vcpu.guestDebug & GUESTDBG_SINGLESTEP) !== 0)) r = doSinglestep(vcpu);
+  vcpu.kvm.calls.updateEmulatedInstruction(vcpu);
+  kvmSetRflagsRaw(vcpu, ops.rflags);
+  if ((ops.rflags & ~before & IF) !== 0n) kvmMakeRequest(Req.EVENT, vcpu);
+  return r;
+}
+
+/** Executes until the instruction is over, needs user space, or has had enough iterations. */
+function executeLoop(vcpu: Vcpu, ctxt: EmulateCtxt): X86Emul {
+  const { evaluator, ops } = ctxt;
+  for (let n = 0; ; n++) {
+    const code = evaluator.execute(evaluator.instruction);
+    if (code !== X86Emul.CONTINUE || !evaluator.context.restart) return code;
+    if (ops.pio || ops.memory.pending || n >= MAX_REP_ITERATIONS) return code;
+    retire(vcpu);
+  }
+}
+
+/** Prepares the exit for the port or MMIO access that the instruction made. */
+function prepareIoExit(vcpu: Vcpu, ctxt: EmulateCtxt): void {
+  const { ops } = ctxt;
+  if (ops.pio) {
+    preparePioExit(vcpu, ops.pio.in, ops.pio.size, ops.pio.port, ops.pio.value);
+    if (ops.pio.in) vcpu.arch.completeUserspaceIo = { kind: 'emulatedPio', data: null };
+    return;
+  }
+  const access = ops.memory.pending;
+  if (!access) return;
+  ops.memory.pending = null;
+  vcpu.arch.completeUserspaceIo = { kind: 'emulatedMmio', data: access };
+  prepareMmioExit(vcpu, access);
+}
+
+function preparePioExit(vcpu: Vcpu, isIn: boolean, size: number, port: number, value: number): void {
+  const data = new Uint8Array(size);
+  if (!isIn) for (let i = 0; i < size; i++) data[i] = (value >>> (8 * i)) & 0xff;
+  vcpu.arch.pio = { port, in: isIn, size, count: isIn ? 1 : 0 };
+  vcpu.exit = { reason: 'io', direction: isIn ? 'in' : 'out', size, port, count: 1, data };
+}
+function prepareMmioExit(vcpu: Vcpu, access: MmioAccess): void {
+  const { gpa, len, value } = access.fragments[access.at];
+  const data = new Uint8Array(8);
+  if (access.isWrite) for (let i = 0; i < len; i++) data[i] = Number((value >> BigInt(8 * i)) & 0xffn);
+  trace(vcpu, 'kvm_mmio', () => ({ type: access.isWrite ? 'write' : 'unsatisfied-read', len, gpa, val: value }));
+  vcpu.exit = { reason: 'mmio', physAddr: gpa, len, isWrite: access.isWrite, data };
+}
+function exitData(vcpu: Vcpu): Uint8Array {
+  const { exit } = vcpu;
+  return exit.reason === 'io' || exit.reason === 'mmio' ? exit.data : new Uint8Array(8);
+}
+const littleEndian = (data: Uint8Array, len: number): bigint => {
+  let value = 0n;
+  for (let i = len - 1; i >= 0; i--) value = (value << 8n) | BigInt(data[i]);
+  return value;
+};
+
+/** Executes a decoded (or interrupted) instruction. */
+function executeStep(vcpu: Vcpu, ctxt: EmulateCtxt, type: number): number {
+  const { ops, evaluator } = ctxt;
+  const before = ops.rflags;
+  ops.checkIntercepts = isGuestMode(vcpu) && (type & EmulType.NO_DECODE) === 0;
+  const code = executeLoop(vcpu, ctxt);
+  switch (code) {
+    case X86Emul.INTERCEPTED:
+      return 1;
+    case X86Emul.RETRY_INSTR:
+      return 1;
+    case X86Emul.IO_NEEDED:
+      prepareIoExit(vcpu, ctxt);
+      return 0;
+    case X86Emul.PROPAGATE_FAULT: {
+      ops.memory.pending = null;
+      const { trap } = evaluator.exception;
+      injectFault(vcpu, ctxt);
+      return trap ? writeBack(vcpu, ctxt, before, 1) : 1;
+    }
+    case X86Emul.CONTINUE: {
+      const needsUser = ops.pio !== null || ops.memory.pending !== null || vcpu.arch.completeUserspaceIo !== null;
+      if (ops.pio || ops.memory.pending) prepareIoExit(vcpu, ctxt);
+      return writeBack(vcpu, ctxt, before, needsUser ? 0 : 1);
+    }
+    default:
+      return handleEmulationFailure(vcpu, type);
+  }
+}
+
+/** Asks the vendor whether KVM may emulate now. */
+function checkEmulateStep(vcpu: Vcpu, gpa: number, type: number, insn: Uint8Array | null): Early {
+  const code = vcpu.kvm.calls.checkEmulateInstruction(vcpu, type, insn);
+  if (code === X86Emul.CONTINUE) return undefined;
+  if (code === X86Emul.RETRY_INSTR || code === X86Emul.PROPAGATE_FAULT) return 1;
+  if (code === X86Emul.UNHANDLEABLE_VECTORING) {
+    kvmPrepareEventVectoringExit(vcpu, gpa);
+    return 0;
+  }
+  return handleEmulationFailure(vcpu, type);
+}
+
 /**
- * Emulates the instruction at RIP (or in `insn`). All kvmEmulate* return as exit handlers do: > 0 go on, 0 to user space.
- * KVM: x86_emulate_instruction.
+ * Emulates the instruction at RIP (bytes in `insn` if the hardware delivered them).
+ * @returns as an exit handler: > 0 go on, 0 to user space. KVM: x86_emulate_instruction
  */
-export function x86EmulateInstruction(
-  _vcpu: Vcpu,
-  _cr2OrGpa: number,
-  _emulType: number,
-  _insn: Uint8Array | null,
-  _insnLen: number,
-): number {
-  return later();
-}
-export const kvmEmulateInstruction = (vcpu: Vcpu, emulType: number): number =>
-  x86EmulateInstruction(vcpu, 0, emulType, null, 0);
+export const x86EmulateInstruction = frame(
+  'x86EmulateInstruction',
+  (vcpu: Vcpu, cr2OrGpa: number, emulType: number, insn: Uint8Array | null, insnLen: number): number => {
+    const checked = checkEmulateStep(vcpu, cr2OrGpa, emulType, insn);
+    if (checked !== undefined) return checked;
+    const ctxt = emulateCtxt(vcpu);
+    if ((emulType & EmulType.NO_DECODE) === 0) {
+      const bytes = insn && insnLen > 0 ? insn.subarray(0, insnLen) : null;
+      const decoded = decodeStep(vcpu, ctxt, emulType, bytes);
+      if (decoded !== undefined) return decoded;
+    } else ctxt.ops.begin();
+    if ((emulType & EmulType.VMWARE_GP) !== 0 && ctxt.evaluator.instruction.row.intercept === 'none') {
+      kvmInjectGp(vcpu, 0);
+      return 1;
+    }
+    if ((emulType & EmulType.SKIP) !== 0) return skipStep(vcpu, ctxt, emulType);
+    return executeStep(vcpu, ctxt, emulType);
+  },
+);
+
+/** KVM: kvm_emulate_instruction. */
+export const kvmEmulateInstruction = frame('kvmEmulateInstruction', (vcpu: Vcpu, emulType: number): number =>
+  x86EmulateInstruction(vcpu, 0, emulType, null, 0),
+);
+/** KVM: kvm_emulate_instruction_from_buffer. */
 export const kvmEmulateInstructionFromBuffer = (vcpu: Vcpu, insn: Uint8Array, insnLen: number): number =>
   x86EmulateInstruction(vcpu, 0, 0, insn, insnLen);
-/** RIP past the instruction, shadow cleared, TF → #DB. KVM: kvm_skip_emulated_instruction. */
-export function kvmSkipEmulatedInstruction(_vcpu: Vcpu): number {
-  return later();
+
+/** User space has answered IN of an emulated instruction. KVM: complete_emulated_pio. */
+export function completeEmulatedPio(vcpu: Vcpu): number {
+  const { pio } = vcpu.arch;
+  pio.count = 0;
+  const value = Number(littleEndian(exitData(vcpu), pio.size));
+  emulateCtxt(vcpu).ops.pioAnswer = { port: pio.port, size: pio.size, value };
+  return resume(vcpu);
 }
-/** err: #GP(0), RIP stays; 0: skip. KVM: kvm_complete_insn_gp. */
-export function kvmCompleteInsnGp(_vcpu: Vcpu, _err: number): number {
-  return later();
+const resume = (vcpu: Vcpu): number => x86EmulateInstruction(vcpu, 0, EmulType.NO_DECODE, null, 0);
+
+/** One fragment of an MMIO access is done. KVM: complete_emulated_mmio. */
+export function completeEmulatedMmio(vcpu: Vcpu, data: unknown): number {
+  const access = data as MmioAccess;
+  const fragment = access.fragments[access.at];
+  if (!access.isWrite) {
+    fragment.value = littleEndian(exitData(vcpu), fragment.len);
+    trace(vcpu, 'kvm_mmio', () => ({ type: 'read', len: fragment.len, gpa: fragment.gpa, val: fragment.value }));
+  }
+  access.at++;
+  if (access.at < access.fragments.length) {
+    vcpu.arch.completeUserspaceIo = { kind: 'emulatedMmio', data: access };
+    prepareMmioExit(vcpu, access);
+    return 0;
+  }
+  if (access.isWrite) return 1;
+  let value = 0n;
+  let shift = 0n;
+  for (const part of access.fragments) {
+    value |= part.value << shift;
+    shift += BigInt(8 * part.len);
+  }
+  emulateCtxt(vcpu).ops.memory.completed = { linear: access.linear, size: access.size, value };
+  return resume(vcpu);
 }
-/** `error`: X86EMUL result of a vendor's skip. Prepares KVM_EXIT_INTERNAL_ERROR. KVM: kvm_prepare_emulation_failure_exit. */
-export function kvmPrepareEmulationFailureExit(_vcpu: Vcpu): void {
-  later();
-}
-export function kvmPrepareEventVectoringExit(_vcpu: Vcpu, _gpa: number): void {
-  later();
-}
-export function kvmPrepareUnexpectedReasonExit(_vcpu: Vcpu, _reason: number): void {
-  later();
-}
-export function kvmEmulateCpuid(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmEmulateHalt(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmEmulateHaltNoskip(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmEmulateApResetHold(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmEmulateRdmsr(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmEmulateWrmsr(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmEmulateHypercall(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmEmulateWbinvd(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmEmulateInvd(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmEmulateMonitor(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmEmulateMwait(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmEmulateXsetbv(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmEmulateRdpmc(_vcpu: Vcpu): number {
-  return later();
-}
-/** Intercepted #UD: the forced-emulation prefix, or an instruction that KVM emulates on #UD. KVM: handle_ud. */
-export function handleUd(_vcpu: Vcpu): number {
-  return later();
-}
-export function kvmHandleInvalidOp(_vcpu: Vcpu): number {
-  return later();
-}
+
 /** Non-string IN/OUT without the emulator. KVM: kvm_fast_pio. */
-export function kvmFastPio(_vcpu: Vcpu, _size: number, _port: number, _isIn: boolean): number {
-  return later();
+export const kvmFastPio = frame('kvmFastPio', (vcpu: Vcpu, size: number, port: number, isIn: boolean): number =>
+  isIn ? fastPioIn(vcpu, size, port) : fastPioOut(vcpu, size, port),
+);
+
+function fastPioOut(vcpu: Vcpu, size: number, port: number): number {
+  const value = Number(kvmRaxRead(vcpu) & 0xffffffffn) & (size === 4 ? -1 : (1 << (8 * size)) - 1);
+  if (kernelPioOut(vcpu, size, port, value >>> 0)) return kvmSkipEmulatedInstruction(vcpu);
+  preparePioExit(vcpu, false, size, port, value);
+  if (port === 0x7e && (vcpu.vm.disabledQuirks & QUIRK_OUT_7E_INC_RIP) === 0) {
+    kvmSkipEmulatedInstruction(vcpu);
+    return 0;
+  }
+  vcpu.arch.completeUserspaceIo = { kind: 'fastPioOut', data: { linearRip: kvmGetLinearRip(vcpu) } };
+  return 0;
 }
-/** Task switch. reason: 0 CALL, 1 IRET, 2 JMP, 3 gate. KVM: kvm_task_switch. */
-export function kvmTaskSwitch(
-  _vcpu: Vcpu,
-  _tssSelector: number,
-  _idtIndex: number,
-  _reason: number,
-  _hasErrorCode: boolean,
-  _errorCode: number,
-): number {
-  return later();
+/** Skips OUT unless user space has moved RIP meanwhile (a reset). KVM: complete_fast_pio_out. */
+export function completeFastPioOut(vcpu: Vcpu, data: unknown): number {
+  vcpu.arch.pio.count = 0;
+  if (!kvmIsLinearRip(vcpu, (data as { linearRip: bigint }).linearRip)) return 1;
+  return kvmSkipEmulatedInstruction(vcpu);
 }
-/** Delivers INT through the real-mode IVT by the emulator. KVM: kvm_inject_realmode_interrupt. */
-export function kvmInjectRealmodeInterrupt(_vcpu: Vcpu, _irq: number, _incEip: number): void {
-  later();
+
+/** RAX with the low bytes replaced; a 32-bit result clears the upper half. */
+function mergeIn(vcpu: Vcpu, size: number, value: number): void {
+  const keep = size < 4 ? kvmRaxRead(vcpu) & ~((1n << BigInt(8 * size)) - 1n) & 0xffffffffffffffffn : 0n;
+  kvmRaxWrite(vcpu, keep | BigInt(value >>> 0));
 }
+function fastPioIn(vcpu: Vcpu, size: number, port: number): number {
+  const value = kernelPioIn(vcpu, size, port);
+  if (value !== undefined) {
+    mergeIn(vcpu, size, value);
+    return kvmSkipEmulatedInstruction(vcpu);
+  }
+  preparePioExit(vcpu, true, size, port, 0);
+  vcpu.arch.completeUserspaceIo = { kind: 'fastPioIn', data: { linearRip: kvmGetLinearRip(vcpu) } };
+  return 0;
+}
+/** KVM: complete_fast_pio_in. */
+export function completeFastPioIn(vcpu: Vcpu, data: unknown): number {
+  const { pio } = vcpu.arch;
+  pio.count = 0;
+  if (!kvmIsLinearRip(vcpu, (data as { linearRip: bigint }).linearRip)) return 1;
+  mergeIn(vcpu, pio.size, Number(littleEndian(exitData(vcpu), pio.size)));
+  return kvmSkipEmulatedInstruction(vcpu);
+}
+
+/** KVM: kvm_handle_invalid_op. */
+export function kvmHandleInvalidOp(vcpu: Vcpu): number {
+  kvmQueueException(vcpu, Vector.UD);
+  return 1;
+}
+/** Intercepted #UD: what KVM emulates on #UD, everything else goes to the guest. KVM: handle_ud. */
+export const handleUd = frame('handleUd', (vcpu: Vcpu): number => kvmEmulateInstruction(vcpu, EmulType.TRAP_UD));

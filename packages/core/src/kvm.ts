@@ -1,12 +1,36 @@
-/** One kernel: the loaded vendor, its static calls, the host's physical memory and processor. */
-import type { CpuModel, PhysicalMemory, ProcessorApi } from '@tskvm/emulator';
-import type { Backend } from './backend.ts';
+/** One kernel: the loaded vendor, its static calls, the host's physical memory and processor. KVM: the kvm module's global state. */
+import {
+  type CpuModel,
+  createProcessor,
+  type EngineName,
+  PAGE,
+  PhysicalMemory,
+  type ProcessorApi,
+} from '@tskvm/emulator';
+import { type Backend, resolveBackend } from './backend.ts';
+import { getSupportedCpuid } from './cpuid.ts';
+import { KvmError } from './diagnostics.ts';
+import { HostMemory } from './host-memory.ts';
+import { newMmuConfig } from './mmu/config.ts';
+import { joinModeChanges } from './mode-switch.ts';
 import type { KvmX86Calls } from './ops-table.ts';
-import type { Tracer } from './trace.ts';
-import type { Vm, VmOptions } from './vm.ts';
+import { unloadedCalls } from './static-calls.ts';
+import { type TraceListener, type TraceName, Tracer } from './trace.ts';
+import { Errno } from './types.ts';
+import type { CpuidEntry, Vcpu } from './vcpu.ts';
+import { kvmArchVcpuDestroy } from './vcpu-create.ts';
+import { kvmX86VendorExit, kvmX86VendorInit, retargetCalls } from './vendor.ts';
+import { Vm, type VmOptions } from './vm.ts';
+
+/** Makes the processor on which a kernel stands. Asynchronous because its engines compile wasm. */
+export type ProcessorFactory = (
+  memory: PhysicalMemory,
+  model: CpuModel,
+  options: { engine?: EngineName },
+) => ProcessorApi | Promise<ProcessorApi>;
 
 export interface KvmOptions {
-  /** Host physical memory in bytes (default 64 MiB). */
+  /** Host physical memory in bytes (default 64 MiB); guests' memory and all tables come out of it. */
   memory?: number;
   /** CPU model; default: the backend's. */
   model?: CpuModel;
@@ -14,6 +38,10 @@ export interface KvmOptions {
   shuffleFrames?: number;
   /** Nanoseconds per tick (default 1). */
   nsPerTick?: number;
+  /** Engine that runs guests' code (default: the emulator's). */
+  engine?: EngineName;
+  /** The processor; default: the emulator's. */
+  processor?: ProcessorFactory;
 }
 
 /** kvm_caps and kvm_host: what the vendor's hardwareSetup fills. */
@@ -27,14 +55,21 @@ export interface KvmCaps {
   efer: bigint;
 }
 
+export interface KvmSave {
+  version: 1;
+  tick: number;
+}
+
 export class Kvm {
-  readonly memory!: PhysicalMemory;
-  readonly processor!: ProcessorApi;
-  readonly model!: CpuModel;
+  readonly memory: PhysicalMemory;
+  readonly processor: ProcessorApi;
+  readonly model: CpuModel;
+  readonly hostMemory: HostMemory;
+  readonly nsPerTick: number;
   /** The loaded vendor; null before load and after unload. */
   backend: Backend | null = null;
   /** The static calls. */
-  calls!: KvmX86Calls;
+  calls: KvmX86Calls = unloadedCalls();
   readonly caps: KvmCaps = {
     supportedXcr0: 0n,
     supportedXss: 0n,
@@ -43,6 +78,10 @@ export class Kvm {
     tdpEnabled: false,
     efer: 0n,
   };
+  /** Features that guests may have, by name (kvm_cpu_caps); the vendor adds and removes in hardwareSetup. */
+  cpuCaps: Set<string> = new Set();
+  /** Masks and levels of the tables (kvm_configure_mmu, kvm_mmu_set_ept_masks). */
+  readonly mmu = newMmuConfig();
   /** The vendor's module state (module parameters after hardwareSetup, shared pages). */
   vendor: unknown = null;
   /** What the vendor's silicon returned from `hardware()`. */
@@ -50,26 +89,134 @@ export class Kvm {
   readonly vms: Vm[] = [];
   /** Listeners and call path; null: nobody looks. */
   tracer: Tracer | null = null;
+  /** The vCPU whose state is on the processor (KVM: kvm_get_running_vcpu). */
+  runningVcpu: Vcpu | null = null;
+
+  private constructor(options: KvmOptions, memory: PhysicalMemory, processor: ProcessorApi, model: CpuModel) {
+    this.memory = memory;
+    this.processor = processor;
+    this.model = model;
+    this.nsPerTick = options.nsPerTick ?? 1;
+    this.hostMemory = new HostMemory(memory, options.shuffleFrames);
+  }
   /** Makes a Kvm an owner for `frame` and `trace`. */
   get kvm(): this {
     return this;
   }
 
-  static async create(_backend: Backend, _options: KvmOptions = {}): Promise<Kvm> {
-    throw new Error('body follows');
+  /**
+   * Makes a machine's kernel and loads a vendor into it.
+   * Throws KvmError: NO_CPU_MODEL (EINVAL), and what {@link kvmX86VendorInit} refuses.
+   */
+  static async create(backend: Backend, options: KvmOptions = {}): Promise<Kvm> {
+    const model = options.model ?? resolveBackend(backend).model;
+    if (!model) {
+      throw new KvmError('NO_CPU_MODEL', Errno.EINVAL, `backend '${backend.name}' brings no CPU model; give { model }`);
+    }
+    const memory = new PhysicalMemory(options.memory ?? 64 * 1024 * 1024);
+    const make = options.processor ?? createProcessor;
+    const kvm = new Kvm(options, memory, await make(memory, model, { engine: options.engine }), model);
+    kvm.load(backend);
+    return kvm;
   }
+
+  /** Loads a vendor (modprobe kvm_amd, see {@link kvmX86VendorInit}), or what `save` gave. */
+  load(what: Backend | KvmSave): void {
+    if ('kind' in what) kvmX86VendorInit(this, what);
+    else this.processor.tick = what.tick;
+  }
+  /** The kernel's own state: the clock. VMs are saved by themselves. */
+  save(): KvmSave {
+    return { version: 1, tick: this.processor.tick };
+  }
+  /** KVM_GET_SUPPORTED_CPUID. */
+  getSupportedCpuid(): CpuidEntry[] {
+    return getSupportedCpuid(this);
+  }
+  /** Unloads it. Throws KvmError VENDOR_BUSY while a VM exists. */
+  unload(): void {
+    kvmX86VendorExit(this);
+  }
+
+  /** Ticks since power-on: instructions retired, and idle time that was skipped. */
+  now(): number {
+    return this.processor.tick;
+  }
+  /** Time passes while nothing runs: the clock moves on to `tick`. */
+  warpTo(tick: number): void {
+    if (tick > this.processor.tick && Number.isFinite(tick)) this.processor.tick = Math.ceil(tick);
+  }
+  /** Tick at which so many nanoseconds since power-on have passed. */
+  tickAt(ns: number): number {
+    return ns / this.nsPerTick;
+  }
+  /** Host TSC: one per tick. */
+  hostTsc(): bigint {
+    return BigInt(Math.floor(this.now()));
+  }
+  /** TSC frequency in kHz that follows from nsPerTick. */
+  get tscKhz(): number {
+    return Math.round(1e6 / this.nsPerTick);
+  }
+
   /** Allocates a zeroed host page; returns its physical address. Shuffled if the kernel was created so. */
   allocPage(): number {
-    throw new Error('body follows');
+    return this.hostMemory.allocFrame() * PAGE;
   }
   /** Contiguous zeroed host pages (control structures that need them). */
-  allocPages(_count: number): number {
-    throw new Error('body follows');
+  allocPages(count: number): number {
+    return this.hostMemory.allocRun(count) * PAGE;
   }
-  freePage(_pa: number): void {
-    throw new Error('body follows');
+  freePage(pa: number): void {
+    this.hostMemory.freeFrame(pa / PAGE);
   }
-  createVm(_options: VmOptions = {}): Vm {
-    throw new Error('body follows');
+
+  /** KVM_CREATE_VM. Throws KvmError VM_INIT with the vendor's errno. */
+  createVm(options: VmOptions = {}): Vm {
+    const vm = new Vm(this, options);
+    const err = this.calls.vmInit(vm);
+    if (err < 0) throw new KvmError('VM_INIT', -err, `backend '${this.backend?.name}' refused the VM (-${-err})`);
+    this.vms.push(vm);
+    return vm;
+  }
+  /** @internal Use vm.destroy(). */
+  destroyVm(vm: Vm): void {
+    const at = this.vms.indexOf(vm);
+    if (at < 0) return;
+    this.calls.vmPreDestroy(vm);
+    for (const vcpu of vm.vcpus) kvmArchVcpuDestroy(vcpu);
+    vm.vcpus.length = 0;
+    for (const slot of [...vm.memslots]) {
+      vm.setMemoryRegion({ slot: slot.id | (slot.addressSpace << 16), guestPhysAddr: 0, memorySize: 0 });
+    }
+    this.calls.vmDestroy(vm);
+    this.vms.splice(at, 1);
+  }
+
+  /**
+   * Listens to a tracepoint, or to all (`*`). The first listener switches the call path on, the last one off.
+   * @returns a function that takes the listener off
+   */
+  on<N extends TraceName>(name: N | '*', listener: TraceListener<N>): () => void {
+    const tracer = this.enableTracing();
+    const off = tracer.on(name, listener);
+    return () => {
+      off();
+      if (!tracer.listening && this.tracer === tracer) this.disableTracing();
+    };
+  }
+  /** Keeps the call path and counts edges even without listeners. */
+  enableTracing(): Tracer {
+    if (!this.tracer) {
+      this.tracer = new Tracer();
+      retargetCalls(this);
+      joinModeChanges(this, this.tracer);
+    }
+    return this.tracer;
+  }
+  disableTracing(): void {
+    this.tracer = null;
+    this.processor.onModeChange = null;
+    retargetCalls(this);
   }
 }

@@ -1,10 +1,21 @@
 /** struct kvm_vcpu and struct kvm_vcpu_arch: one virtual processor. */
+
+import { setCpuid2 } from './cpuid.ts';
+import { KvmError } from './diagnostics.ts';
+import { kvmInjectNmi, kvmInjectSmi } from './exceptions.ts';
+import { FRESH_FPU, getFpu, setFpu } from './fpu.ts';
 import type { Kvm } from './kvm.ts';
 import type { Lapic } from './lapic.ts';
+import { kvmMmuGvaToGpaSystem } from './mmu/walker.ts';
+import { kvmSetXcr } from './msrs.ts';
+import { kvmMakeRequest } from './requests.ts';
+import { loadVcpu, saveVcpu, type VcpuSave } from './snapshot.ts';
 import type { KvmExit, KvmSegment } from './types.ts';
-import { MpState } from './types.ts';
+import { Errno, MpState, Req } from './types.ts';
+import type { KvmDebugregs, KvmRegs, KvmSregs, KvmSregs2, KvmVcpuEvents } from './vcpu-state.ts';
+import * as state from './vcpu-state.ts';
 import type { Vm } from './vm.ts';
-import { kvmArchVcpuIoctlRun } from './x86.ts';
+import { kvmArchVcpuIoctlRun, vcpuLoad } from './x86.ts';
 
 /** struct kvm_queued_exception. */
 export interface QueuedException {
@@ -106,7 +117,7 @@ export interface VcpuArch {
   reqImmediateExit: boolean;
   /** CPUID.1:EAX etc. were set at least once. */
   cpuidSet: boolean;
-  /** x87 and SSE state of a vCPU that is not on the processor: the state block's bytes from `S.ymm` to `S.mxcsr` + 4 (null: fresh). */
+  /** x87, SSE and AVX state while the vCPU is not on the processor: the state block's bytes from `S.ymm` to MXCSR. */
   guestFpu: Uint8Array;
   lastVmentryCpu: number;
 }
@@ -199,7 +210,7 @@ function newArch(): VcpuArch {
     xss: 0n,
     reqImmediateExit: false,
     cpuidSet: false,
-    guestFpu: new Uint8Array(0),
+    guestFpu: FRESH_FPU.slice(),
     lastVmentryCpu: -1,
   };
 }
@@ -240,6 +251,125 @@ export class Vcpu {
   /** KVM_RUN: runs until something needs the caller. Never blocks; never throws for anything that the guest does. */
   run(options: RunOptions = {}): KvmExit {
     return kvmArchVcpuIoctlRun(this, options);
+  }
+
+  getRegs(): KvmRegs {
+    return state.getRegs(this);
+  }
+  setRegs(regs: KvmRegs): void {
+    state.setRegs(this, regs);
+  }
+  getSregs(): KvmSregs {
+    return state.getSregs(this);
+  }
+  /** Throws KvmError SREGS_* (EINVAL) with the rule that is broken. */
+  setSregs(sregs: KvmSregs): void {
+    state.setSregs(this, sregs);
+  }
+  getSregs2(): KvmSregs2 {
+    return state.getSregs2(this);
+  }
+  setSregs2(sregs: KvmSregs2): void {
+    state.setSregs2(this, sregs);
+  }
+  getVcpuEvents(): KvmVcpuEvents {
+    return state.getVcpuEvents(this);
+  }
+  setVcpuEvents(events: KvmVcpuEvents): void {
+    state.setVcpuEvents(this, events);
+  }
+  getDebugregs(): KvmDebugregs {
+    return state.getDebugregs(this);
+  }
+  setDebugregs(regs: KvmDebugregs): void {
+    state.setDebugregs(this, regs);
+  }
+  getMpState(): MpState {
+    return this.arch.mpState === MpState.SIPI_RECEIVED ? MpState.INIT_RECEIVED : this.arch.mpState;
+  }
+  setMpState(mpState: MpState): void {
+    state.setMpState(this, mpState);
+  }
+  /** One MSR as the host sees it; undefined: it does not exist. */
+  getMsr(index: number): bigint | undefined {
+    return state.getMsr(this, index);
+  }
+  /** False: refused. */
+  setMsr(index: number, data: bigint): boolean {
+    return state.setMsr(this, index, data);
+  }
+  getXcrs(): { xcr0: bigint } {
+    return { xcr0: this.arch.xcr0 };
+  }
+  /** Throws KvmError XCR0 (EINVAL). */
+  setXcrs(xcrs: { xcr0: bigint }): void {
+    if (kvmSetXcr(this, 0, xcrs.xcr0) !== 0) {
+      throw new KvmError('XCR0', Errno.EINVAL, `XCR0 0x${xcrs.xcr0.toString(16)} is not legal for this guest`);
+    }
+  }
+  /** x87, SSE and AVX state: the processor's state block from `S.ymm` to MXCSR (see state-layout). A copy. */
+  getFpu(): Uint8Array {
+    return getFpu(this);
+  }
+  setFpu(image: Uint8Array): void {
+    setFpu(this, image);
+  }
+  /** KVM_SET_CPUID2. Throws KvmError CPUID_*. */
+  setCpuid(entries: readonly CpuidEntry[]): void {
+    vcpuLoad(this);
+    setCpuid2(this, entries);
+  }
+  getCpuid(): CpuidEntry[] {
+    return this.cpuid.map((entry) => ({ ...entry }));
+  }
+  /** KVM_SET_GUEST_DEBUG; control: GuestDebug bits. */
+  setGuestDebug(control: number, debugreg?: { db: bigint[]; dr7: bigint }): void {
+    state.setGuestDebug(this, control, debugreg);
+  }
+  /** KVM_TRANSLATE: guest physical address of a linear one, undefined: not mapped. */
+  translate(linear: bigint): number | undefined {
+    vcpuLoad(this);
+    return kvmMmuGvaToGpaSystem(this, linear);
+  }
+  /** KVM_NMI. */
+  nmi(): void {
+    kvmInjectNmi(this);
+  }
+  /** KVM_SMI. */
+  smi(): void {
+    kvmInjectSmi(this);
+  }
+  /** KVM_INTERRUPT, without an in-kernel PIC. Throws KvmError INTERRUPT_* (EINVAL, EEXIST). */
+  interrupt(vector: number): void {
+    if (!Number.isInteger(vector) || vector < 0 || vector > 255) {
+      throw new KvmError('INTERRUPT_VECTOR', Errno.EINVAL, `vector ${vector}: give 0 to 255`);
+    }
+    if (this.vm.irqchipInKernel) {
+      throw new KvmError('INTERRUPT_IN_KERNEL', Errno.EINVAL, 'the irqchip is in the kernel; use vm.setIrqLine');
+    }
+    if (this.arch.pendingExternalVector >= 0) {
+      throw new KvmError('INTERRUPT_PENDING', Errno.EEXIST, 'an interrupt is waiting already');
+    }
+    this.arch.pendingExternalVector = vector;
+    kvmMakeRequest(Req.EVENT, this);
+  }
+  /** KVM_GET_LAPIC: the registers, one 32-bit word per 16 bytes. */
+  getLapic(): Uint32Array {
+    if (!this.arch.apic) throw new KvmError('LAPIC', Errno.EINVAL, 'the VM has no in-kernel irqchip');
+    return this.arch.apic.regs.slice();
+  }
+  setLapic(regs: Uint32Array): void {
+    if (!this.arch.apic) throw new KvmError('LAPIC', Errno.EINVAL, 'the VM has no in-kernel irqchip');
+    this.arch.apic.regs.set(regs);
+    this.arch.apic.timer.start();
+    kvmMakeRequest(Req.EVENT, this);
+  }
+  /** State as a plain, versioned object. */
+  save(): VcpuSave {
+    return saveVcpu(this);
+  }
+  load(saved: VcpuSave): void {
+    loadVcpu(this, saved);
   }
 }
 

@@ -1,54 +1,263 @@
-/** struct kvm: one virtual machine. */
+/** struct kvm: one virtual machine. KVM: virt/kvm/kvm_main.c and kvm_arch_vm_ioctl. */
+import { PAGE } from '@tskvm/emulator';
+import { KvmError } from './diagnostics.ts';
+import { type Irqchip, kvmCreateIrqchip, kvmCreatePit2, kvmSetMsi, type RoutingEntry } from './irqchip.ts';
 import type { Kvm } from './kvm.ts';
-import type { Vcpu } from './vcpu.ts';
+import {
+  type Backing,
+  kvmGetDirtyLog,
+  kvmSetMemoryRegion,
+  type MemoryRegion,
+  type Memslot,
+  memslotGenerationWrapped,
+  USER_MEM_SLOTS,
+} from './memslots.ts';
+import { type MmuVm, newMmuVm } from './mmu/mmu.ts';
+import { runVm } from './run-vm.ts';
+import { loadVm, saveVm, type VmSave } from './snapshot.ts';
+import type { KvmExit } from './types.ts';
+import { Errno } from './types.ts';
+import type { RunOptions, Vcpu } from './vcpu.ts';
+import { kvmArchVcpuCreate } from './vcpu-create.ts';
 
-/** struct kvm_memory_slot: guest frames mapped onto host frames (which need not be contiguous). */
-export interface Memslot {
-  id: number;
-  addressSpace: 0 | 1;
-  baseGfn: number;
-  npages: number;
-  readonly: boolean;
-  logDirty: boolean;
-  dirtyBitmap: Uint32Array | null;
-  /** Host page frame number of each guest page. */
-  frames: Uint32Array;
-}
+export type { Backing, MemoryRegion, Memslot } from './memslots.ts';
 
 export interface VmOptions {
+  /** `sev-es`: registers live in an encrypted save area (SVM only). */
   type?: 'default' | 'sev-es';
 }
 
+/** Source of lines that user space drives (KVM_USERSPACE_IRQ_SOURCE_ID). */
+const USERSPACE_IRQ_SOURCE = 0;
+/** MMIO generations are 19 bits wide (facts: MMIO SPTEs). */
+export const MMIO_GENERATION_MASK = 0x7ffff;
+
 export class Vm {
   readonly vcpus: Vcpu[] = [];
+  /** Sorted by address space and base. */
   readonly memslots: Memslot[] = [];
+  /** Counts changes of the slots; MMIO SPTEs and caches of an older generation are stale. */
+  generation = 0;
   /** The vendor's part. */
   vendor: unknown = null;
   readonly vmType: 'default' | 'sev-es';
+  /** KVM_REQ_VM_DEAD: an internal inconsistency was met. */
   bugged = false;
-  /** In-kernel PIC, IOAPIC and local APICs exist (KVM_CREATE_IRQCHIP). */
-  irqchipInKernel = false;
+  /** PIC, IOAPIC and PIT in the kernel, null before createIrqchip. */
+  irqchip: Irqchip | null = null;
+  /** KVM_SET_TSS_ADDR, KVM_SET_IDENTITY_MAP_ADDR (VMX without unrestricted guest). */
+  tssAddr = 0;
+  identityMapAddr = 0xfffbc000;
+  /** Quirk bits that user space switched off (KVM_CAP_DISABLE_QUIRKS2). */
+  disabledQuirks = 0;
+  /** The tables of this VM. */
+  readonly mmu: MmuVm = newMmuVm();
+  /** vcpuId of the boot processor. */
+  bspVcpuId = 0;
+  /** Round-robin position of `run`. */
+  nextVcpu = 0;
+  #lastSlot: Memslot | undefined;
+
+  /** Use {@link Kvm.createVm}. */
   constructor(
     readonly kvm: Kvm,
     options: VmOptions = {},
   ) {
     this.vmType = options.type ?? 'default';
   }
-  readGuest(_gpa: number, _length: number, _smm = false): Uint8Array {
-    throw new Error('body follows');
+  /** In-kernel PIC, IOAPIC and local APICs exist (KVM_CREATE_IRQCHIP). */
+  get irqchipInKernel(): boolean {
+    return this.irqchip !== null;
   }
-  writeGuest(_gpa: number, _bytes: Uint8Array, _smm = false): void {
-    throw new Error('body follows');
+
+  /** KVM_SET_USER_MEMORY_REGION; see {@link kvmSetMemoryRegion} for the refusals. */
+  setUserMemoryRegion(region: MemoryRegion): void {
+    if ((region.slot & 0xffff) >= USER_MEM_SLOTS) {
+      throw new KvmError('MEMSLOT_ID', Errno.EINVAL, `slot id ${region.slot & 0xffff} is above ${USER_MEM_SLOTS - 1}`);
+    }
+    kvmSetMemoryRegion(this, region);
   }
-  /** Is the whole range backed by slots. */
-  hasMemory(_gpa: number, _length: number, _smm = false): boolean {
-    throw new Error('body follows');
+  /** The same for private slots of the vendor, ids from {@link USER_MEM_SLOTS}. KVM: __x86_set_memory_region. */
+  setMemoryRegion(region: MemoryRegion): void {
+    kvmSetMemoryRegion(this, region);
+  }
+  /** Host frames that slots can share. */
+  allocBacking(bytes: number): Backing {
+    return { frames: this.kvm.hostMemory.allocGuestFrames(Math.ceil(bytes / PAGE)) };
+  }
+  getDirtyLog(slot: number): Uint32Array {
+    return kvmGetDirtyLog(this, slot);
+  }
+  /** @internal The slots changed. */
+  memslotsChanged(): void {
+    this.#lastSlot = undefined;
+    this.generation++;
+    if ((this.generation & MMIO_GENERATION_MASK) === 0) memslotGenerationWrapped(this);
+  }
+
+  /** Address space in which a vCPU looks: SMM's has its own slots only if user space made some. */
+  addressSpace(smm: boolean): 0 | 1 {
+    return smm && this.memslots.some((slot) => slot.addressSpace === 1) ? 1 : 0;
+  }
+  /** Slot of a guest frame, undefined: MMIO. `smm`: look in SMM's address space. KVM: kvm_vcpu_gfn_to_memslot. */
+  gfnToMemslot(gfn: number, smm = false): Memslot | undefined {
+    const space = this.addressSpace(smm);
+    const last = this.#lastSlot;
+    if (last && last.addressSpace === space && gfn >= last.baseGfn && gfn < last.baseGfn + last.npages) return last;
+    const found = this.memslots.find(
+      (slot) => slot.addressSpace === space && gfn >= slot.baseGfn && gfn < slot.baseGfn + slot.npages,
+    );
+    if (found) this.#lastSlot = found;
+    return found;
   }
   /** Host page frame number of a guest one, -1 without a slot. */
-  gfnToHfn(_gfn: number, _smm = false): number {
-    throw new Error('body follows');
+  gfnToHfn(gfn: number, smm = false): number {
+    const slot = this.gfnToMemslot(gfn, smm);
+    return slot ? slot.frames[gfn - slot.baseGfn] : -1;
   }
-  createVcpu(_id: number): Vcpu {
-    throw new Error('body follows');
+  /** Host physical address of a guest one, -1 without a slot. */
+  gpaToHpa(gpa: number, smm = false): number {
+    const hfn = this.gfnToHfn(Math.floor(gpa / PAGE), smm);
+    return hfn < 0 ? -1 : hfn * PAGE + (gpa % PAGE);
+  }
+  /** Is the whole range backed by slots. */
+  hasMemory(gpa: number, length: number, smm = false): boolean {
+    if (length <= 0) return true;
+    for (let gfn = Math.floor(gpa / PAGE); gfn <= Math.floor((gpa + length - 1) / PAGE); gfn++) {
+      if (!this.gfnToMemslot(gfn, smm)) return false;
+    }
+    return true;
+  }
+  /** Is the whole range writable memory (backed, not read-only). */
+  isWritable(gpa: number, length: number, smm = false): boolean {
+    for (let gfn = Math.floor(gpa / PAGE); gfn <= Math.floor((gpa + length - 1) / PAGE); gfn++) {
+      const slot = this.gfnToMemslot(gfn, smm);
+      if (!slot || slot.readonly) return false;
+    }
+    return true;
+  }
+
+  /** Calls `each` with the host address of every piece of a guest range. Throws KvmError GUEST_MEMORY (EFAULT). */
+  #pieces(gpa: number, length: number, smm: boolean, each: (hpa: number, at: number, length: number) => void): void {
+    for (let at = 0; at < length; ) {
+      const address = gpa + at;
+      const hpa = this.gpaToHpa(address, smm);
+      if (hpa < 0) {
+        throw new KvmError('GUEST_MEMORY', Errno.EFAULT, `guest address 0x${address.toString(16)} has no memory slot`);
+      }
+      const piece = Math.min(length - at, PAGE - (address % PAGE));
+      each(hpa, at, piece);
+      at += piece;
+    }
+  }
+  /** Reads guest physical memory through the slots (a copy). Throws KvmError GUEST_MEMORY (EFAULT). */
+  readGuest(gpa: number, length: number, smm = false): Uint8Array {
+    const out = new Uint8Array(length);
+    this.#pieces(gpa, length, smm, (hpa, at, piece) => out.set(this.kvm.memory.readBytes(hpa, piece), at));
+    return out;
+  }
+  /** Writes guest physical memory: marks it dirty and tells the processor. Ignores READONLY (as the host's own store would). */
+  writeGuest(gpa: number, bytes: Uint8Array, smm = false): void {
+    this.#pieces(gpa, bytes.length, smm, (hpa, at, piece) => {
+      this.kvm.memory.writeBytes(hpa, bytes.subarray(at, at + piece));
+      this.markPageDirty(Math.floor((gpa + at) / PAGE), smm);
+    });
+  }
+  /** Little-endian value of 1, 2, 4 or 8 bytes inside one page. */
+  readGuestValue(gpa: number, size: number, smm = false): bigint {
+    const bytes = this.readGuest(gpa, size, smm);
+    let value = 0n;
+    for (let i = size - 1; i >= 0; i--) value = (value << 8n) | BigInt(bytes[i]);
+    return value;
+  }
+  writeGuestValue(gpa: number, value: bigint, size: number, smm = false): void {
+    const bytes = new Uint8Array(size);
+    for (let i = 0; i < size; i++) bytes[i] = Number((value >> BigInt(8 * i)) & 0xffn);
+    this.writeGuest(gpa, bytes, smm);
+  }
+  /** KVM: mark_page_dirty. */
+  markPageDirty(gfn: number, smm = false): void {
+    const slot = this.gfnToMemslot(gfn, smm);
+    if (slot?.dirtyBitmap) slot.dirtyBitmap[(gfn - slot.baseGfn) >>> 5] |= 1 << ((gfn - slot.baseGfn) & 31);
+  }
+
+  /** KVM_CREATE_VCPU. Throws KvmError VCPU_ID (EEXIST, EINVAL) and what the vendor refuses. */
+  createVcpu(id: number): Vcpu {
+    return kvmArchVcpuCreate(this, id);
+  }
+  /** KVM_CREATE_IRQCHIP: PIC, IOAPIC and (for vCPUs made afterwards) local APICs. Throws KvmError EEXIST, EINVAL. */
+  createIrqchip(): void {
+    kvmCreateIrqchip(this);
+  }
+  /** KVM_CREATE_PIT2. */
+  createPit2(): void {
+    kvmCreatePit2(this);
+  }
+  /** Drives an interrupt line (KVM_IRQ_LINE). Throws KvmError IRQCHIP_MISSING. */
+  setIrqLine(gsi: number, level: boolean | number): void {
+    this.#needIrqchip().setIrq(gsi, level === true || level === 1, USERSPACE_IRQ_SOURCE);
+  }
+  /** KVM_SET_GSI_ROUTING. */
+  setGsiRouting(entries: readonly RoutingEntry[]): void {
+    this.#needIrqchip().setRouting(entries);
+  }
+  /** KVM_SIGNAL_MSI. @returns whether some APIC took it */
+  signalMsi(address: bigint, data: number): boolean {
+    this.#needIrqchip();
+    return kvmSetMsi(this, address, data);
+  }
+  #needIrqchip(): Irqchip {
+    if (!this.irqchip) throw new KvmError('IRQCHIP_MISSING', Errno.EINVAL, 'createIrqchip() comes first');
+    return this.irqchip;
+  }
+  /** @internal An interrupt was acknowledged (EOI): the PIT may send its next. */
+  irqAcknowledged(line: number): void {
+    if (line === 0) this.irqchip?.pit?.acknowledge();
+  }
+  /** Tick of the next timer event of any device in the kernel, Infinity for none. */
+  nextTimer(): number {
+    let next = this.irqchip?.pit?.nextDeadline() ?? Number.POSITIVE_INFINITY;
+    for (const vcpu of this.vcpus) next = Math.min(next, vcpu.arch.apic?.timer.deadline ?? Number.POSITIVE_INFINITY);
+    return next;
+  }
+  /** Fires the timers that are due. */
+  runTimers(): void {
+    this.irqchip?.pit?.run();
+    for (const vcpu of this.vcpus) vcpu.arch.apic?.timer.run();
+  }
+
+  /** KVM_SET_TSS_ADDR: three pages below 4 GiB for VMX's real-mode TSS. */
+  setTssAddr(address: number): void {
+    if (address > 0xffffffff - 3 * PAGE) {
+      throw new KvmError('TSS_ADDR', Errno.EINVAL, 'the TSS pages must lie below 4 GiB');
+    }
+    const err = this.kvm.calls.setTssAddr(this, address);
+    if (err < 0) throw new KvmError('TSS_ADDR', -err, `the vendor refused the TSS address (-${-err})`);
+  }
+  /** KVM_SET_IDENTITY_MAP_ADDR; before any vCPU. */
+  setIdentityMapAddr(address: number): void {
+    if (this.vcpus.length > 0) {
+      throw new KvmError('IDENTITY_MAP_ADDR', Errno.EINVAL, 'set the identity map address before creating vCPUs');
+    }
+    this.kvm.calls.setIdentityMapAddr(this, address);
+  }
+  /**
+   * Runs the vCPUs in turn, a fixed quantum each, until one of them needs the caller or the budget (ticks) is used up.
+   * `idle`: all are halted; nothing happens before `idleUntil` (move the clock with `kvm.warpTo`).
+   */
+  run(options: RunOptions = {}): { vcpu: Vcpu; exit: KvmExit } {
+    return runVm(this, options);
+  }
+  /** State as a plain, versioned object: vCPUs, irqchip, memory. */
+  save(): VmSave {
+    return saveVm(this);
+  }
+  load(saved: VmSave): void {
+    loadVm(this, saved);
+  }
+
+  /** Ends the VM and gives its memory back. */
+  destroy(): void {
+    this.kvm.destroyVm(this);
   }
 }

@@ -1,69 +1,180 @@
-/** The MMU's entry points. KVM: arch/x86/kvm/mmu/mmu.c. */
-import type { Kvm } from '../kvm.ts';
+/** The MMU's entry points: roles, roots, faults, flushes. KVM: arch/x86/kvm/mmu/mmu.c. */
+import { CR4, NotImplementedError, PAGE } from '@tskvm/emulator';
+import { isSmm, kvmIsCr4BitSet, kvmReadCr3, kvmRipRead } from '../kvm-cache-regs.ts';
+import { x86EmulateInstruction } from '../kvm-emulate.ts';
+import type { Memslot } from '../memslots.ts';
+import { kvmMakeAllCpusRequest, kvmMakeRequest } from '../requests.ts';
+import { frame, trace } from '../trace.ts';
+import { EmulType, Req } from '../types.ts';
 import type { Vcpu } from '../vcpu.ts';
+import type { Vm } from '../vm.ts';
+import { kvmCalcCpuRole, kvmCalcTdpMmuRootPageRole, vcpuToRoleRegs } from './role.ts';
+import { isMmioSpte, mmioSpteGeneration, tdpFreeRoot, tdpLookup, tdpMap, tdpRoot, tdpWriteProtectSlot } from './tdp.ts';
 
-const later = (): never => {
-  throw new Error('body follows');
-};
-/** Called by the vendor's hardwareSetup: nested paging on or off, forced level (SVM: 4; 0: choose), largest page level (1: 4K, 2: 2M). KVM: kvm_configure_mmu. */
-export function kvmConfigureMmu(
-  _kvm: Kvm,
-  _tdpEnabled: boolean,
-  _forcedRootLevel: number,
-  _maxRootLevel: number,
-  _hugePageLevel: number,
-): void {
-  later();
-}
-/** Tables are EPT's: bits and MMIO misconfiguration. KVM: kvm_mmu_set_ept_masks. */
-export function kvmMmuSetEptMasks(_kvm: Kvm, _hasAdBits: boolean, _hasExecOnly: boolean): void {
-  later();
-}
-/** MMIO SPTEs: `mask` bits compared with `value`. KVM: kvm_mmu_set_mmio_spte_mask. */
-export function kvmMmuSetMmioSpteMask(_kvm: Kvm, _value: bigint, _mask: bigint, _access: bigint): void {
-  later();
-}
-/** Recomputes roles and walkers. KVM: kvm_init_mmu. */
-export function kvmInitMmu(_vcpu: Vcpu): void {
-  later();
-}
+export { kvmConfigureMmu, kvmMmuSetEptMasks, kvmMmuSetMmioSpteMask } from './config.ts';
+export { ExtRole, kvmCalcCpuRole, Role } from './role.ts';
+export { type MmuVm, newMmuVm, type TdpRoot } from './tdp.ts';
+export { cplAccess, IMPLICIT_ACCESS, kvmMmuGvaToGpa, kvmMmuGvaToGpaSystem, noFault, Pferr } from './walker.ts';
+
+/** PFERR_* bits of a nested fault's error code that lie above the first word, and RSVD. */
+export const PFERR_GUEST_FINAL = 1n << 32n;
+export const PFERR_GUEST_PAGE = 1n << 33n;
+const PFERR_WRITE = 2n;
+const PFERR_RSVD = 8n;
+
+/** Recomputes roles. KVM: kvm_init_mmu. */
+export const kvmInitMmu = frame('kvmInitMmu', (vcpu: Vcpu): void => {
+  const { arch } = vcpu;
+  arch.cpuRole = kvmCalcCpuRole(vcpu, vcpuToRoleRegs(vcpu));
+  if (!vcpu.kvm.caps.tdpEnabled) return;
+  if (arch.nestedTdp) return;
+  const role = kvmCalcTdpMmuRootPageRole(vcpu);
+  if (role !== arch.mmu.role) {
+    arch.mmu.role = role;
+    arch.mmu.level = vcpu.kvm.mmu.tdpRootLevel;
+    arch.mmu.hpa = -1;
+  }
+});
+
 /** Unloads the roots and recomputes. KVM: kvm_mmu_reset_context. */
-export function kvmMmuResetContext(_vcpu: Vcpu): void {
-  later();
+export const kvmMmuResetContext = frame('kvmMmuResetContext', (vcpu: Vcpu): void => {
+  kvmMmuUnload(vcpu);
+  kvmInitMmu(vcpu);
+});
+
+/** The root is looked up anew at the next entry. KVM: kvm_mmu_unload. */
+export function kvmMmuUnload(vcpu: Vcpu): void {
+  vcpu.arch.mmu.hpa = -1;
 }
-export function kvmMmuUnload(_vcpu: Vcpu): void {
-  later();
+
+/** A new CR3: with nested paging the root stays, the registers are loaded. KVM: kvm_mmu_new_pgd. */
+export function kvmMmuNewPgd(vcpu: Vcpu, _cr3: bigint): void {
+  kvmMakeRequest(Req.LOAD_MMU_PGD, vcpu);
 }
-/** A new CR3. KVM: kvm_mmu_new_pgd. */
-export function kvmMmuNewPgd(_vcpu: Vcpu, _cr3: bigint): void {
-  later();
+
+/** Drops what was cached for one PCID; the current one only concerns the processor's TLB. KVM: kvm_invalidate_pcid. */
+export function kvmInvalidatePcid(vcpu: Vcpu, pcid: number): void {
+  if (vcpu.kvm.caps.tdpEnabled) {
+    kvmMakeRequest(Req.TLB_FLUSH_GUEST, vcpu);
+    return;
+  }
+  const current = kvmIsCr4BitSet(vcpu, CR4.PCIDE) ? Number(kvmReadCr3(vcpu) & 0xfffn) : 0;
+  if (current === pcid) {
+    kvmMakeRequest(Req.MMU_SYNC, vcpu);
+    kvmMakeRequest(Req.TLB_FLUSH_CURRENT, vcpu);
+  }
 }
-/** KVM: kvm_invalidate_pcid. */
-export function kvmInvalidatePcid(_vcpu: Vcpu, _pcid: number): void {
-  later();
+
+/** INVPCID. KVM: kvm_handle_invpcid. @returns 0, or 1 for #GP(0) */
+export function kvmHandleInvpcid(vcpu: Vcpu, type: number, gva: bigint): number {
+  if (type > 3) return 1;
+  if (type === 0) kvmMmuInvlpg(vcpu, gva);
+  else kvmMakeRequest(Req.TLB_FLUSH_GUEST, vcpu);
+  return 0;
 }
-/** KVM: kvm_handle_invpcid. */
-export function kvmHandleInvpcid(_vcpu: Vcpu, _type: number, _gva: bigint): number {
-  return later();
-}
+
 /** INVLPG. KVM: kvm_mmu_invlpg. */
-export function kvmMmuInvlpg(_vcpu: Vcpu, _gva: bigint): void {
-  later();
+export function kvmMmuInvlpg(vcpu: Vcpu, gva: bigint): void {
+  vcpu.kvm.calls.flushTlbGva(vcpu, gva);
 }
+
+/** Makes sure that a root exists and is loaded. 0, or a negative errno. KVM: kvm_mmu_reload. */
+export const kvmMmuReload = frame('kvmMmuReload', (vcpu: Vcpu): number =>
+  vcpu.arch.mmu.hpa >= 0 ? 0 : kvmMmuLoad(vcpu),
+);
+
+function kvmMmuLoad(vcpu: Vcpu): number {
+  const { mmu } = vcpu.arch;
+  if (!vcpu.kvm.caps.tdpEnabled) {
+    throw new NotImplementedError('shadow paging (npt: false, ept: false)', 'APM vol. 2 15.25, SDM vol. 3 28.2');
+  }
+  const root = tdpRoot(vcpu.vm, mmu.role, mmu.level);
+  mmu.hpa = root.hpa;
+  kvmMmuLoadPgd(vcpu);
+  vcpu.kvm.calls.flushTlbCurrent(vcpu);
+  return 0;
+}
+
+/** Hands the root to the hardware. KVM: kvm_mmu_load_pgd. */
+export function kvmMmuLoadPgd(vcpu: Vcpu): void {
+  const { mmu } = vcpu.arch;
+  if (mmu.hpa >= 0) vcpu.kvm.calls.loadMmuPgd(vcpu, mmu.hpa, mmu.level);
+}
+
+/** Frees every root of a VM: all vCPUs take new ones at their next entry. KVM: kvm_mmu_zap_all_fast. */
+export function kvmMmuZapAll(vm: Vm): void {
+  for (const root of [...vm.mmu.roots.values()]) tdpFreeRoot(vm, root);
+  for (const vcpu of vm.vcpus) vcpu.arch.mmu.hpa = -1;
+  kvmMakeAllCpusRequest(vm, Req.MMU_FREE_OBSOLETE_ROOTS);
+  kvmMakeAllCpusRequest(vm, Req.TLB_FLUSH);
+  trace(vm, 'kvm_mmu_zap_all_fast', () => ({ generation: vm.generation }));
+}
+
+/** A slot goes or moves. KVM: kvm_arch_flush_shadow_memslot. */
+export function kvmArchFlushShadowMemslot(vm: Vm, _slot: Memslot): void {
+  kvmMmuZapAll(vm);
+}
+
+/** Dirty logging starts, or a log was read: every page must fault once more for its first write. */
+export function kvmMmuSlotWriteProtect(vm: Vm, slot: Memslot): void {
+  tdpWriteProtectSlot(vm, slot);
+  kvmMakeAllCpusRequest(vm, Req.TLB_FLUSH);
+}
+
+/** A fault on an MMIO entry of the current generation. KVM: handle_mmio_page_fault. */
+function handleMmioPageFault(vcpu: Vcpu, gpa: number): boolean {
+  const root = vcpu.vm.mmu.roots.get(vcpu.arch.mmu.role.toString(16));
+  const gfn = Math.floor(gpa / PAGE);
+  const found = root && tdpLookup(vcpu.vm, root, gfn);
+  if (!found || !isMmioSpte(vcpu.kvm, found.spte)) return false;
+  if (mmioSpteGeneration(found.spte) !== (vcpu.vm.generation & 0x7ffff)) return false;
+  trace(vcpu, 'handle_mmio_page_fault', () => ({ addr: gpa, gfn, access: 7 }));
+  return true;
+}
+
 /**
- * A fault of nested tables (NPF, EPT violation; errorCode: PFERR_* with bits 32 and 33) or a shadow page fault.
+ * A fault of nested tables (NPF, EPT violation; errorCode: PFERR_* with bits 32 and 33).
  * @returns as an exit handler: > 0 go on, 0 to user space, < 0 errno. KVM: kvm_mmu_page_fault
  */
-export function kvmMmuPageFault(
-  _vcpu: Vcpu,
-  _cr2OrGpa: number,
-  _errorCode: bigint,
-  _insn: Uint8Array | null,
-  _insnLen: number,
-): number {
-  return later();
-}
-/** Makes sure that a root exists. 0, or a negative errno. KVM: kvm_mmu_reload. */
-export function kvmMmuReload(_vcpu: Vcpu): number {
-  return later();
+export const kvmMmuPageFault = frame(
+  'kvmMmuPageFault',
+  (vcpu: Vcpu, cr2OrGpa: number, errorCode: bigint, insn: Uint8Array | null, insnLen: number): number => {
+    trace(vcpu, 'kvm_page_fault', () => ({
+      vcpuId: vcpu.vcpuId,
+      rip: kvmRipRead(vcpu),
+      address: cr2OrGpa,
+      errorCode,
+    }));
+    if (!vcpu.kvm.caps.tdpEnabled) {
+      throw new NotImplementedError('shadow paging (npt: false, ept: false)', 'APM vol. 2 15.25, SDM vol. 3 28.2');
+    }
+    const err = kvmMmuReload(vcpu);
+    if (err < 0) return err;
+    if ((errorCode & PFERR_RSVD) !== 0n && handleMmioPageFault(vcpu, cr2OrGpa)) {
+      return x86EmulateInstruction(vcpu, cr2OrGpa, EmulType.PF, insn, insnLen);
+    }
+    const root = tdpRoot(vcpu.vm, vcpu.arch.mmu.role, vcpu.arch.mmu.level);
+    const ret = tdpMap(vcpu, root, Math.floor(cr2OrGpa / PAGE), (errorCode & PFERR_WRITE) !== 0n);
+    if (ret !== 'emulate') {
+      if (ret === 'spurious') vcpu.kvm.calls.flushTlbCurrent(vcpu);
+      return 1;
+    }
+    return x86EmulateInstruction(vcpu, cr2OrGpa, EmulType.PF, insn, insnLen);
+  },
+);
+
+/** Is a guest physical address MMIO for this vCPU. KVM: vcpu_is_mmio_gpa. */
+export const vcpuIsMmioGpa = (vcpu: Vcpu, gpa: number): boolean =>
+  vcpu.vm.gfnToMemslot(Math.floor(gpa / PAGE), isSmm(vcpu)) === undefined;
+
+/** The TLB must not keep what the guest could have cached. KVM: kvm_service_local_tlb_flush_requests. */
+export function kvmServiceTlbFlush(vcpu: Vcpu): void {
+  const { requests } = vcpu;
+  if (requests.delete(Req.TLB_FLUSH)) {
+    vcpu.kvm.calls.flushTlbAll(vcpu);
+    requests.delete(Req.TLB_FLUSH_CURRENT);
+  }
+  if (requests.delete(Req.TLB_FLUSH_CURRENT)) vcpu.kvm.calls.flushTlbCurrent(vcpu);
+  if (requests.delete(Req.TLB_FLUSH_GUEST)) vcpu.kvm.calls.flushTlbGuest(vcpu);
+  requests.delete(Req.HV_TLB_FLUSH);
 }

@@ -1,0 +1,87 @@
+/** Task switches and real-mode interrupt delivery by the emulator. KVM: kvm_task_switch, kvm_inject_realmode_interrupt (x86.c). */
+import {
+  deliverEvent,
+  emulateMode,
+  emulatorTaskSwitch,
+  GuestException,
+  type TaskSwitchReason,
+  Unwind,
+  X86Emul,
+} from '@tskvm/emulator';
+import { kvmClearExceptionQueue } from './exceptions.ts';
+import { kvmRipRead, kvmRipWrite } from './kvm-cache-regs.ts';
+import { type EmulateCtxt, emulateCtxt, kvmPrepareEmulationFailureExit } from './kvm-emulate.ts';
+import { kvmSetRflags } from './regs.ts';
+import { kvmMakeRequest } from './requests.ts';
+import { frame } from './trace.ts';
+import { Req } from './types.ts';
+import type { Vcpu } from './vcpu.ts';
+
+const REASONS: readonly TaskSwitchReason[] = ['call', 'iret', 'jmp', 'gate'];
+
+/** An emulation context without an instruction. KVM: init_emulate_ctxt. */
+function eventContext(vcpu: Vcpu, ctxt: EmulateCtxt) {
+  const { context } = ctxt.evaluator;
+  ctxt.ops.begin();
+  context.mode = emulateMode(ctxt.ops);
+  context.eip = kvmRipRead(vcpu);
+  context.rflags = ctxt.ops.rflags;
+  context.modeChanged = false;
+  return context;
+}
+
+/**
+ * Task switch. Failure is an internal-error exit. KVM: kvm_task_switch.
+ * @param idtIndex vector of a task gate that software used, or -1
+ * @param reason 0 CALL, 1 IRET, 2 JMP, 3 gate
+ * @returns as an exit handler
+ */
+export const kvmTaskSwitch = frame(
+  'kvmTaskSwitch',
+  (
+    vcpu: Vcpu,
+    tssSelector: number,
+    idtIndex: number,
+    reason: number,
+    hasErrorCode: boolean,
+    errorCode: number,
+  ): number => {
+    const ctxt = emulateCtxt(vcpu);
+    const context = eventContext(vcpu, ctxt);
+    try {
+      const code = emulatorTaskSwitch(context, tssSelector, idtIndex, REASONS[reason], hasErrorCode, errorCode);
+      if (code === X86Emul.CONTINUE) {
+        kvmRipWrite(vcpu, context.eip);
+        kvmSetRflags(vcpu, context.rflags);
+        return 1;
+      }
+    } catch (error) {
+      if (!(error instanceof GuestException) && !(error instanceof Unwind)) throw error;
+    }
+    kvmPrepareEmulationFailureExit(vcpu);
+    return 0;
+  },
+);
+
+/**
+ * Delivers an event through the real-mode IVT: pushes FLAGS, CS, IP and loads the vector. Failure is a triple fault.
+ * @param incEip bytes by which IP is moved first (soft events). KVM: kvm_inject_realmode_interrupt
+ */
+export const kvmInjectRealmodeInterrupt = frame(
+  'kvmInjectRealmodeInterrupt',
+  (vcpu: Vcpu, irq: number, incEip: number): void => {
+    const ctxt = emulateCtxt(vcpu);
+    const context = eventContext(vcpu, ctxt);
+    context.mode = 'real';
+    context.eip = (context.eip + BigInt(incEip)) & 0xffffn;
+    try {
+      deliverEvent(context, { kind: 'external', vector: irq, errorCode: undefined, instructionLength: 0 });
+      kvmRipWrite(vcpu, context.eip);
+      kvmSetRflags(vcpu, context.rflags);
+    } catch (error) {
+      if (!(error instanceof GuestException) && !(error instanceof Unwind)) throw error;
+      kvmClearExceptionQueue(vcpu);
+      kvmMakeRequest(Req.TRIPLE_FAULT, vcpu);
+    }
+  },
+);

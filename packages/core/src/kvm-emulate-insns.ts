@@ -1,0 +1,138 @@
+/** Instructions that exit handlers execute without the emulator. KVM: kvm_emulate_* (x86.c, cpuid.c). */
+import { RAX, RBX, RCX, RDX, RSI } from '@tskvm/emulator';
+import { kvmCpuid } from './cpuid.ts';
+import { kvmVcpuHasEvents } from './events.ts';
+import { kvmInjectGp } from './exceptions.ts';
+import {
+  is64BitHypercall,
+  kvmRaxWrite,
+  kvmRcxRead,
+  kvmReadEdxEax,
+  kvmRegisterReadRaw,
+  kvmRegisterWriteRaw,
+} from './kvm-cache-regs.ts';
+import { kvmCompleteInsnGp, kvmHandleInvalidOp, kvmSkipEmulatedInstruction } from './kvm-emulate.ts';
+import { kvmGetMsr, kvmSetMsr, kvmSetXcr } from './msrs.ts';
+import { frame, trace } from './trace.ts';
+import { MpState } from './types.ts';
+import type { Vcpu } from './vcpu.ts';
+
+/** KVM: kvm_emulate_cpuid. */
+export const kvmEmulateCpuid = frame('kvmEmulateCpuid', (vcpu: Vcpu): number => {
+  const fn = Number(kvmRegisterReadRaw(vcpu, RAX) & 0xffffffffn);
+  const index = Number(kvmRegisterReadRaw(vcpu, RCX) & 0xffffffffn);
+  const { eax, ebx, ecx, edx, found } = kvmCpuid(vcpu, fn, index);
+  trace(vcpu, 'kvm_cpuid', () => ({ function: fn, index, rax: eax, rbx: ebx, rcx: ecx, rdx: edx, found }));
+  for (const [reg, value] of [
+    [RAX, eax],
+    [RBX, ebx],
+    [RCX, ecx],
+    [RDX, edx],
+  ] as const) {
+    kvmRegisterWriteRaw(vcpu, reg, BigInt(value));
+  }
+  return kvmSkipEmulatedInstruction(vcpu);
+});
+
+/** KVM: __kvm_emulate_halt. */
+function halt(vcpu: Vcpu, state: MpState): number {
+  if (!vcpu.arch.apic) {
+    vcpu.exit = state === MpState.HALTED ? { reason: 'hlt' } : { reason: 'ap_reset_hold' };
+    return 0;
+  }
+  vcpu.arch.mpState = kvmVcpuHasEvents(vcpu) ? MpState.RUNNABLE : state;
+  return 1;
+}
+/** HLT whose RIP is past it already. KVM: kvm_emulate_halt_noskip. */
+export const kvmEmulateHaltNoskip = (vcpu: Vcpu): number => halt(vcpu, MpState.HALTED);
+/** KVM: kvm_emulate_halt. */
+export const kvmEmulateHalt = frame('kvmEmulateHalt', (vcpu: Vcpu): number => {
+  const r = kvmSkipEmulatedInstruction(vcpu);
+  return kvmEmulateHaltNoskip(vcpu) && r;
+});
+/** KVM: kvm_emulate_ap_reset_hold. */
+export const kvmEmulateApResetHold = (vcpu: Vcpu): number => {
+  const r = kvmSkipEmulatedInstruction(vcpu);
+  return halt(vcpu, MpState.AP_RESET_HOLD) && r;
+};
+
+/** KVM: kvm_emulate_rdmsr. */
+export const kvmEmulateRdmsr = frame('kvmEmulateRdmsr', (vcpu: Vcpu): number => {
+  const ecx = Number(kvmRcxRead(vcpu) & 0xffffffffn);
+  const { err, data } = kvmGetMsr(vcpu, ecx);
+  trace(vcpu, 'kvm_msr', () => ({ vcpuId: vcpu.vcpuId, write: false, ecx, data, exception: err !== 0 }));
+  if (err === 0) {
+    kvmRegisterWriteRaw(vcpu, RAX, data & 0xffffffffn);
+    kvmRegisterWriteRaw(vcpu, RDX, data >> 32n);
+  }
+  return vcpu.kvm.calls.completeEmulatedMsr(vcpu, err);
+});
+/** KVM: kvm_emulate_wrmsr. */
+export const kvmEmulateWrmsr = frame('kvmEmulateWrmsr', (vcpu: Vcpu): number => {
+  const ecx = Number(kvmRcxRead(vcpu) & 0xffffffffn);
+  const data = kvmReadEdxEax(vcpu);
+  const err = kvmSetMsr(vcpu, ecx, data);
+  trace(vcpu, 'kvm_msr', () => ({ vcpuId: vcpu.vcpuId, write: true, ecx, data, exception: err !== 0 }));
+  return vcpu.kvm.calls.completeEmulatedMsr(vcpu, err);
+});
+
+/** -KVM_ENOSYS, -KVM_EPERM. */
+const KVM_ENOSYS = 1000n;
+const KVM_EPERM = 1n;
+const KVM_HC_VAPIC_POLL_IRQ = 1n;
+const KVM_HC_KICK_CPU = 5n;
+
+/** VMCALL/VMMCALL from the guest. KVM: kvm_emulate_hypercall. */
+export const kvmEmulateHypercall = frame('kvmEmulateHypercall', (vcpu: Vcpu): number => {
+  const wide = is64BitHypercall(vcpu);
+  const read = (reg: number): bigint => {
+    const value = kvmRegisterReadRaw(vcpu, reg);
+    return wide ? value : value & 0xffffffffn;
+  };
+  const nr = read(RAX);
+  const [a0, a1, a2, a3] = [RBX, RCX, RDX, RSI].map(read);
+  trace(vcpu, 'kvm_hypercall', () => ({ vcpuId: vcpu.vcpuId, nr, a0, a1, a2, a3 }));
+  const ret = hypercall(vcpu, nr, a1);
+  kvmRaxWrite(vcpu, wide ? BigInt.asUintN(64, ret) : BigInt.asUintN(32, ret));
+  return kvmSkipEmulatedInstruction(vcpu);
+});
+function hypercall(vcpu: Vcpu, nr: bigint, a1: bigint): bigint {
+  if (vcpu.kvm.calls.getCpl(vcpu) !== 0) return -KVM_EPERM;
+  if (nr === KVM_HC_VAPIC_POLL_IRQ) return 0n;
+  if (nr === KVM_HC_KICK_CPU) {
+    const target = vcpu.vm.vcpus.find((other) => other.arch.apic?.id === Number(a1));
+    if (target) target.arch.mpState = target.arch.mpState === MpState.HALTED ? MpState.RUNNABLE : target.arch.mpState;
+    return 0n;
+  }
+  return -KVM_ENOSYS;
+}
+/** User space has answered a hypercall exit. */
+export function completeHypercall(vcpu: Vcpu): number {
+  if (vcpu.exit.reason === 'hypercall') kvmRaxWrite(vcpu, BigInt.asUintN(64, vcpu.exit.ret));
+  return kvmSkipEmulatedInstruction(vcpu);
+}
+
+/** No caches are modelled. KVM: kvm_emulate_wbinvd. */
+export const kvmEmulateWbinvd = (vcpu: Vcpu): number => kvmSkipEmulatedInstruction(vcpu);
+/** KVM: kvm_emulate_invd: a no-op, since dropping guest memory would be worse. */
+export const kvmEmulateInvd = (vcpu: Vcpu): number => kvmSkipEmulatedInstruction(vcpu);
+/** KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS, bit 6. */
+const mwaitAllowed = (vcpu: Vcpu): boolean => (vcpu.vm.disabledQuirks & (1 << 6)) === 0;
+/** A no-op unless the quirk is off. KVM: kvm_emulate_monitor. */
+export const kvmEmulateMonitor = (vcpu: Vcpu): number =>
+  mwaitAllowed(vcpu) ? kvmSkipEmulatedInstruction(vcpu) : kvmHandleInvalidOp(vcpu);
+export const kvmEmulateMwait = kvmEmulateMonitor;
+
+/** KVM: kvm_emulate_xsetbv. */
+export function kvmEmulateXsetbv(vcpu: Vcpu): number {
+  if (
+    vcpu.kvm.calls.getCpl(vcpu) !== 0 ||
+    kvmSetXcr(vcpu, Number(kvmRcxRead(vcpu) & 0xffffffffn), kvmReadEdxEax(vcpu)) !== 0
+  ) {
+    kvmInjectGp(vcpu, 0);
+    return 1;
+  }
+  return kvmSkipEmulatedInstruction(vcpu);
+}
+/** No PMU is modelled: every counter index is illegal. KVM: kvm_emulate_rdpmc. */
+export const kvmEmulateRdpmc = (vcpu: Vcpu): number => kvmCompleteInsnGp(vcpu, 1);

@@ -1,0 +1,185 @@
+/**
+ * Guest page tables walked by KVM for the emulator: linear to guest physical, with permissions and error codes.
+ * KVM: mmu/paging_tmpl.h (walk_addr), kvm_mmu_gva_to_gpa_*; manual: APM vol. 2 ch. 5.
+ */
+import {
+  AccessKind,
+  CR0,
+  CR4,
+  EFER,
+  Flag,
+  PAGE,
+  PageWalker,
+  type PagingConfig,
+  type PagingMode,
+  Vector,
+  type WalkMemory,
+} from '@tskvm/emulator';
+import { guestCpuidHas, guestCpuidIsAmdCompatible } from '../cpuid.ts';
+import {
+  isLongMode,
+  isPae,
+  isPaging,
+  isSmm,
+  kvmPdptrRead,
+  kvmReadCr0,
+  kvmReadCr3,
+  kvmReadCr4,
+} from '../kvm-cache-regs.ts';
+import type { X86ExceptionInfo } from '../types.ts';
+import type { Vcpu } from '../vcpu.ts';
+
+/** PFERR_* bits of a walk's access argument. */
+export const Pferr = { write: 2, user: 4, fetch: 16 } as const;
+/** PFERR_IMPLICIT_ACCESS (bit 48) as a flag of ours: descriptor tables and the TSS. */
+export const IMPLICIT_ACCESS = 0x100;
+
+/** Thrown inside a walk when a table lies outside memory. */
+const NO_TABLE = new Error('page table outside memory');
+
+/** The guest's physical memory as a walk sees it: slots, and L1's nested tables below an L2 with nested paging. */
+class GuestTables implements WalkMemory {
+  /** Guest frame of the entry last translated: its write marks the page dirty. */
+  #gfn = 0;
+  /** Guest (L1) physical address at which the last entry lay. */
+  constructor(readonly vcpu: Vcpu) {}
+
+  entryAddress(gpa: number, write: boolean): number {
+    const { vcpu } = this;
+    let address = gpa;
+    if (vcpu.arch.nestedTdp) {
+      const page = vcpu.kvm.calls.translateNestedGpa(
+        vcpu,
+        gpa - (gpa % PAGE),
+        write ? Pferr.write | Pferr.user : Pferr.user,
+      );
+      if (page < 0) throw NO_TABLE;
+      address = page + (gpa % PAGE);
+    }
+    this.#gfn = Math.floor(address / PAGE);
+    const hpa = vcpu.vm.gpaToHpa(address, isSmm(vcpu));
+    if (hpa < 0) throw NO_TABLE;
+    return hpa;
+  }
+  read32(hpa: number): number {
+    return this.vcpu.kvm.memory.read32(hpa) | 0;
+  }
+  write32(hpa: number, value: number): void {
+    this.vcpu.kvm.memory.write32(hpa, value >>> 0);
+    this.vcpu.vm.markPageDirty(this.#gfn, isSmm(this.vcpu));
+  }
+}
+
+/** One walker per vCPU, made on first use. */
+const walkers = new WeakMap<Vcpu, PageWalker>();
+function walkerOf(vcpu: Vcpu): PageWalker {
+  let walker = walkers.get(vcpu);
+  if (!walker) walkers.set(vcpu, (walker = new PageWalker(new GuestTables(vcpu))));
+  return walker;
+}
+
+function pagingModeOf(vcpu: Vcpu): PagingMode {
+  if (!isPaging(vcpu)) return 'off';
+  if (isLongMode(vcpu)) return '4-level';
+  return isPae(vcpu) ? 'PAE' : '32-bit';
+}
+
+function pdptes(vcpu: Vcpu): Uint32Array {
+  const out = new Uint32Array(8);
+  for (let i = 0; i < 4; i++) {
+    const entry = kvmPdptrRead(vcpu, i);
+    out[2 * i] = Number(entry & 0xffffffffn);
+    out[2 * i + 1] = Number(entry >> 32n);
+  }
+  return out;
+}
+
+function configOf(vcpu: Vcpu): PagingConfig {
+  const mode = pagingModeOf(vcpu);
+  const cr0 = kvmReadCr0(vcpu);
+  const cr3 = kvmReadCr3(vcpu);
+  const cr4 = kvmReadCr4(vcpu);
+  const mask = mode === '4-level' ? 0xffffffffff000n : mode === 'PAE' ? 0xffffffe0n : 0xfffff000n;
+  return {
+    mode,
+    root: Number(cr3 & mask),
+    wp: (cr0 & CR0.WP) !== 0n,
+    nx: (vcpu.arch.efer & EFER.NXE) !== 0n && mode !== '32-bit' && mode !== 'off',
+    smep: (cr4 & CR4.SMEP) !== 0n,
+    smap: (cr4 & CR4.SMAP) !== 0n,
+    pse: (cr4 & CR4.PSE) !== 0n,
+    pge: (cr4 & CR4.PGE) !== 0n,
+    maxphyaddr: vcpu.arch.maxphyaddr,
+    gbPages: guestCpuidHas(vcpu, 'pdpe1gb'),
+    bit8Reserved: guestCpuidIsAmdCompatible(vcpu),
+    pdpte: mode === 'PAE' ? pdptes(vcpu) : undefined,
+  };
+}
+
+/** SMAP applies to a supervisor data access unless RFLAGS.AC overrides an explicit one. */
+function smapApplies(vcpu: Vcpu, access: number, smap: boolean): boolean {
+  if (!smap || (access & Pferr.fetch) !== 0) return false;
+  if ((access & IMPLICIT_ACCESS) !== 0) return true;
+  return (vcpu.kvm.calls.getRflags(vcpu) & BigInt(Flag.AC)) === 0n;
+}
+
+function fill(fault: X86ExceptionInfo, errorCode: number, address: bigint): -1 {
+  fault.vector = Vector.PF;
+  fault.errorCodeValid = true;
+  fault.errorCode = errorCode;
+  fault.nestedPageFault = false;
+  fault.address = address;
+  return -1;
+}
+
+/**
+ * Translates a guest linear address. KVM: mmu->gva_to_gpa.
+ * @param access Pferr bits, and {@link IMPLICIT_ACCESS}
+ * @returns guest physical address (of L1, for L2 without nested paging), or -1 with `fault` filled (#PF)
+ */
+export function kvmMmuGvaToGpa(vcpu: Vcpu, gva: bigint, access: number, fault: X86ExceptionInfo): number {
+  const config = configOf(vcpu);
+  const walker = walkerOf(vcpu);
+  walker.configure(config);
+  const kind =
+    (access & Pferr.write ? AccessKind.write : 0) |
+    (access & Pferr.fetch ? AccessKind.fetch : 0) |
+    (access & IMPLICIT_ACCESS ? AccessKind.system : 0);
+  const user = (access & Pferr.user) !== 0;
+  try {
+    const low = Number(gva & 0xffffffffn) | 0;
+    const high = Number((gva >> 32n) & 0xffffffffn) | 0;
+    if (!walker.walk(low, high, kind, user, smapApplies(vcpu, access, config.smap))) {
+      return fill(fault, walker.errorCode, gva);
+    }
+  } catch (error) {
+    if (error !== NO_TABLE) throw error;
+    return fill(fault, access & (Pferr.write | Pferr.user | Pferr.fetch), gva);
+  }
+  if (!vcpu.arch.nestedTdp) return walker.gpa;
+  const page = vcpu.kvm.calls.translateNestedGpa(vcpu, walker.gpa - (walker.gpa % PAGE), (access & 0xff) | Pferr.user);
+  if (page < 0) {
+    fill(fault, access & 0xff, BigInt(walker.gpa));
+    fault.nestedPageFault = true;
+    return -1;
+  }
+  return page + (walker.gpa % PAGE);
+}
+
+/** An empty exception record. */
+export const noFault = (): X86ExceptionInfo => ({
+  vector: -1,
+  errorCodeValid: false,
+  errorCode: 0,
+  nestedPageFault: false,
+  address: 0n,
+});
+
+/** Access bits of the current CPL. */
+export const cplAccess = (vcpu: Vcpu): number => (vcpu.kvm.calls.getCpl(vcpu) === 3 ? Pferr.user : 0);
+
+/** KVM_TRANSLATE and debuggers: a supervisor read that faults nobody; undefined: not mapped. KVM: kvm_mmu_gva_to_gpa_system. */
+export function kvmMmuGvaToGpaSystem(vcpu: Vcpu, gva: bigint): number | undefined {
+  const gpa = kvmMmuGvaToGpa(vcpu, gva, IMPLICIT_ACCESS, noFault());
+  return gpa < 0 ? undefined : gpa;
+}

@@ -1,0 +1,28 @@
+/** Several vCPUs on one processor: round robin with a fixed quantum, the same every time. No KVM counterpart: Linux's scheduler. */
+import type { KvmExit } from './types.ts';
+import type { RunOptions, Vcpu } from './vcpu.ts';
+import type { Vm } from './vm.ts';
+
+/** Ticks that a vCPU runs before the next gets its turn. */
+export const QUANTUM = 20000;
+
+/** See {@link Vm.run}. */
+export function runVm(vm: Vm, options: RunOptions): { vcpu: Vcpu; exit: KvmExit } {
+  const { kvm, vcpus } = vm;
+  const end = kvm.now() + (options.budget ?? Number.POSITIVE_INFINITY);
+  let idle = 0;
+  for (;;) {
+    const vcpu = vcpus[vm.nextVcpu % vcpus.length];
+    const left = end - kvm.now();
+    const exit = vcpu.run({ budget: vcpus.length > 1 ? Math.min(QUANTUM, left) : left });
+    if (exit.reason === 'idle') idle++;
+    else idle = 0;
+    if (exit.reason !== 'intr' && exit.reason !== 'idle') return { vcpu, exit };
+    vm.nextVcpu = (vm.nextVcpu + 1) % vcpus.length;
+    if (exit.reason === 'intr' && kvm.now() >= end) return { vcpu, exit };
+    if (vcpu.runIo.immediateExit) return { vcpu, exit };
+    // A processor without a budget comes back only when it is stuck.
+    if (exit.reason === 'intr' && vcpus.length === 1) return { vcpu, exit };
+    if (idle >= vcpus.length) return { vcpu, exit: { reason: 'idle', idleUntil: vm.nextTimer() } };
+  }
+}

@@ -1,0 +1,154 @@
+/** save() and load() of vCPUs and VMs: KVM's migration order, as plain versioned objects. */
+import { PAGE, type SavedSession } from '@tskvm/emulator';
+import { KvmError } from './diagnostics.ts';
+import { getFpu, setFpu } from './fpu.ts';
+import { emulateCtxt } from './kvm-emulate.ts';
+import { kvmMmuResetContext } from './mmu/mmu.ts';
+import { Errno, type KvmExit, type MpState, type Req } from './types.ts';
+import type { CpuidEntry, UserspaceCompletion, Vcpu } from './vcpu.ts';
+import type { KvmDebugregs, KvmRegs, KvmSregs2, KvmVcpuEvents } from './vcpu-state.ts';
+import type { Vm } from './vm.ts';
+import { vcpuLoad } from './x86.ts';
+
+/** MSRs that a snapshot carries (those that exist for the guest), in the order in which they are written back. */
+const SAVED_MSRS = [
+  0x10, 0x3b, 0x174, 0x175, 0x176, 0x1a0, 0x1d9, 0x277, 0x2ff, 0x9e, 0xda0, 0xc0000081, 0xc0000082, 0xc0000083,
+  0xc0000084, 0xc0000102, 0xc0000103, 0x6e0, 0x12, 0x11, 0x4b564d00, 0x4b564d01, 0xc0010117,
+];
+
+export interface VcpuSave {
+  version: 1;
+  vcpuId: number;
+  cpuid: CpuidEntry[];
+  regs: KvmRegs;
+  sregs: KvmSregs2;
+  events: KvmVcpuEvents;
+  debugregs: KvmDebugregs;
+  mpState: MpState;
+  xcr0: bigint;
+  fpu: Uint8Array;
+  msrs: [number, bigint][];
+  stored: [number, bigint][];
+  lapic: unknown;
+  pendingApicEvents: number;
+  nested: unknown;
+  requests: Req[];
+  exit: KvmExit;
+  completion: UserspaceCompletion | null;
+  pio: { port: number; in: boolean; size: number; count: number };
+  session: SavedSession;
+  tscOffset: bigint;
+}
+
+/** KVM_GET_* in one object. Throws KvmError PROTECTED_STATE for a guest whose registers are encrypted. */
+export function saveVcpu(vcpu: Vcpu): VcpuSave {
+  const { arch } = vcpu;
+  vcpuLoad(vcpu);
+  const msrs: [number, bigint][] = [];
+  for (const index of SAVED_MSRS) {
+    const value = vcpu.getMsr(index);
+    if (value !== undefined) msrs.push([index, value]);
+  }
+  return {
+    version: 1,
+    vcpuId: vcpu.vcpuId,
+    cpuid: vcpu.getCpuid(),
+    regs: vcpu.getRegs(),
+    sregs: vcpu.getSregs2(),
+    events: vcpu.getVcpuEvents(),
+    debugregs: vcpu.getDebugregs(),
+    mpState: arch.mpState,
+    xcr0: arch.xcr0,
+    fpu: getFpu(vcpu),
+    msrs,
+    stored: [...arch.msrs],
+    lapic: arch.apic?.save() ?? null,
+    pendingApicEvents: arch.pendingApicEvents,
+    nested: vcpu.kvm.calls.getNestedState(vcpu),
+    requests: [...vcpu.requests] as Req[],
+    exit: structuredClone(vcpu.exit),
+    completion: structuredClone(arch.completeUserspaceIo),
+    pio: { ...arch.pio },
+    session: emulateCtxt(vcpu).evaluator.context.session.save(),
+    tscOffset: arch.tscOffset,
+  };
+}
+
+/** Puts it back, in the order that user space uses (CPUID first, events last). */
+export function loadVcpu(vcpu: Vcpu, saved: VcpuSave): void {
+  if (saved.version !== 1 || saved.vcpuId !== vcpu.vcpuId) {
+    throw new KvmError(
+      'VCPU_STATE',
+      Errno.EINVAL,
+      `the saved state is version ${saved.version} of vCPU ${saved.vcpuId}`,
+    );
+  }
+  const { arch } = vcpu;
+  vcpuLoad(vcpu);
+  vcpu.setCpuid(saved.cpuid);
+  vcpu.setSregs2(saved.sregs);
+  vcpu.setRegs(saved.regs);
+  arch.xcr0 = saved.xcr0;
+  setFpu(vcpu, saved.fpu);
+  for (const [index, value] of saved.stored) arch.msrs.set(index, value);
+  for (const [index, value] of saved.msrs) vcpu.setMsr(index, value);
+  arch.tscOffset = saved.tscOffset;
+  vcpu.kvm.calls.writeTscOffset(vcpu);
+  if (arch.apic && saved.lapic) arch.apic.load(saved.lapic);
+  arch.pendingApicEvents = saved.pendingApicEvents;
+  arch.mpState = saved.mpState;
+  vcpu.setDebugregs(saved.debugregs);
+  if (saved.nested !== undefined && saved.nested !== null) vcpu.kvm.calls.setNestedState(vcpu, saved.nested);
+  vcpu.setVcpuEvents(saved.events);
+  kvmMmuResetContext(vcpu);
+  for (const req of saved.requests) vcpu.requests.add(req);
+  vcpu.exit = structuredClone(saved.exit);
+  arch.completeUserspaceIo = structuredClone(saved.completion);
+  Object.assign(arch.pio, saved.pio);
+  emulateCtxt(vcpu).evaluator.context.session.load(saved.session);
+}
+
+export interface VmSave {
+  version: 1;
+  vcpus: VcpuSave[];
+  irqchip: unknown;
+  /** Contents of each slot, by id and address space. */
+  memory: { id: number; addressSpace: number; bytes: Uint8Array }[];
+  nextVcpu: number;
+  disabledQuirks: number;
+}
+
+export function saveVm(vm: Vm): VmSave {
+  return {
+    version: 1,
+    vcpus: vm.vcpus.map(saveVcpu),
+    irqchip: vm.irqchip?.save() ?? null,
+    memory: vm.memslots.map((slot) => ({
+      id: slot.id,
+      addressSpace: slot.addressSpace,
+      bytes: vm.readGuest(slot.baseGfn * PAGE, slot.npages * PAGE, slot.addressSpace === 1),
+    })),
+    nextVcpu: vm.nextVcpu,
+    disabledQuirks: vm.disabledQuirks,
+  };
+}
+
+/** Into a VM with the same slots and vCPUs. Throws KvmError VM_STATE (EINVAL). */
+export function loadVm(vm: Vm, saved: VmSave): void {
+  if (saved.version !== 1 || saved.vcpus.length !== vm.vcpus.length) {
+    throw new KvmError('VM_STATE', Errno.EINVAL, 'the saved state has other vCPUs; create the VM as it was when saved');
+  }
+  for (const { id, addressSpace, bytes } of saved.memory) {
+    const slot = vm.memslots.find((s) => s.id === id && s.addressSpace === addressSpace);
+    if (!slot || slot.npages * PAGE !== bytes.length) {
+      throw new KvmError('VM_STATE', Errno.EINVAL, `the saved state has another memory slot ${id}`);
+    }
+    vm.writeGuest(slot.baseGfn * PAGE, bytes, addressSpace === 1);
+  }
+  vm.disabledQuirks = saved.disabledQuirks;
+  saved.vcpus.forEach((state, i) => {
+    loadVcpu(vm.vcpus[i], state);
+  });
+  if (saved.irqchip && vm.irqchip) vm.irqchip.load(saved.irqchip);
+  vm.nextVcpu = saved.nextVcpu;
+}
