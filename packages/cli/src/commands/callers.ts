@@ -73,7 +73,7 @@ async function recordedEdges(
       spec,
       common: machineOptions(image, flags),
       flags,
-      prepare: (machine) => machine.kvm.trace('mode_switch', () => {}),
+      prepare: (machine) => machine.kvm.on('mode_switch', () => {}),
     });
     lists.push(result.tracer?.edges() ?? []);
   }

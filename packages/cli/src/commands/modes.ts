@@ -18,7 +18,7 @@ export async function recordModes(options: Parameters<typeof runSession>[0]): Pr
     ...options,
     prepare: (machine) => {
       options.prepare?.(machine);
-      machine.kvm.trace('mode_switch', (event) => switches.push(event));
+      machine.kvm.on('mode_switch', (event) => switches.push(event));
     },
   });
   return { ...result, switches };

@@ -57,7 +57,7 @@ Examples:
       flags,
       onSerial: flags.serial ? (byte) => process.stderr.write(Uint8Array.of(byte)) : undefined,
       prepare: (machine) => {
-        machine.kvm.trace('*', (event: TraceEvents[TraceName], name: TraceName) => {
+        machine.kvm.on('*', (event: TraceEvents[TraceName], name: TraceName) => {
           if (!wanted(name)) return;
           const vcpu = 'vcpuId' in event ? event.vcpuId : 0;
           const line = flags.json
