@@ -167,7 +167,10 @@ export class Tracer {
     if (!callees) this.#edges.set(caller, (callees = new Map()));
     callees.set(name, (callees.get(name) ?? 0) + 1);
     this.stack.push(name);
-    if (MODE_SETTERS.has(name)) this.lastSetter = { path: this.stack.slice(), exit: this.lastExit };
+    // The path goes down to the vendor's function below the static call.
+    if (MODE_SETTERS.has(name) || MODE_SETTERS.has(caller)) {
+      this.lastSetter = { path: this.stack.slice(), exit: this.lastExit };
+    }
   }
   leave(): void {
     this.stack.pop();
@@ -200,6 +203,8 @@ type Framed = (owner: any, ...rest: any[]) => any;
  * The first parameter is a Vcpu, a Vm or a Kvm. Without a tracer a call costs one load and one test more.
  */
 export function frame<F extends Framed>(name: string, fn: F): F {
+  // An op that is called directly as well has its frame already.
+  if (FRAMED.has(fn)) return fn;
   const framed = (
     owner: { readonly kvm: Kvm },
     b: unknown,
@@ -219,8 +224,12 @@ export function frame<F extends Framed>(name: string, fn: F): F {
     }
   };
   Object.defineProperty(framed, 'name', { value: name });
+  FRAMED.add(framed);
   return framed as unknown as F;
 }
+const FRAMED = new WeakSet<object>();
+/** Was this function made by {@link frame}. */
+export const isFramed = (fn: object): boolean => FRAMED.has(fn);
 
 /** Fires an event if somebody traces: `trace(vcpu, 'kvm_cr', () => ({…}))`; the fields are made only then. */
 export function trace<N extends TraceName>(owner: { readonly kvm: Kvm }, name: N, make: () => TraceEvents[N]): void {
