@@ -360,8 +360,8 @@ export class Machine {
 export interface MachineState {
   version: 1;
   memory: number;
-  kvm: unknown;
-  vm: unknown;
+  kvm: ReturnType<Kvm['save']>;
+  vm: ReturnType<Vm['save']>;
   devices: [string, unknown][];
   timers: [string, number][];
 }
