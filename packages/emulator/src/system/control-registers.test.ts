@@ -32,6 +32,17 @@ describe('mov cr', () => {
   });
 });
 
+describe('lock mov cr0', () => {
+  it('is CR8 on AMD, #UD on Intel and for other registers', () => {
+    const m = new TestMachine('prot32', 'amd');
+    m.gpr[RAX] = 5n;
+    expect(new TestMachine('prot32', 'intel').run(0xf0, 0x0f, 0x22, 0xc0).exception?.vector).toBe(Vector.UD);
+    m.run(0xf0, 0x0f, 0x22, 0xc0);
+    expect(m.cr[8]).toBe(5n);
+    expect(m.run(0xf0, 0x0f, 0x22, 0xd8).exception?.vector).toBe(Vector.UD);
+  });
+});
+
 describe('lmsw, smsw, clts', () => {
   it('lmsw sets PE but does not clear it', () => {
     const m = new TestMachine('prot32');

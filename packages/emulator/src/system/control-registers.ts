@@ -13,17 +13,11 @@ const MOV_FROM_DR = 0x0f21;
 const DR6_BD = 0x2000n;
 const DR7_GD = 0x2000n;
 
-/** LOCK MOV CR0 names CR8 on AMD outside 64-bit mode (APM vol. 3, MOV CRn). */
-const controlRegister = (ctx: EmulateContext): number => {
-  const { insn } = ctx;
-  if (!insn.lock) return insn.reg;
-  if (insn.reg !== 0 || ctx.vendor !== 'amd') ctx.raise(Vector.UD);
-  return 8;
-};
-
-/** #UD for a control register that does not exist, #GP(0) outside CPL 0 (KVM: check_cr_access). */
+/**
+ * #UD for a control register that does not exist, #GP(0) outside CPL 0 (KVM: check_cr_access). The decoder has made CR8 of AMD's LOCK MOV CR0.
+ */
 const checkMovCr = (ctx: EmulateContext): void => {
-  const cr = controlRegister(ctx);
+  const cr = ctx.insn.reg;
   if (cr > 8 || cr === 1 || (cr >= 5 && cr <= 7)) ctx.raise(Vector.UD);
   requireCpl0(ctx);
 };
@@ -31,7 +25,7 @@ const checkMovCr = (ctx: EmulateContext): void => {
 const movcr: SystemFunction = (ctx) => {
   checkMovCr(ctx);
   const { insn, ops } = ctx;
-  const cr = controlRegister(ctx);
+  const cr = insn.reg;
   const size = nativeSize(ctx);
   if (insn.opcode === MOV_FROM_CR) {
     ctx.setReg(insn.rm, size, ops.getCr(cr) & maskOf(size));

@@ -58,7 +58,7 @@ const lidt: SystemFunction = (ctx) => {
   return X86Emul.CONTINUE;
 };
 
-/** Both stores are probed before either is made. */
+/** Both stores are probed before either is made. The operand size does not matter, but KVM stores 24 bits of base for 16-bit ones. */
 const storeTable = (ctx: EmulateContext, table: DescriptorTable): X86Emul => {
   checkUmip(ctx);
   const { ops, insn } = ctx;
@@ -68,7 +68,7 @@ const storeTable = (ctx: EmulateContext, table: DescriptorTable): X86Emul => {
   ops.probeWrite(limit, 2);
   ops.probeWrite(base, size);
   ops.writeEmulated(limit, BigInt(table.limit & 0xffff), 2);
-  ops.writeEmulated(base, table.base & maskOf(size), size);
+  ops.writeEmulated(base, table.base & (ctx.subset === 'kvm' && insn.opSize === 2 ? 0xff_ffffn : maskOf(size)), size);
   return X86Emul.CONTINUE;
 };
 

@@ -239,9 +239,9 @@ const outerReturn = (ctx: EmulateContext, cs: Segment, offset: bigint, stack: St
 
 const protectedReturn = (ctx: EmulateContext, stack: StackReader, p: FarPointer, extra: number): X86Emul => {
   const cpl = ctx.ops.cpl();
-  const d = fetchNonNull(ctx, p.selector, GP_FAULT);
   const rpl = rplOf(p.selector);
-  if (ctx.subset === 'kvm' && isCode(d) && rpl > cpl) return X86Emul.UNHANDLEABLE;
+  if (ctx.subset === 'kvm' && rpl > cpl) return X86Emul.UNHANDLEABLE;
+  const d = fetchNonNull(ctx, p.selector, GP_FAULT);
   checkReturn(ctx, d, p.selector, cpl);
   const cs = codeSegment(ctx, d, p.selector, rpl);
   stack.skip(extra);

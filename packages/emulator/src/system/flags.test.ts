@@ -90,6 +90,11 @@ describe('pushf, popf', () => {
     m.cr[4]! |= CR4.VME;
     expect(m.run(POPF).exception?.vector).toBe(Vector.GP);
   });
+  it("KVM's emulator refuses cli in virtual-8086 mode even with IOPL 3", () => {
+    const m = new TestMachine('vm86', 'amd', 'kvm');
+    m.rflags |= BigInt(Flag.IOPL);
+    expect(m.run(CLI).exception?.vector).toBe(Vector.GP);
+  });
   it("KVM's emulator knows no VME", () => {
     const m = new TestMachine('vm86', 'amd', 'kvm');
     m.cr[4]! |= CR4.VME;

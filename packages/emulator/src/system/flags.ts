@@ -8,10 +8,14 @@ import { cplOf, iopl, maskOf, setStackPointer, withFlag } from './common.ts';
 import type { EmulateContext, SystemFunction } from './context.ts';
 import { reserveStack } from './stack.ts';
 
-/** Which flag CLI and STI work on here: IF, VIF (VME, PVI), or neither: #GP(0). KVM knows IF only. */
+/**
+ * Which flag CLI and STI work on here: IF, VIF (VME, PVI), or neither: #GP(0). KVM knows IF only, and refuses virtual-8086 mode even with
+ * IOPL 3 (emulator_bad_iopl).
+ */
 const interruptFlag = (ctx: EmulateContext): number => {
   const cpl = cplOf(ctx);
-  if (iopl(ctx.rflags) >= cpl) return Flag.IF;
+  const refused = ctx.subset === 'kvm' && ctx.mode === 'vm86';
+  if (iopl(ctx.rflags) >= cpl && !refused) return Flag.IF;
   const feature = ctx.mode === 'vm86' ? CR4.VME : CR4.PVI;
   const virtual = ctx.subset === 'x86' && cpl === 3 && (ctx.ops.getCr(4) & feature) !== 0n;
   return virtual ? Flag.VIF : ctx.raise(Vector.GP, 0);

@@ -16,7 +16,8 @@ const IO_MAP_BASE = 102;
 const bitmapGrants = (ctx: EventContext, port: number, size: number): boolean => {
   const { ops } = ctx;
   const tr = ops.getSegment(Seg.TR);
-  const wide = (tr.attrib & Attrib.typeMask & ~2) === SystemType.availableTss32;
+  // KVM does not ask for the TSS's size.
+  const wide = ctx.subset === 'kvm' || (tr.attrib & Attrib.typeMask & ~2) === SystemType.availableTss32;
   if (!(tr.attrib & Attrib.P) || tr.attrib & Attrib.unusable || !wide || tr.limit < IO_MAP_BASE + 1) return false;
   const at = Number(ops.readStd(tr.base + BigInt(IO_MAP_BASE), 2, true)) + (port >> 3);
   if (at + (ctx.subset === 'kvm' ? 0 : 1) > tr.limit) return false;

@@ -98,6 +98,17 @@ describe('what is undefined', () => {
   });
 });
 
+it('rdrand repeats with the time stamp, sets CF and fills the operand size', () => {
+  const m = new TestMachine('prot64');
+  m.features.add('rdrand');
+  m.run(0x48, 0x0f, 0xc7, 0xf0);
+  const first = m.gpr[RAX]!;
+  expect(first >> 32n).not.toBe(0n);
+  expect(m.rflags & 0x8d5n).toBe(1n);
+  m.run(0x0f, 0xc7, 0xf1);
+  expect(m.gpr[RCX]).toBe(first & 0xffff_ffffn);
+});
+
 describe('rsm', () => {
   it('leaves SMM with the RIP and RFLAGS that were loaded', () => {
     const m = new TestMachine('real');

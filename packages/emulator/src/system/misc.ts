@@ -60,6 +60,9 @@ const wbinvd: SystemFunction = (ctx) => {
   return X86Emul.CONTINUE;
 };
 
+/** Memory is coherent, so there is nothing to lose; KVM's emulator leaves it out altogether. */
+const invd: SystemFunction = (ctx) => (ctx.subset === 'kvm' ? X86Emul.CONTINUE : wbinvd(ctx));
+
 /** No-operation on coherent memory, but the address must be readable. KVM's checks nothing. */
 const clflush: SystemFunction = (ctx) => {
   if (ctx.subset === 'x86') ctx.read(ctx.insn.seg, ctx.effectiveAddress(), 1);
@@ -123,7 +126,7 @@ const rsm: SystemFunction = (ctx) => {
 const hypercall: SystemFunction = (ctx) => {
   if (ctx.subset === 'x86') return ctx.raise(Vector.UD);
   const result = ctx.ops.fixHypercall();
-  if (result === X86Emul.CONTINUE) ctx.restart = true;
+  if (result === X86Emul.CONTINUE) ctx.eip = ctx.rip;
   return result;
 };
 
@@ -148,7 +151,7 @@ export const MISC_INSTRUCTIONS = {
   hlt,
   invlpg,
   invpcid,
-  invd: wbinvd,
+  invd,
   wbinvd,
   wbnoinvd: wbinvd,
   clflush,

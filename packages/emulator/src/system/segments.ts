@@ -48,11 +48,11 @@ export const nullStackSegment = (selector: number, cpl: number): Segment => ({
 });
 
 /**
- * A null selector in a data segment register. AMD keeps base and limit (until NullSelectorClearsBase), Intel clears them
+ * A null selector in a data segment register. AMD keeps base and limit (until NullSelectorClearsBase), Intel and KVM clear them
  * (APM vol. 2 section 4.5.3).
  */
 export const nullDataSegment = (ctx: EventContext, seg: SegmentIndex, selector: number): Segment => {
-  const keep = ctx.vendor === 'amd' && !ctx.ops.guestHas('nullSelectorClearsBase');
+  const keep = ctx.subset === 'x86' && ctx.vendor === 'amd' && !ctx.ops.guestHas('nullSelectorClearsBase');
   const old = keep ? ctx.ops.getSegment(seg) : { base: 0n, limit: 0 };
   return { selector, attrib: Attrib.unusable, limit: old.limit, base: old.base };
 };

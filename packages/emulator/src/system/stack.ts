@@ -32,7 +32,7 @@ export interface StackTarget {
 /** The stack that the processor uses now. */
 export const currentStack = (ctx: EventContext, errorCode = 0): StackTarget => {
   const ss = ctx.ops.getSegment(Seg.SS);
-  const width = ctx.stackSize();
+  const width = stackWidth(ss, ctx.mode === 'prot64');
   return { ss, sp: ctx.ops.readGpr(RSP) & maskOf(width), width, system: false, errorCode };
 };
 
@@ -93,7 +93,7 @@ export class StackReader {
   sp: bigint;
 
   constructor(private readonly ctx: EventContext) {
-    this.width = ctx.stackSize();
+    this.width = stackWidth(ctx.ops.getSegment(Seg.SS), ctx.mode === 'prot64');
     this.sp = ctx.ops.readGpr(RSP) & maskOf(this.width);
   }
 

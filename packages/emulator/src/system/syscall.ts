@@ -96,8 +96,8 @@ const sysenterMissing = (ctx: EmulateContext): boolean => !isIntel(ctx) && inLon
 
 const sysenter: SystemFunction = (ctx) => {
   if (ctx.mode === 'real') ctx.raise(Vector.GP, 0);
-  if (sysenterMissing(ctx)) ctx.raise(Vector.UD);
   if (ctx.subset === 'kvm' && ctx.mode === 'prot64') return X86Emul.UNHANDLEABLE;
+  if (sysenterMissing(ctx)) ctx.raise(Vector.UD);
   const selector = Number(msr(ctx, MSR.SYSENTER_CS) & 0xfffcn);
   if (selector === 0) ctx.raise(Vector.GP, 0);
   const long = inLongMode(ctx.ops);
@@ -117,7 +117,7 @@ const sysenter: SystemFunction = (ctx) => {
 
 const checkSysexit = (ctx: EmulateContext): number => {
   if (ctx.mode === 'real' || ctx.mode === 'vm86') ctx.raise(Vector.GP, 0);
-  if (sysenterMissing(ctx)) ctx.raise(Vector.UD);
+  if (ctx.subset === 'x86' && sysenterMissing(ctx)) ctx.raise(Vector.UD);
   requireCpl0(ctx);
   const selector = Number(msr(ctx, MSR.SYSENTER_CS) & 0xfffcn);
   return selector === 0 ? ctx.raise(Vector.GP, 0) : selector;
