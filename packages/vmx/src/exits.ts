@@ -269,7 +269,10 @@ export const handleEptViolation = frame('handleEptViolation', (vcpu: Vcpu): numb
   const vmx = toVmx(vcpu);
   // IRET had unblocked NMIs before it faulted: they stay blocked until it is done.
   if (!(vmx.idtVectoringInfo & INTR_VALID) && vmx.module.params.vnmi && qual & 0x1000) vmxSetNmiMask(vcpu, true);
-  return kvmMmuPageFault(vcpu, v.readAddress(F.GUEST_PHYSICAL_ADDRESS), eptErrorCode(qual), null, 0);
+  const address = v.readAddress(F.GUEST_PHYSICAL_ADDRESS);
+  const errorCode = eptErrorCode(qual);
+  trace(vcpu, 'kvm_page_fault', () => ({ vcpuId: vcpu.vcpuId, rip: kvmRipRead(vcpu), address, errorCode }));
+  return kvmMmuPageFault(vcpu, address, errorCode, null, 0);
 });
 /** Exit 49: KVM's mark of MMIO. KVM: handle_ept_misconfig. */
 export const handleEptMisconfig = frame('handleEptMisconfig', (vcpu: Vcpu): number =>
