@@ -27,6 +27,8 @@ export interface EmulateContext {
   interruptShadow: 0 | 1 | 2;
   /** Set by a function after which mode and segments must be looked at anew. */
   modeChanged: boolean;
+  /** TF as it counts for the single-step trap after this instruction: as it began, but SYSCALL goes by what it leaves. */
+  singleStep: boolean;
   /** A #DB trap to raise after commit: the bits to merge into DR6 (task switch to a TSS with T set: BT). */
   debugTrap?: bigint;
 

@@ -55,6 +55,16 @@ describe('syscall', () => {
     expect(m.rflags & BigInt(Flag.IF)).toBe(0n);
     expect(m.segments[Seg.CS]?.attrib).toBe(0xc9b);
   });
+  it('leaves a single step to the TF that SFMASK leaves', () => {
+    const m = machine('prot64', 'amd', 3);
+    m.rflags |= BigInt(Flag.TF);
+    m.run(...SYSCALL);
+    expect(m.evaluator.context.singleStep).toBe(true);
+    m.setLevel(3).rip = BigInt(CODE);
+    m.msrs.set(MSR.SFMASK, BigInt(Flag.TF));
+    m.run(...SYSCALL);
+    expect(m.evaluator.context.singleStep).toBe(false);
+  });
   it('is #UD without EFER.SCE', () => {
     const m = machine('prot64', 'amd', 3);
     m.msrs.set(MSR.EFER, EFER.LME | EFER.LMA);

@@ -62,7 +62,9 @@ const syscall: SystemFunction = (ctx) => {
   const target = long ? msr(ctx, ctx.mode === 'prot64' ? MSR.LSTAR : MSR.CSTAR) : star & LOW;
   ops.writeGpr(RCX, ctx.eip);
   if (long) ops.writeGpr(R11, ctx.rflags & ~BigInt(Flag.RF));
-  return commit(ctx, cs, ss, target, ctx.rflags & ~clear & ~BigInt(Flag.RF));
+  const rflags = ctx.rflags & ~clear & ~BigInt(Flag.RF);
+  ctx.singleStep = (rflags & BigInt(Flag.TF)) !== 0n;
+  return commit(ctx, cs, ss, target, rflags);
 };
 
 /** AMD loads SS's selector only and leaves its hidden part (APM vol. 3, SYSRET); CPL is 3 all the same. */

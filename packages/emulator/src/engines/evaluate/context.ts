@@ -16,6 +16,7 @@ import { EmulateSession } from './session.ts';
 const EFER_MSR = 0xc0000080;
 const LMA = 1n << 10n;
 const RF = BigInt(Flag.RF);
+const TF = BigInt(Flag.TF);
 const VM = BigInt(Flag.VM);
 const AC = BigInt(Flag.AC);
 
@@ -49,6 +50,7 @@ export class EvaluateContext implements EmulateContext {
   interruptShadow: 0 | 1 | 2 = 0;
   modeChanged = false;
   debugTrap: bigint | undefined = undefined;
+  singleStep = false;
   readonly session = new EmulateSession();
   readonly exception = new GuestException();
   /** The operands of the row at hand. */
@@ -80,6 +82,7 @@ export class EvaluateContext implements EmulateContext {
     this.interruptShadow = 0;
     this.modeChanged = false;
     this.debugTrap = undefined;
+    this.singleStep = (this.rflags & TF) !== 0n;
     this.dirty = 0;
     this.stackBytes = 0;
     this.operandsRead = 0;
