@@ -17,7 +17,7 @@ export const FRESH_FPU: Uint8Array = (() => {
 /** The state block's bytes on the processor. */
 function block(vcpu: Vcpu): Uint8Array {
   const { state } = vcpu.kvm.processor;
-  return state.u8.subarray(state.base + START, state.base + START + LENGTH);
+  return state.u8.subarray(START, START + LENGTH);
 }
 const isLoaded = (vcpu: Vcpu): boolean => vcpu.kvm.runningVcpu === vcpu;
 

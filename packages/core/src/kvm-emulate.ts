@@ -249,7 +249,7 @@ function writeBack(vcpu: Vcpu, ctxt: EmulateCtxt, before: bigint, result: number
   let r = result;
   toggleInterruptibility(vcpu, ops.shadow);
   retire(vcpu);
-  if (r > 0 && ((before & TF) !== 0n || (vcpu.guestDebug & GUESTDBG_SINGLESTEP) !== 0)) r = doSinglestep(vcpu);
+  if (r > 0 && (ctxt.evaluator.context.singleStep || (vcpu.guestDebug & GUESTDBG_SINGLESTEP) !== 0)) r = doSinglestep(vcpu);
   vcpu.kvm.calls.updateEmulatedInstruction(vcpu);
   kvmSetRflagsRaw(vcpu, ops.rflags);
   if ((ops.rflags & ~before & IF) !== 0n) kvmMakeRequest(Req.EVENT, vcpu);
@@ -298,6 +298,15 @@ function prepareMmioExit(vcpu: Vcpu, access: MmioAccess): void {
 function exitData(vcpu: Vcpu): Uint8Array {
   const { exit } = vcpu;
   return exit.reason === 'io' || exit.reason === 'mmio' ? exit.data : new Uint8Array(8);
+}
+/** The value that user space has supplied for an input. KVM: trace in complete_pio. */
+function pioInput(vcpu: Vcpu): number {
+  const { pio } = vcpu.arch;
+  const value = Number(littleEndian(exitData(vcpu), pio.size));
+  pio.count = 0;
+  const { port, size } = pio;
+  trace(vcpu, 'kvm_pio', () => ({ vcpuId: vcpu.vcpuId, rw: 'read', port, size, count: 1, val: value }));
+  return value;
 }
 const littleEndian = (data: Uint8Array, len: number): bigint => {
   let value = 0n;
@@ -381,10 +390,8 @@ export const kvmEmulateInstructionFromBuffer = (vcpu: Vcpu, insn: Uint8Array, in
 
 /** User space has answered IN of an emulated instruction. KVM: complete_emulated_pio. */
 export function completeEmulatedPio(vcpu: Vcpu): number {
-  const { pio } = vcpu.arch;
-  pio.count = 0;
-  const value = Number(littleEndian(exitData(vcpu), pio.size));
-  emulateCtxt(vcpu).ops.pioAnswer = { port: pio.port, size: pio.size, value };
+  const { port, size } = vcpu.arch.pio;
+  emulateCtxt(vcpu).ops.pioAnswer = { port, size, value: pioInput(vcpu) };
   return resume(vcpu);
 }
 const resume = (vcpu: Vcpu): number => x86EmulateInstruction(vcpu, 0, EmulType.NO_DECODE, null, 0);
@@ -454,10 +461,9 @@ function fastPioIn(vcpu: Vcpu, size: number, port: number): number {
 }
 /** KVM: complete_fast_pio_in. */
 export function completeFastPioIn(vcpu: Vcpu, data: unknown): number {
-  const { pio } = vcpu.arch;
-  pio.count = 0;
+  const value = pioInput(vcpu);
   if (!kvmIsLinearRip(vcpu, (data as { linearRip: bigint }).linearRip)) return 1;
-  mergeIn(vcpu, pio.size, Number(littleEndian(exitData(vcpu), pio.size)));
+  mergeIn(vcpu, vcpu.arch.pio.size, value);
   return kvmSkipEmulatedInstruction(vcpu);
 }
 

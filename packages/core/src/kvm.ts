@@ -186,9 +186,7 @@ export class Kvm {
     this.calls.vmPreDestroy(vm);
     for (const vcpu of vm.vcpus) kvmArchVcpuDestroy(vcpu);
     vm.vcpus.length = 0;
-    for (const slot of [...vm.memslots]) {
-      vm.setMemoryRegion({ slot: slot.id | (slot.addressSpace << 16), guestPhysAddr: 0, memorySize: 0 });
-    }
+    vm.releaseMemory();
     this.calls.vmDestroy(vm);
     this.vms.splice(at, 1);
   }

@@ -23,6 +23,8 @@ export interface Memslot {
   dirtyBitmap: Uint32Array | null;
   /** Host page frame number of each guest page. */
   frames: Uint32Array;
+  /** The frames were made for this slot and go with it. */
+  ownsFrames: boolean;
 }
 
 /** What stands behind a slot: host frames that slots may share (an alias shows the same bytes twice). */
@@ -121,6 +123,7 @@ function create(vm: Vm, region: MemoryRegion): void {
     logDirty,
     dirtyBitmap: logDirty ? bitmapFor(npages) : null,
     frames: framesOf(vm, region),
+    ownsFrames: region.backing === undefined,
   });
   changed(vm);
 }
@@ -128,6 +131,7 @@ function create(vm: Vm, region: MemoryRegion): void {
 function remove(vm: Vm, slot: Memslot): void {
   kvmArchFlushShadowMemslot(vm, slot);
   vm.memslots.splice(vm.memslots.indexOf(slot), 1);
+  if (slot.ownsFrames) for (const frame of slot.frames) vm.kvm.hostMemory.freeFrame(frame);
   changed(vm);
 }
 

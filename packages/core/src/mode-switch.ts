@@ -1,15 +1,18 @@
 /** Joins the processor's mode changes with the exit and the call path that led to them: the mode_switch event. */
-import type { ModeChange } from '@tskvm/emulator';
+import type { ModeChange, ProcessorMode } from '@tskvm/emulator';
 import type { Kvm } from './kvm.ts';
 import type { ModeSwitch, Tracer } from './trace.ts';
+import type { Vcpu } from './vcpu.ts';
 
 /** Changes that come with a world switch, after KVM has changed the guest's state. */
 const WORLD_SWITCH = new Set(['vmentry', 'vmexit']);
 
+const controlsChanged = (change: ModeChange): boolean =>
+  change.cr0.before !== change.cr0.after || change.cr4.before !== change.cr4.after;
+
 /** Why a guest could switch by itself. */
 function nativeReason(change: ModeChange): string {
-  const bits = change.cr0.before !== change.cr0.after || change.cr4.before !== change.cr4.after;
-  if (bits) return `${change.cause}: the guest owns the bit, no exit`;
+  if (controlsChanged(change)) return `${change.cause}: the guest owns the bit, no exit`;
   return `${change.cause}: neither a control register nor EFER changed, nothing to intercept`;
 }
 
@@ -23,51 +26,73 @@ function describe(kvm: Kvm, tracer: Tracer, change: ModeChange): ModeSwitch {
   return { ...change, vcpuId, exit: setter?.exit ?? tracer.lastExit, path: setter?.path ?? [], why: null };
 }
 
+function releaseHeld(tracer: Tracer): void {
+  const { held } = tracer;
+  tracer.held = null;
+  if (held !== null) tracer.emit('mode_switch', held);
+}
+
+/**
+ * The exit behind a trapped write of a control register is being handled: the switch that the processor made is reported with that exit
+ * and the path down to `setter`, which mirrors it.
+ */
+export function traceTrappedSwitch(vcpu: Vcpu, setter: string): void {
+  const { tracer } = vcpu.kvm;
+  if (tracer === null || tracer.held === null) return;
+  const why = 'the processor checked and committed the write inside the VMSA; the trap behind it tells KVM';
+  tracer.held = { ...tracer.held, exit: tracer.lastExit, path: [...tracer.stack, setter], why };
+  releaseHeld(tracer);
+}
+
 /** Is it a switch of the guest's mode, rather than the processor's going to and fro between host and guest. */
-const isGuestSwitch = (last: ModeChange['to'] | null, change: ModeChange): boolean =>
-  change.to.guest &&
-  last !== null &&
-  (last.name !== change.to.name ||
-    last.paging !== change.to.paging ||
-    last.smm !== change.to.smm ||
-    last.nested !== change.to.nested);
+const differs = (a: ProcessorMode, b: ProcessorMode): boolean =>
+  a.name !== b.name || a.paging !== b.paging || a.smm !== b.smm || a.nested !== b.nested;
+
+/** Control registers as the guest sees them. */
+interface GuestView {
+  cr0: bigint;
+  cr4: bigint;
+  efer: bigint;
+}
+const viewOf = (vcpu: Vcpu): GuestView => ({ cr0: vcpu.arch.cr0, cr4: vcpu.arch.cr4, efer: vcpu.arch.efer });
+const pairs = (before: GuestView, after: GuestView): Pick<ModeChange, 'cr0' | 'cr4' | 'efer'> => ({
+  cr0: { before: before.cr0, after: after.cr0 },
+  cr4: { before: before.cr4, after: after.cr4 },
+  efer: { before: before.efer, after: after.efer },
+});
+
+/** What is remembered of a guest between an exit and the next entry. */
+interface Last {
+  mode: ProcessorMode;
+  view: GuestView;
+}
 
 /**
  * Reports switches of guests. The processor sees host → guest → host at every exit; what counts is the guest's mode at one entry against
- * its mode at the last exit.
+ * its mode at the last exit. Control registers are the guest's view: the hardware's differ in bits that KVM forces.
  */
 export function joinModeChanges(kvm: Kvm, tracer: Tracer): void {
-  const lastOf = new Map<number, ModeChange>();
+  const lastOf = new WeakMap<Vcpu, Last>();
   kvm.processor.onModeChange = (change) => {
-    const id = kvm.runningVcpu?.vcpuId ?? -1;
-    if (change.from.guest && !change.to.guest) {
-      // An exit: `from` is the guest's mode, `before` its control registers.
-      lastOf.set(id, {
-        ...change,
-        to: change.from,
-        cr0: { before: 0n, after: change.cr0.before },
-        cr4: { before: 0n, after: change.cr4.before },
-        efer: { before: 0n, after: change.efer.before },
-      });
+    const vcpu = kvm.runningVcpu;
+    if (!vcpu) return;
+    const last = lastOf.get(vcpu);
+    if (!change.to.guest) {
+      if (change.from.guest) lastOf.set(vcpu, { mode: change.from, view: last?.view ?? viewOf(vcpu) });
       return;
     }
-    const last = lastOf.get(id);
-    if (!change.to.guest) return;
+    releaseHeld(tracer);
     if (change.from.guest) {
-      tracer.emit('mode_switch', describe(kvm, tracer, change));
+      const native = describe(kvm, tracer, change);
+      // A protected guest's write of a control register is trapped behind the instruction: the handler will name itself.
+      if (vcpu.arch.guestStateProtected && controlsChanged(change)) tracer.held = native;
+      else tracer.emit('mode_switch', native);
       return;
     }
-    if (last && isGuestSwitch(last.to, change)) {
-      tracer.emit(
-        'mode_switch',
-        describe(kvm, tracer, {
-          ...change,
-          from: last.to,
-          cr0: { before: last.cr0.after, after: change.cr0.after },
-          cr4: { before: last.cr4.after, after: change.cr4.after },
-          efer: { before: last.efer.after, after: change.efer.after },
-        }),
-      );
+    const view = viewOf(vcpu);
+    if (last && differs(last.mode, change.to)) {
+      tracer.emit('mode_switch', describe(kvm, tracer, { ...change, from: last.mode, ...pairs(last.view, view) }));
     }
+    lastOf.set(vcpu, { mode: change.to, view });
   };
 }

@@ -5,7 +5,7 @@
 import { AssertionError, GuestException, NotImplementedError, Unwind } from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
 import { KVM_X86_OPS, type KvmX86Calls, type KvmX86Ops, type OpName } from './ops-table.ts';
-import { frame } from './trace.ts';
+import { frame, isFramed } from './trace.ts';
 import { Errno } from './types.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: ops of any signature pass through here
@@ -69,7 +69,7 @@ export function kvmOpsUpdate(backend: string, ops: Partial<KvmX86Ops>, traced: b
   for (const name of OP_NAMES) {
     const op = ops[name] as AnyOp | undefined;
     const fallback = KVM_X86_OPS[name].kind === 'optional-ret0' ? returnZero : doNothing;
-    const call = op ? guarded(backend, name, traced ? frame(op.name || name, op) : op) : fallback;
+    const call = op ? guarded(backend, name, traced && !isFramed(op) ? frame(op.name || name, op) : op) : fallback;
     calls[name] = traced && op ? frame(`staticCall.${name}`, call) : call;
   }
   return calls as unknown as KvmX86Calls;

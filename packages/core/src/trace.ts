@@ -136,6 +136,8 @@ export class Tracer {
   /** Path of the last call of a setter that can change the mode, and the exit it belongs to. */
   lastSetter: { path: string[]; exit: { reason: number; name: string } | null } | null = null;
   lastExit: { reason: number; name: string } | null = null;
+  /** A switch of a protected guest whose write trap is still to be handled. */
+  held: ModeSwitch | null = null;
 
   /** Attaches a listener to one event, or to all (`*`). Returns the function that takes it off. */
   on<N extends TraceName>(name: N | '*', listener: TraceListener<N>): () => void {

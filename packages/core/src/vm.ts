@@ -12,7 +12,7 @@ import {
   memslotGenerationWrapped,
   USER_MEM_SLOTS,
 } from './memslots.ts';
-import { type MmuVm, newMmuVm } from './mmu/mmu.ts';
+import { kvmMmuZapAll, type MmuVm, newMmuVm } from './mmu/mmu.ts';
 import { runVm } from './run-vm.ts';
 import { loadVm, saveVm, type VmSave } from './snapshot.ts';
 import type { KvmExit } from './types.ts';
@@ -57,6 +57,7 @@ export class Vm {
   /** Round-robin position of `run`. */
   nextVcpu = 0;
   #lastSlot: Memslot | undefined;
+  readonly #backings: Backing[] = [];
 
   /** Use {@link Kvm.createVm}. */
   constructor(
@@ -83,7 +84,18 @@ export class Vm {
   }
   /** Host frames that slots can share. */
   allocBacking(bytes: number): Backing {
-    return { frames: this.kvm.hostMemory.allocGuestFrames(Math.ceil(bytes / PAGE)) };
+    const backing = { frames: this.kvm.hostMemory.allocGuestFrames(Math.ceil(bytes / PAGE)) };
+    this.#backings.push(backing);
+    return backing;
+  }
+  /** @internal The VM ends: frames that were handed out go back. */
+  releaseMemory(): void {
+    for (const slot of [...this.memslots]) {
+      this.setMemoryRegion({ slot: slot.id | (slot.addressSpace << 16), guestPhysAddr: 0, memorySize: 0 });
+    }
+    kvmMmuZapAll(this);
+    for (const { frames } of this.#backings) for (const frame of frames) this.kvm.hostMemory.freeFrame(frame);
+    this.#backings.length = 0;
   }
   getDirtyLog(slot: number): Uint32Array {
     return kvmGetDirtyLog(this, slot);

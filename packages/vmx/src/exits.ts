@@ -40,6 +40,7 @@ import {
   kvmRegisterRead,
   kvmRegisterWrite,
   kvmRequireDr,
+  kvmRipRead,
   kvmSetCr0,
   kvmSetCr3,
   kvmSetCr4,

@@ -1,6 +1,6 @@
 /** The MMU's entry points: roles, roots, faults, flushes. KVM: arch/x86/kvm/mmu/mmu.c. */
 import { CR4, NotImplementedError, PAGE } from '@tskvm/emulator';
-import { isSmm, kvmIsCr4BitSet, kvmReadCr3, kvmRipRead } from '../kvm-cache-regs.ts';
+import { isSmm, kvmIsCr4BitSet, kvmReadCr3 } from '../kvm-cache-regs.ts';
 import { x86EmulateInstruction } from '../kvm-emulate.ts';
 import type { Memslot } from '../memslots.ts';
 import { kvmMakeAllCpusRequest, kvmMakeRequest } from '../requests.ts';
@@ -139,12 +139,6 @@ function handleMmioPageFault(vcpu: Vcpu, gpa: number): boolean {
 export const kvmMmuPageFault = frame(
   'kvmMmuPageFault',
   (vcpu: Vcpu, cr2OrGpa: number, errorCode: bigint, insn: Uint8Array | null, insnLen: number): number => {
-    trace(vcpu, 'kvm_page_fault', () => ({
-      vcpuId: vcpu.vcpuId,
-      rip: kvmRipRead(vcpu),
-      address: cr2OrGpa,
-      errorCode,
-    }));
     if (!vcpu.kvm.caps.tdpEnabled) {
       throw new NotImplementedError('shadow paging (npt: false, ept: false)', 'APM vol. 2 15.25, SDM vol. 3 28.2');
     }

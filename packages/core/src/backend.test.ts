@@ -1,0 +1,145 @@
+import type { CpuModel } from '@tskvm/emulator';
+import { EPYC } from '@tskvm/emulator';
+import { describe, expect, test } from 'vitest';
+import { type Backend, defineBackend, resolveBackend } from './backend.ts';
+import { KvmError } from './diagnostics.ts';
+import { Kvm } from './kvm.ts';
+import { KVM_X86_OPS, type KvmX86Ops, type OpName } from './ops-table.ts';
+import { kvmOpsUpdate } from './static-calls.ts';
+
+/** Every required op, doing nothing: what loading needs and no guest ever runs on. */
+function idleOps(): KvmX86Ops {
+  const ops: Record<string, () => unknown> = {};
+  for (const name of Object.keys(KVM_X86_OPS) as OpName[]) {
+    if (KVM_X86_OPS[name].kind === 'required') ops[name] = () => 0;
+  }
+  return ops as unknown as KvmX86Ops;
+}
+const idle = (over: Partial<KvmX86Ops> = {}, name = 'idle'): Backend =>
+  defineBackend({ name, apiVersion: 1, ops: { ...idleOps(), ...over }, model: EPYC });
+const code = async (work: () => unknown): Promise<string> => {
+  try {
+    await work();
+  } catch (error) {
+    if (error instanceof KvmError) return `${error.code} ${error.errno}`;
+    throw error;
+  }
+  return 'accepted';
+};
+const message = async (work: () => unknown): Promise<string> => {
+  try {
+    await work();
+  } catch (error) {
+    return (error as Error).message;
+  }
+  return '';
+};
+const create = (backend: Backend, model?: CpuModel): Promise<Kvm> => Kvm.create(backend, { memory: 1 << 20, model });
+
+describe('defineBackend', () => {
+  test('names the op that was most likely meant', async () => {
+    const ops = { ...idleOps(), set_cr0: () => undefined } as unknown as KvmX86Ops;
+    expect(await message(() => defineBackend({ name: 'x', apiVersion: 1, ops }))).toContain("did you mean 'setCr0'");
+    const far = { zzzzzzzzzzzz: () => undefined } as unknown as KvmX86Ops;
+    expect(await message(() => defineBackend({ name: 'x', apiVersion: 1, ops: far }))).toContain('KVM_X86_OPS');
+  });
+  test('refuses another api version', async () => {
+    const wrong = { name: 'x', apiVersion: 2 as 1, ops: idleOps() };
+    expect(await code(() => defineBackend(wrong))).toBe('BACKEND_API_VERSION 22');
+  });
+  test('refuses an op that is not a function', async () => {
+    const ops = { ...idleOps(), setCr0: 1 } as unknown as KvmX86Ops;
+    expect(await code(() => defineBackend({ name: 'x', apiVersion: 1, ops }))).toBe('BACKEND_OP_NOT_FUNCTION 22');
+  });
+  test('ops as a function need a base', async () => {
+    expect(await code(() => defineBackend({ name: 'x', apiVersion: 1, ops: () => ({}) }))).toBe('BACKEND_OPS 22');
+  });
+  test('extends: own ops win, the rest comes from the base, hardware and model too', () => {
+    const base = idle({ getCpl: () => 1 }, 'base');
+    const wrapped = defineBackend({
+      name: 'wrap',
+      apiVersion: 1,
+      extends: base,
+      ops: (b) => ({ getCpl: (vcpu) => b.getCpl(vcpu) + 1 }),
+    });
+    const { ops, model } = resolveBackend(wrapped);
+    expect(ops.getCpl?.(null as never)).toBe(2);
+    expect(ops.setCr0).toBe(resolveBackend(base).ops.setCr0);
+    expect(model).toBe(EPYC);
+  });
+});
+
+describe('static calls', () => {
+  test('a missing optional op does nothing, an optional-returns-0 op returns 0', () => {
+    const calls = kvmOpsUpdate('idle', idleOps(), false);
+    expect(calls.vmDestroy(null as never)).toBeUndefined();
+    expect(calls.isVnmiPending(null as never)).toBe(0);
+  });
+  test('a missing required op is named with what it does', async () => {
+    const { setCr0: _gone, ...rest } = idleOps();
+    const text = await message(() => kvmOpsUpdate('half', rest, false));
+    expect(text).toContain("'setCr0' (Install CR0 with no checks.)");
+    expect(text).toContain("'extends'");
+  });
+  test('an op that throws is named', () => {
+    const boom = () => {
+      throw new TypeError('boom');
+    };
+    const calls = kvmOpsUpdate('bad', { ...idleOps(), getCpl: boom }, false);
+    expect(() => calls.getCpl(null as never)).toThrow(/backend 'bad': op 'getCpl' threw TypeError: boom/);
+  });
+});
+
+describe('loading a vendor', () => {
+  test('a second vendor is refused with EEXIST, and may be loaded after unload', async () => {
+    const kvm = await create(idle());
+    expect(await code(() => kvm.load(idle({}, 'other')))).toBe('VENDOR_LOADED 17');
+    kvm.unload();
+    kvm.load(idle({}, 'other'));
+    expect(kvm.backend?.name).toBe('other');
+  });
+  test('two kernels hold two vendors at once', async () => {
+    const [a, b] = await Promise.all([create(idle({}, 'a')), create(idle({}, 'b'))]);
+    expect([a.backend?.name, b.backend?.name]).toEqual(['a', 'b']);
+  });
+  test('an incompatible processor is EIO, and nothing stays loaded', async () => {
+    let unset = 0;
+    const kvm = await create(idle());
+    kvm.unload();
+    const bad = idle({
+      checkProcessorCompatibility: () => -5,
+      hardwareUnsetup: () => {
+        unset++;
+      },
+    });
+    expect(await code(() => kvm.load(bad))).toBe('VENDOR_INCOMPATIBLE_PROCESSOR 5');
+    expect(kvm.backend).toBeNull();
+    expect(unset).toBe(1);
+    kvm.load(idle());
+  });
+  test('a failing hardwareSetup passes its errno on', async () => {
+    const backend = defineBackend({ name: 'no', apiVersion: 1, ops: idleOps(), model: EPYC, hardwareSetup: () => -95 });
+    expect(await code(() => create(backend))).toBe('VENDOR_SETUP_FAILED 95');
+  });
+  test('a throwing load-time op is named', async () => {
+    const backend = idle({
+      enableVirtualizationCpu: () => {
+        throw new Error('dead');
+      },
+    });
+    expect(await message(() => create(backend))).toContain("op 'enableVirtualizationCpu' threw Error: dead");
+  });
+  test('unloading while a VM exists is EBUSY', async () => {
+    const kvm = await create(idle());
+    const vm = kvm.createVm();
+    expect(await code(() => kvm.unload())).toBe('VENDOR_BUSY 16');
+    vm.destroy();
+    kvm.unload();
+    expect(await code(() => kvm.createVm())).toBe('NO_VENDOR 95');
+  });
+  test('a backend without a CPU model needs one', async () => {
+    const backend = defineBackend({ name: 'bare', apiVersion: 1, ops: idleOps() });
+    expect(await code(() => create(backend))).toBe('NO_CPU_MODEL 22');
+    expect((await create(backend, EPYC)).model).toBe(EPYC);
+  });
+});
