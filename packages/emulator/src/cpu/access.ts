@@ -35,8 +35,8 @@ export interface AccessHost {
   readonly exception: GuestException;
   readonly guest: GuestMode | null;
   readonly pagingModel: { maxphyaddr: number; gbPages: boolean; amd: boolean };
-  /** Predecoded code in this host page is stale now. */
-  codeWritten(hostPage: number): void;
+  /** Bytes of one host page that holds predecoded code were written. */
+  codeWritten(pa: number, length: number): void;
   /** A data access of the running instruction hit an armed breakpoint's range (DR6 bits). */
   noteDataBreakpoint(low: number, high: number, size: number, write: boolean): void;
 }
@@ -91,7 +91,9 @@ export class MemoryAccess implements WalkMemory {
   #noticeWrite(pa: number, length: number): void {
     const last = Math.floor((pa + length - 1) / PAGE);
     for (let page = Math.floor(pa / PAGE); page <= last; page++) {
-      if (this.codePages[page] !== 0) this.#host.codeWritten(page);
+      if (this.codePages[page] === 0) continue;
+      const from = Math.max(pa, page * PAGE);
+      this.#host.codeWritten(from, Math.min(pa + length, (page + 1) * PAGE) - from);
     }
   }
 
@@ -314,7 +316,7 @@ export class MemoryAccess implements WalkMemory {
     if (size === 8) this.#view.setBigUint64(at, value, true);
     else if (size <= 4 && size !== 3) this.#storeSmall(at, size, Number(value & LOW32));
     else for (let n = 0; n < size; n++) this.#view.setUint8(at + n, Number((value >> BigInt(n * 8)) & 0xffn));
-    if (this.codePages[Math.floor(hpa / PAGE)] !== 0) this.#host.codeWritten(Math.floor(hpa / PAGE));
+    if (this.codePages[Math.floor(hpa / PAGE)] !== 0) this.#host.codeWritten(hpa, size);
   }
 
   #storeSmall(at: number, size: number, value: number): void {
@@ -330,7 +332,7 @@ export class MemoryAccess implements WalkMemory {
       return;
     }
     this.#storeSmall(PRIVATE + hpa, size, value);
-    if (this.codePages[Math.floor(hpa / PAGE)] !== 0) this.#host.codeWritten(Math.floor(hpa / PAGE));
+    if (this.codePages[Math.floor(hpa / PAGE)] !== 0) this.#host.codeWritten(hpa, size);
   }
 
   #storeBus(hpa: number, value: bigint, size: number): void {

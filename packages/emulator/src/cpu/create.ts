@@ -20,9 +20,12 @@ export async function createProcessor(
   options: Omit<ProcessorOptions, 'memory' | 'model'> & { engine?: EngineName } = {},
 ): Promise<Processor> {
   const processor = new Processor({ memory, model, ...options });
-  if (options.engine === 'interpret') {
-    const features = featureSet((leaf, subleaf) => processor.cpuid(leaf, subleaf));
-    processor.engine = new InterpretEngine(processor, { vendor: model.vendor, features });
-  }
+  if (options.engine === 'interpret') installInterpreter(processor);
   return processor;
+}
+
+/** Gives a processor the interpreter, with the features that its model announces. */
+export function installInterpreter(processor: Processor): void {
+  const features = featureSet((leaf, subleaf) => processor.cpuid(leaf, subleaf));
+  processor.engine = new InterpretEngine(processor, { vendor: processor.model.vendor, features });
 }

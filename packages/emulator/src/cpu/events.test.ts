@@ -1,7 +1,10 @@
-import { describe, expect, it } from 'vitest';
+import { beforeEach, describe, expect, it } from 'vitest';
 import type { PlatformBus } from '../processor-api.ts';
 import { TestMachine } from '../testing/index.ts';
 import { combine } from './events.ts';
+
+const ENGINES = ['evaluate', 'interpret'] as const;
+let engine: (typeof ENGINES)[number] = 'evaluate';
 
 const HANDLER = 0x20000;
 const HLT = 0xf4;
@@ -22,7 +25,7 @@ const interrupting = (vector: number): PlatformBus => {
 
 /** A protected-mode machine whose handlers of the given vectors halt. */
 function machineWith(code: number[], vectors: number[], bus?: PlatformBus): TestMachine {
-  const machine = new TestMachine(bus === undefined ? {} : { bus });
+  const machine = new TestMachine(bus === undefined ? { engine } : { engine, bus });
   machine.load(code, 'prot32');
   for (const vector of vectors) {
     machine.memory.write8(HANDLER + vector * 16, HLT);
@@ -63,195 +66,201 @@ describe('exceptions while exceptions are delivered', () => {
   });
 });
 
-describe('faults', () => {
-  it('ud2 pushes its own address and RF', () => {
-    const machine = machineWith([NOP, 0x0f, 0x0b], [6]);
-    expect(machine.go()).toBe('halt');
-    expect(haltedIn(machine)).toBe(6);
-    expect(returnTo(machine)).toBe(0x10001);
-    expect(pushedFlags(machine) & 0x10000).toBe(0x10000);
-    expect(machine.state.rflags & 0x10000n).toBe(0n);
+describe.each(ENGINES)('by %s', (name) => {
+  beforeEach(() => {
+    engine = name;
   });
-  it('a missing gate for #UD becomes #GP with the IDT bit, then #DF only if that fails too', () => {
-    const machine = machineWith([0x0f, 0x0b], [13]);
-    machine.go();
-    expect(haltedIn(machine)).toBe(13);
-    // The gate is empty: not a gate at all, #GP(vector * 8 + IDT + EXT).
-    expect(machine.memory.read32(Number(machine.reg(4)))).toBe(6 * 8 + 3);
-  });
-  it('a missing #GP handler gives #DF with error code 0', () => {
-    const machine = machineWith([0xcd, 0x50], [8]);
-    machine.go();
-    expect(haltedIn(machine)).toBe(8);
-    expect(machine.memory.read32(Number(machine.reg(4)))).toBe(0);
-    expect(returnTo(machine, true)).toBe(0x10000);
-  });
-  it('no handlers at all: shutdown', () => {
-    const machine = machineWith([0x0f, 0x0b], []);
-    expect(machine.go()).toBe('shutdown');
-  });
-  it('int 80h pushes the address behind it, no RF', () => {
-    const machine = machineWith([0xcd, 0x80], [0x80]);
-    expect(machine.go()).toBe('halt');
-    expect(haltedIn(machine)).toBe(0x80);
-    expect(returnTo(machine)).toBe(0x10002);
-    expect(pushedFlags(machine) & 0x10000).toBe(0);
-  });
-});
 
-describe('a handler that faults at once', () => {
-  it('#UD whose handler is ud2: the deadline comes all the same', () => {
-    const machine = new TestMachine();
-    machine.load([0x0f, 0x0b], 'real');
-    machine.setHandler(6, 0x10000, 'real');
-    expect(machine.go(50)).toBe('deadline');
+  describe('faults', () => {
+    it('ud2 pushes its own address and RF', () => {
+      const machine = machineWith([NOP, 0x0f, 0x0b], [6]);
+      expect(machine.go()).toBe('halt');
+      expect(haltedIn(machine)).toBe(6);
+      expect(returnTo(machine)).toBe(0x10001);
+      expect(pushedFlags(machine) & 0x10000).toBe(0x10000);
+      expect(machine.state.rflags & 0x10000n).toBe(0n);
+    });
+    it('a missing gate for #UD becomes #GP with the IDT bit, then #DF only if that fails too', () => {
+      const machine = machineWith([0x0f, 0x0b], [13]);
+      machine.go();
+      expect(haltedIn(machine)).toBe(13);
+      // The gate is empty: not a gate at all, #GP(vector * 8 + IDT + EXT).
+      expect(machine.memory.read32(Number(machine.reg(4)))).toBe(6 * 8 + 3);
+    });
+    it('a missing #GP handler gives #DF with error code 0', () => {
+      const machine = machineWith([0xcd, 0x50], [8]);
+      machine.go();
+      expect(haltedIn(machine)).toBe(8);
+      expect(machine.memory.read32(Number(machine.reg(4)))).toBe(0);
+      expect(returnTo(machine, true)).toBe(0x10000);
+    });
+    it('no handlers at all: shutdown', () => {
+      const machine = machineWith([0x0f, 0x0b], []);
+      expect(machine.go()).toBe('shutdown');
+    });
+    it('int 80h pushes the address behind it, no RF', () => {
+      const machine = machineWith([0xcd, 0x80], [0x80]);
+      expect(machine.go()).toBe('halt');
+      expect(haltedIn(machine)).toBe(0x80);
+      expect(returnTo(machine)).toBe(0x10002);
+      expect(pushedFlags(machine) & 0x10000).toBe(0);
+    });
   });
-});
 
-describe('interrupts at boundaries', () => {
-  it('IF=0 holds an interrupt back', () => {
-    const machine = machineWith([NOP, HLT], [0x30], interrupting(0x30));
-    machine.cpu.interruptPending = true;
-    expect(machine.go()).toBe('halt');
-    expect(haltedIn(machine)).toBe(-1);
+  describe('a handler that faults at once', () => {
+    it('#UD whose handler is ud2: the deadline comes all the same', () => {
+      const machine = new TestMachine({ engine });
+      machine.load([0x0f, 0x0b], 'real');
+      machine.setHandler(6, 0x10000, 'real');
+      expect(machine.go(50)).toBe('deadline');
+    });
   });
-  it('sti; nop; nop: the interrupt comes behind the instruction after STI', () => {
-    const machine = machineWith([STI, NOP, NOP, HLT], [0x30], interrupting(0x30));
-    machine.cpu.interruptPending = true;
-    machine.go();
-    expect(haltedIn(machine)).toBe(0x30);
-    expect(returnTo(machine)).toBe(0x10002);
-    expect(machine.state.rflags & 0x200n).toBe(0n);
-  });
-  it('sti; hlt wakes behind HLT', () => {
-    const machine = machineWith([STI, HLT, NOP], [0x30], interrupting(0x30));
-    machine.cpu.interruptPending = true;
-    machine.go();
-    expect(haltedIn(machine)).toBe(0x30);
-    expect(returnTo(machine)).toBe(0x10002);
-  });
-  it('mov ss holds interrupts for one instruction', () => {
-    const machine = machineWith([STI, NOP, 0x8e, 0xd0, NOP, NOP, HLT], [0x30], interrupting(0x30));
-    machine.state.gpr[0] = 0x10n;
-    machine.go(3);
-    machine.cpu.interruptPending = true;
-    machine.go();
-    expect(haltedIn(machine)).toBe(0x30);
-    expect(returnTo(machine)).toBe(0x10005);
-  });
-  it('NMI goes before an interrupt', () => {
-    const machine = machineWith([STI, NOP, NOP, HLT], [2, 0x30], interrupting(0x30));
-    machine.go(2);
-    machine.cpu.interruptPending = true;
-    machine.cpu.nmiPending = true;
-    machine.go();
-    expect(haltedIn(machine)).toBe(2);
-    expect(returnTo(machine)).toBe(0x10002);
-  });
-  it('a second NMI waits for IRET', () => {
-    const machine = machineWith([NOP, NOP, NOP, HLT], []);
-    // inc eax; iretd
-    machine.memory.writeBytes(HANDLER, Uint8Array.from([0x40, 0xcf]));
-    machine.setHandler(2, HANDLER, 'prot32');
-    machine.cpu.nmiPending = true;
-    machine.go(1);
-    expect(machine.state.nmiBlocked).toBe(true);
-    machine.cpu.nmiPending = true;
-    expect(machine.reg(0)).toBe(1n);
-    expect(machine.go()).toBe('halt');
-    expect(machine.reg(0)).toBe(2n);
-    expect(machine.state.nmiBlocked).toBe(false);
-  });
-});
 
-describe('debug traps', () => {
-  const TF = 0x100n;
-  it('TF traps behind the next instruction with DR6.BS', () => {
-    const machine = machineWith([NOP, NOP, HLT], [1]);
-    machine.state.rflags |= TF;
-    machine.go();
-    expect(haltedIn(machine)).toBe(1);
-    expect(returnTo(machine)).toBe(0x10001);
-    expect(machine.dr6() & 0x4000n).toBe(0x4000n);
-    expect(pushedFlags(machine) & 0x10100).toBe(0x100);
+  describe('interrupts at boundaries', () => {
+    it('IF=0 holds an interrupt back', () => {
+      const machine = machineWith([NOP, HLT], [0x30], interrupting(0x30));
+      machine.cpu.interruptPending = true;
+      expect(machine.go()).toBe('halt');
+      expect(haltedIn(machine)).toBe(-1);
+    });
+    it('sti; nop; nop: the interrupt comes behind the instruction after STI', () => {
+      const machine = machineWith([STI, NOP, NOP, HLT], [0x30], interrupting(0x30));
+      machine.cpu.interruptPending = true;
+      machine.go();
+      expect(haltedIn(machine)).toBe(0x30);
+      expect(returnTo(machine)).toBe(0x10002);
+      expect(machine.state.rflags & 0x200n).toBe(0n);
+    });
+    it('sti; hlt wakes behind HLT', () => {
+      const machine = machineWith([STI, HLT, NOP], [0x30], interrupting(0x30));
+      machine.cpu.interruptPending = true;
+      machine.go();
+      expect(haltedIn(machine)).toBe(0x30);
+      expect(returnTo(machine)).toBe(0x10002);
+    });
+    it('mov ss holds interrupts for one instruction', () => {
+      const machine = machineWith([STI, NOP, 0x8e, 0xd0, NOP, NOP, HLT], [0x30], interrupting(0x30));
+      machine.state.gpr[0] = 0x10n;
+      machine.go(3);
+      machine.cpu.interruptPending = true;
+      machine.go();
+      expect(haltedIn(machine)).toBe(0x30);
+      expect(returnTo(machine)).toBe(0x10005);
+    });
+    it('NMI goes before an interrupt', () => {
+      const machine = machineWith([STI, NOP, NOP, HLT], [2, 0x30], interrupting(0x30));
+      machine.go(2);
+      machine.cpu.interruptPending = true;
+      machine.cpu.nmiPending = true;
+      machine.go();
+      expect(haltedIn(machine)).toBe(2);
+      expect(returnTo(machine)).toBe(0x10002);
+    });
+    it('a second NMI waits for IRET', () => {
+      const machine = machineWith([NOP, NOP, NOP, HLT], []);
+      // inc eax; iretd
+      machine.memory.writeBytes(HANDLER, Uint8Array.from([0x40, 0xcf]));
+      machine.setHandler(2, HANDLER, 'prot32');
+      machine.cpu.nmiPending = true;
+      machine.go(1);
+      expect(machine.state.nmiBlocked).toBe(true);
+      machine.cpu.nmiPending = true;
+      expect(machine.reg(0)).toBe(1n);
+      expect(machine.go()).toBe('halt');
+      expect(machine.reg(0)).toBe(2n);
+      expect(machine.state.nmiBlocked).toBe(false);
+    });
   });
-  it('popf that sets TF traps behind the instruction after it', () => {
-    // push 102h; popf; nop; nop
-    const machine = machineWith([0x68, 2, 1, 0, 0, 0x9d, NOP, NOP, HLT], [1]);
-    machine.go();
-    expect(returnTo(machine)).toBe(0x10007);
-  });
-  it('mov ss with TF: the trap comes behind the next instruction', () => {
-    const machine = machineWith([0x8e, 0xd0, NOP, NOP, HLT], [1]);
-    machine.state.gpr[0] = 0x10n;
-    machine.state.rflags |= TF;
-    machine.go();
-    expect(returnTo(machine)).toBe(0x10003);
-  });
-  it('int n with TF does not trap in the handler', () => {
-    const machine = machineWith([0xcd, 0x80], [1, 0x80]);
-    machine.state.rflags |= TF;
-    machine.go();
-    expect(haltedIn(machine)).toBe(0x80);
-  });
-  it('an instruction breakpoint faults before the instruction, RF lets it pass', () => {
-    const machine = machineWith([NOP, NOP, HLT], [1]);
-    machine.cpu.ops.setDr(0, 0x10001n);
-    machine.cpu.ops.setDr(7, 0x401n);
-    machine.go();
-    expect(haltedIn(machine)).toBe(1);
-    expect(returnTo(machine)).toBe(0x10001);
-    expect(machine.dr6() & 0xfn).toBe(1n);
-    const passing = machineWith([NOP, NOP, HLT], [1]);
-    passing.state.rip = 0x10001n;
-    passing.cpu.ops.setDr(0, 0x10001n);
-    passing.cpu.ops.setDr(7, 0x401n);
-    passing.state.rflags |= 0x10000n;
-    passing.go();
-    expect(haltedIn(passing)).toBe(-1);
-  });
-  it('a data breakpoint traps behind the write', () => {
-    // mov [30002h], al; nop
-    const machine = machineWith([0xa2, 2, 0, 3, 0, NOP, HLT], [1]);
-    machine.cpu.ops.setDr(1, 0x30000n);
-    // L1, write, 4 bytes
-    machine.cpu.ops.setDr(7, 0x400n | 4n | (0xdn << 20n));
-    machine.go();
-    expect(haltedIn(machine)).toBe(1);
-    expect(returnTo(machine)).toBe(0x10005);
-    expect(machine.dr6() & 0xfn).toBe(2n);
-  });
-  it('mov dr with DR7.GD faults with BD and clears GD', () => {
-    // mov eax, dr0
-    const machine = machineWith([0x0f, 0x21, 0xc0, HLT], [1]);
-    machine.cpu.ops.setDr(7, 0x2400n);
-    machine.go();
-    expect(haltedIn(machine)).toBe(1);
-    expect(machine.dr6() & 0x2000n).toBe(0x2000n);
-    expect(machine.cpu.ops.getDr(7)).toBe(0x400n);
-  });
-});
 
-describe('SMI and INIT', () => {
-  it('SMI enters SMM at SMBASE + 8000h, RSM goes back', () => {
-    const machine = new TestMachine();
-    machine.load([NOP, NOP, HLT], 'long');
-    machine.memory.writeBytes(0x38000, Uint8Array.from([0x0f, 0xaa]));
-    machine.cpu.smiPending = true;
-    machine.go(1);
-    expect(machine.cpu.mode().name).toBe('long');
-    expect(machine.state.rip).toBe(0x10000n);
-    expect(machine.go()).toBe('halt');
-    expect(machine.state.rip).toBe(0x10003n);
+  describe('debug traps', () => {
+    const TF = 0x100n;
+    it('TF traps behind the next instruction with DR6.BS', () => {
+      const machine = machineWith([NOP, NOP, HLT], [1]);
+      machine.state.rflags |= TF;
+      machine.go();
+      expect(haltedIn(machine)).toBe(1);
+      expect(returnTo(machine)).toBe(0x10001);
+      expect(machine.dr6() & 0x4000n).toBe(0x4000n);
+      expect(pushedFlags(machine) & 0x10100).toBe(0x100);
+    });
+    it('popf that sets TF traps behind the instruction after it', () => {
+      // push 102h; popf; nop; nop
+      const machine = machineWith([0x68, 2, 1, 0, 0, 0x9d, NOP, NOP, HLT], [1]);
+      machine.go();
+      expect(returnTo(machine)).toBe(0x10007);
+    });
+    it('mov ss with TF: the trap comes behind the next instruction', () => {
+      const machine = machineWith([0x8e, 0xd0, NOP, NOP, HLT], [1]);
+      machine.state.gpr[0] = 0x10n;
+      machine.state.rflags |= TF;
+      machine.go();
+      expect(returnTo(machine)).toBe(0x10003);
+    });
+    it('int n with TF does not trap in the handler', () => {
+      const machine = machineWith([0xcd, 0x80], [1, 0x80]);
+      machine.state.rflags |= TF;
+      machine.go();
+      expect(haltedIn(machine)).toBe(0x80);
+    });
+    it('an instruction breakpoint faults before the instruction, RF lets it pass', () => {
+      const machine = machineWith([NOP, NOP, HLT], [1]);
+      machine.cpu.ops.setDr(0, 0x10001n);
+      machine.cpu.ops.setDr(7, 0x401n);
+      machine.go();
+      expect(haltedIn(machine)).toBe(1);
+      expect(returnTo(machine)).toBe(0x10001);
+      expect(machine.dr6() & 0xfn).toBe(1n);
+      const passing = machineWith([NOP, NOP, HLT], [1]);
+      passing.state.rip = 0x10001n;
+      passing.cpu.ops.setDr(0, 0x10001n);
+      passing.cpu.ops.setDr(7, 0x401n);
+      passing.state.rflags |= 0x10000n;
+      passing.go();
+      expect(haltedIn(passing)).toBe(-1);
+    });
+    it('a data breakpoint traps behind the write', () => {
+      // mov [30002h], al; nop
+      const machine = machineWith([0xa2, 2, 0, 3, 0, NOP, HLT], [1]);
+      machine.cpu.ops.setDr(1, 0x30000n);
+      // L1, write, 4 bytes
+      machine.cpu.ops.setDr(7, 0x400n | 4n | (0xdn << 20n));
+      machine.go();
+      expect(haltedIn(machine)).toBe(1);
+      expect(returnTo(machine)).toBe(0x10005);
+      expect(machine.dr6() & 0xfn).toBe(2n);
+    });
+    it('mov dr with DR7.GD faults with BD and clears GD', () => {
+      // mov eax, dr0
+      const machine = machineWith([0x0f, 0x21, 0xc0, HLT], [1]);
+      machine.cpu.ops.setDr(7, 0x2400n);
+      machine.go();
+      expect(haltedIn(machine)).toBe(1);
+      expect(machine.dr6() & 0x2000n).toBe(0x2000n);
+      expect(machine.cpu.ops.getDr(7)).toBe(0x400n);
+    });
   });
-  it('INIT gives the reset vector and keeps CD and NW', () => {
-    const machine = machineWith([NOP, HLT], []);
-    machine.state.cr0 |= 0x40000000n;
-    machine.cpu.initPending = true;
-    machine.cpu.deadline = machine.cpu.tick;
-    machine.cpu.run();
-    expect(machine.state.rip).toBe(0xfff0n);
-    expect(machine.state.segmentBase(1)).toBe(0xffff0000n);
-    expect(machine.state.cr0).toBe(0x40000010n);
+
+  describe('SMI and INIT', () => {
+    it('SMI enters SMM at SMBASE + 8000h, RSM goes back', () => {
+      const machine = new TestMachine({ engine });
+      machine.load([NOP, NOP, HLT], 'long');
+      machine.memory.writeBytes(0x38000, Uint8Array.from([0x0f, 0xaa]));
+      machine.cpu.smiPending = true;
+      machine.go(1);
+      expect(machine.cpu.mode().name).toBe('long');
+      expect(machine.state.rip).toBe(0x10000n);
+      expect(machine.go()).toBe('halt');
+      expect(machine.state.rip).toBe(0x10003n);
+    });
+    it('INIT gives the reset vector and keeps CD and NW', () => {
+      const machine = machineWith([NOP, HLT], []);
+      machine.state.cr0 |= 0x40000000n;
+      machine.cpu.initPending = true;
+      machine.cpu.deadline = machine.cpu.tick;
+      machine.cpu.run();
+      expect(machine.state.rip).toBe(0xfff0n);
+      expect(machine.state.segmentBase(1)).toBe(0xffff0000n);
+      expect(machine.state.cr0).toBe(0x40000010n);
+    });
   });
 });

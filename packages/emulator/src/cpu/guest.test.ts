@@ -1,4 +1,4 @@
-import { describe, expect, it } from 'vitest';
+import { beforeEach, describe, expect, it } from 'vitest';
 import type { GuestMode, PendingEvent } from '../guest-mode.ts';
 import type { InstructionInfo } from '../ops.ts';
 import { TestMachine } from '../testing/index.ts';
@@ -95,8 +95,11 @@ class Owner implements GuestMode {
   }
 }
 
+const ENGINES = ['evaluate', 'interpret'] as const;
+let engine: (typeof ENGINES)[number] = 'evaluate';
+
 function guest(code: number[], mode: 'real' | 'prot32' | 'long' = 'prot32') {
-  const machine = new TestMachine();
+  const machine = new TestMachine({ engine });
   machine.load(code, mode);
   const owner = new Owner(() => machine.cpu.eventInDelivery);
   machine.cpu.guest = owner;
@@ -104,7 +107,11 @@ function guest(code: number[], mode: 'real' | 'prot32' | 'long' = 'prot32') {
   return { machine, owner };
 }
 
-describe('in guest mode', () => {
+describe.each(ENGINES)('in guest mode, by %s', (name) => {
+  beforeEach(() => {
+    engine = name;
+  });
+
   it('an intercepted instruction leaves with RIP at it', () => {
     const { machine, owner } = guest([0x90, 0x0f, 0xa2, 0xf4]);
     owner.instructions.add('cpuid');

@@ -17,7 +17,11 @@ function stream(seed: number): () => number {
 /** Fills low memory, tables included, and the registers with noise, then runs. The answer is a reason, never a throw. */
 function runNoise(mode: TestMode, seed: number, keepTables: boolean): string {
   const next = stream(seed);
-  const machine = new TestMachine({ size: 0x100000, vendor: seed & 1 ? 'intel' : 'amd' });
+  const machine = new TestMachine({
+    size: 0x100000,
+    vendor: seed & 1 ? 'intel' : 'amd',
+    engine: seed & 32 ? 'interpret' : 'evaluate',
+  });
   machine.load([0xf4], mode);
   const from = keepTables ? 0x10000 : 0;
   for (let at = from; at < 0x30000; at += 4) machine.memory.write32(at, next());

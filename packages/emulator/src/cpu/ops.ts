@@ -36,9 +36,12 @@ export class SiliconOps implements X86EmulateOps {
   /** Shadow that the running instruction leaves. */
   newShadow = 0;
   readonly #cpu: Processor;
+  readonly #fpu: DataView;
 
   constructor(cpu: Processor) {
     this.#cpu = cpu;
+    const { block } = cpu.state;
+    this.#fpu = new DataView(block.buffer, block.byteOffset + S.ymm, S.mxcsr + 4 - S.ymm);
   }
 
   /** Forgets the last instruction. */
@@ -306,6 +309,9 @@ export class SiliconOps implements X86EmulateOps {
     if ((value & 1n) === 0n || (value & ~supported) !== 0n || avxWithoutSse) return 1;
     this.#cpu.state.set64(S.xcr0, value);
     return 0;
+  }
+  fpuArea(): DataView {
+    return this.#fpu;
   }
   setInterruptShadow(kind: 1 | 2): void {
     this.newShadow = kind;

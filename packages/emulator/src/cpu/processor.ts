@@ -11,7 +11,7 @@ import { Evaluator } from '../engines/evaluate/evaluator.ts';
 import { GuestException, Unwind } from '../exceptions.ts';
 import type { GuestMode, PendingEvent } from '../guest-mode.ts';
 import { AccessKind } from '../memory/paging.ts';
-import type { PhysicalMemory } from '../memory/physical.ts';
+import { PAGE, type PhysicalMemory } from '../memory/physical.ts';
 import { X86Emul } from '../ops.ts';
 import type { ModeChange, PlatformBus, ProcessorApi, ProcessorMode, RunStop } from '../processor-api.ts';
 import { Flag, S, Seg, Vector } from '../state-layout.ts';
@@ -204,9 +204,13 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   }
 
   #handedBack(insn: Instruction | null): RunStop | undefined {
-    // Events may have come in through the engine's MMIO: they go first.
-    if (this.interruptPending || this.nmiPending || this.smiPending || this.initPending) return undefined;
+    // Events may have come in through the engine's MMIO: the boundary goes first, once.
+    if (this.engine!.retired !== 0 && this.#isEventPending()) return undefined;
     return this.#execute(insn);
+  }
+
+  #isEventPending(): boolean {
+    return this.interruptPending || this.nmiPending || this.smiPending || this.initPending;
   }
 
   #fault(): RunStop | undefined {
@@ -267,7 +271,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     const { ops, state, evaluator } = this;
     this.tick++;
     // INT n and its kin clear TF on their way into the handler: no single step there.
-    const step = singleStep && this.eventInDelivery === undefined ? Dr6.BS : 0n;
+    const step = singleStep && evaluator.context.singleStep && this.eventInDelivery === undefined ? Dr6.BS : 0n;
     this.eventInDelivery = undefined;
     const trap = evaluator.context.debugTrap ?? 0n;
     if ((this.#hits | step | trap) !== 0n) this.events.afterInstruction(this.#hits | trap, step, ops.newShadow);
@@ -405,7 +409,9 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   codeKey(): CodeKey {
     return computeCodeKey(this.state);
   }
-  codeWritten(hostPage: number): void {
+  codeWritten(pa: number, length: number): void {
+    if (this.engine !== null && !this.engine.holdsCode(pa, length)) return;
+    const hostPage = Math.floor(pa / PAGE);
     this.access.codePages[hostPage] = 0;
     this.#codeHit = true;
     this.engine?.invalidatePage(hostPage);

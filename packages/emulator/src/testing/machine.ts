@@ -1,6 +1,7 @@
 /**
  * A bare processor with flat RAM: loads code in a chosen mode and runs it to HLT. For tests of everything that stands on the processor.
  */
+import { type EngineName, installInterpreter } from '../cpu/create.ts';
 import { Processor } from '../cpu/processor.ts';
 import type { CpuModel } from '../cpu-model-types.ts';
 import { PhysicalMemory } from '../memory/physical.ts';
@@ -56,6 +57,8 @@ export interface TestMachineOptions {
   vendor?: 'amd' | 'intel';
   model?: CpuModel;
   bus?: PlatformBus;
+  /** Default evaluate. */
+  engine?: EngineName;
 }
 
 export class TestMachine {
@@ -66,6 +69,7 @@ export class TestMachine {
     this.memory = new PhysicalMemory(options.size ?? 0x400000);
     const model = options.model ?? testModel(options.vendor ?? 'amd');
     this.cpu = new Processor({ memory: this.memory, model, bus: options.bus ?? null });
+    if (options.engine === 'interpret') installInterpreter(this.cpu);
   }
 
   get state() {
