@@ -62,6 +62,7 @@ import {
   lapicInKernel,
   Req,
   trace,
+  traceTrappedSwitch,
   type Vcpu,
 } from '@tskvm/core';
 import { EFER, Vector } from '@tskvm/emulator';
@@ -157,10 +158,12 @@ export const crTrap = frame('crTrap', (vcpu: Vcpu): ExitOutcome => {
   let err = 0;
   if (cr === 0) {
     const old = kvmReadCr0(vcpu);
+    traceTrappedSwitch(vcpu, 'svmSetCr0');
     svmSetCr0(vcpu, value);
     kvmPostSetCr0(vcpu, old, value);
   } else if (cr === 4) {
     const old = kvmReadCr4(vcpu);
+    traceTrappedSwitch(vcpu, 'svmSetCr4');
     svmSetCr4(vcpu, value);
     kvmPostSetCr4(vcpu, old, value);
   } else if (cr === 8) {

@@ -273,7 +273,7 @@ function dispatch(vcpu: Vcpu, sev: GhcbState, code: number): ExitOutcome {
     case Nae.HV_FEATURES:
       return 1;
     case Nae.TERM_REQUEST:
-      return terminate(vcpu, toSvm(vcpu).vmcb.get64(V.exitInfo1));
+      return terminate(vcpu, toSvm(vcpu).vmcb.get64(V.ghcbGpa));
     case Nae.AP_JUMP_TABLE:
     case Nae.UNSUPPORTED:
       return badInput(sev, GhcbError.INVALID_EVENT);

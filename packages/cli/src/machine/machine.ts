@@ -241,7 +241,8 @@ export class Machine {
       case 'shutdown':
         return { reason: 'shutdown', detail: describePlace(vcpu) };
       case 'system_event':
-        return { reason: 'guest-terminated', code: Number(exit.data[0] ?? 0n) };
+        // KVM_SYSTEM_EVENT_SEV_TERM: the GHCB MSR, reason set in bits 15:12 and reason in 23:16.
+        return { reason: 'guest-terminated', code: Number(((exit.data[0] ?? 0n) >> 12n) & 0xfffn) };
       case 'fail_entry':
         return {
           reason: 'error',
