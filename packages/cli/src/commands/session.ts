@@ -38,6 +38,7 @@ export async function runSession(options: SessionOptions): Promise<SessionResult
       if (flags.until !== undefined && serial.endsWith(flags.until)) found = true;
       options.onSerial?.(byte);
     },
+    onDebug: flags.debugcon ? (byte) => process.stderr.write(Uint8Array.of(byte)) : undefined,
   });
   options.prepare?.(machine);
   const detach = connectInput(machine, options);
