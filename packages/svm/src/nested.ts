@@ -29,10 +29,11 @@ export function svmCheckNestedEvents(_vcpu: Vcpu): number {
 }
 /** KVM: nested_svm_triple_fault. */
 export const nestedSvmTripleFault = (_vcpu: Vcpu): void => refuse('a triple fault in L2');
-/** KVM: svm_get_nested_state. */
-export const svmGetNestedState = (_vcpu: Vcpu): unknown => refuse('KVM_GET_NESTED_STATE');
+/** Without L2 there is none: null. KVM: svm_get_nested_state. */
+export const svmGetNestedState = (_vcpu: Vcpu): unknown => null;
 /** KVM: svm_set_nested_state. */
-export const svmSetNestedState = (_vcpu: Vcpu, _state: unknown): number => refuse('KVM_SET_NESTED_STATE');
+export const svmSetNestedState = (_vcpu: Vcpu, state: unknown): number =>
+  state === null || state === undefined ? 0 : refuse('KVM_SET_NESTED_STATE');
 /** KVM: svm_get_nested_state_pages. */
 export const svmGetNestedStatePages = (_vcpu: Vcpu): boolean => true;
 /** Without L2 every guest physical address is L1's. */

@@ -342,6 +342,8 @@ describe('nested page faults', () => {
     expect(t.vmcb.get64(V.exitInfo1)).toBe(0x1_0000_0004n);
     expect(t.vmcb.get64(V.exitInfo2)).toBe(0x60_1234n);
     expect(rip()).toBe(CODE);
+    expect(t.vmcb.get8(V.insnLen)).toBe(15);
+    expect([0, 1, 2].map((n) => t.vmcb.get8(V.insnBytes + n))).toEqual([0xa1, 0x34, 0x12]);
   });
   it('a fetch sets the instruction bit', () => {
     t.vmcb.set64(V.cs + 8, 0x60_0000n);

@@ -3,11 +3,12 @@
  * Manual: APM vol. 2 sections 15.7-15.14 (intercepts), 15.20 (EXITINTINFO), 15.21 (virtual interrupts), 15.25 (nested paging).
  */
 import {
+  Attrib,
   CR0,
   CR4,
   EFER,
   Flag,
-  type GuestException,
+  GuestException,
   type GuestMode,
   type InstructionInfo,
   type Intercept,
@@ -17,6 +18,8 @@ import {
   type PhysicalMemory,
   type ProcessorApi,
   S,
+  Seg,
+  Unwind,
   Vector,
 } from '@tskvm/emulator';
 import { NpfErrorHigh, SvmExit } from './exit-codes.ts';
@@ -157,6 +160,9 @@ export class SvmGuest implements GuestMode {
   #iopm = 0;
   #msrpm = 0;
   #pauses = 0;
+  /** The code of a faulting instruction is read: a nested fault now is not an exit of its own. */
+  #fetchingBytes = false;
+  readonly #bytes = new Uint8Array(16);
 
   constructor(processor: ProcessorApi, memory: PhysicalMemory, features: SvmFeatures) {
     this.features = features;
@@ -229,7 +235,7 @@ export class SvmGuest implements GuestMode {
   }
 
   #raise(vector: number, errorCode: number): never {
-    const exception: GuestException = this.#processor.exception;
+    const { exception } = this.#processor;
     throw exception.set(vector, errorCode);
   }
 
@@ -449,11 +455,30 @@ export class SvmGuest implements GuestMode {
     this.#access.pageWalk = access.pageWalk;
     const error = this.#walker.walk(this.nestedRoot, gpa, this.#access, this.host);
     if (error === 0) return this.#walker.translation;
+    if (this.#fetchingBytes) return undefined;
     // A reserved bit is how KVM marks MMIO: a SEV-ES guest handles it itself (APM 15.35.5).
     if (this.sevEs && error & 8) this.#raise(Vector.VC, SvmExit.NPF);
     this.record(SvmExit.NPF, 0n, error, access.pageWalk ? NpfErrorHigh.TABLE_WALK : NpfErrorHigh.FINAL);
     this.#info2(BigInt(gpa));
+    if (this.features.decodeAssists && !access.fetch && !this.sevEs) this.#saveInstructionBytes();
     return undefined;
+  }
+
+  /** Bytes at CS:RIP, as many as can be had without a fault (APM 15.8.4). */
+  #saveInstructionBytes(): void {
+    const { state, ops } = this.#processor;
+    const code64 = (state.efer & EFER.LMA) !== 0n && (ops.getSegment(Seg.CS).attrib & Attrib.L) !== 0;
+    const linear = code64 ? state.rip : (ops.getCachedSegmentBase(Seg.CS) + state.rip) & 0xffff_ffffn;
+    this.#fetchingBytes = true;
+    try {
+      const length = ops.fetch(linear, this.#bytes, 15);
+      for (let n = 0; n < length; n += 1) this.#view.setUint8(this.#at + V.insnBytes + n, this.#bytes[n]);
+      this.#view.setUint8(this.#at + V.insnLen, length);
+    } catch (error) {
+      if (!(error instanceof Unwind) && !(error instanceof GuestException)) throw error;
+    } finally {
+      this.#fetchingBytes = false;
+    }
   }
 
   // Control registers
