@@ -252,26 +252,25 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   }
 
   #execute(decoded: Instruction | null): RunStop | undefined {
-    const { evaluator, state, ops } = this;
-    const singleStep = (state.rflagsLow & Flag.TF) !== 0;
+    const { evaluator, ops } = this;
     const linear = this.linearRip();
     ops.begin();
     this.#hits = 0n;
     let code = decoded === null ? evaluator.decode() : X86Emul.CONTINUE;
     const insn = decoded ?? evaluator.instruction;
     if (code === X86Emul.CONTINUE) code = evaluator.execute(insn);
-    if (code === X86Emul.CONTINUE) return this.#retire(insn, linear, singleStep);
+    if (code === X86Emul.CONTINUE) return this.#retire(insn, linear);
     if (code === X86Emul.PROPAGATE_FAULT) return this.#raised(evaluator.exception, evaluator.exception.trap);
     if (code === X86Emul.INTERCEPTED) return 'guest-exit';
     // What the x86 subset can't do at all is an undefined opcode.
     return code === X86Emul.UNHANDLEABLE ? this.#raised(this.exception.set(Vector.UD), false) : undefined;
   }
 
-  #retire(insn: Instruction, linear: bigint, singleStep: boolean): RunStop | undefined {
+  #retire(insn: Instruction, linear: bigint): RunStop | undefined {
     const { ops, state, evaluator } = this;
     this.tick++;
     // INT n and its kin clear TF on their way into the handler: no single step there.
-    const step = singleStep && evaluator.context.singleStep && this.eventInDelivery === undefined ? Dr6.BS : 0n;
+    const step = evaluator.context.singleStep && this.eventInDelivery === undefined ? Dr6.BS : 0n;
     this.eventInDelivery = undefined;
     const trap = evaluator.context.debugTrap ?? 0n;
     if ((this.#hits | step | trap) !== 0n) this.events.afterInstruction(this.#hits | trap, step, ops.newShadow);

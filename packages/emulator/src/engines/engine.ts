@@ -56,6 +56,8 @@ export interface Engine {
   run(maxTicks: number): EngineStop;
   readonly retired: number;
   readonly instruction: Instruction | null;
+  /** Do any of these bytes (of one host page) belong to predecoded instructions? Writes beside them leave the page's code as it is. */
+  holdsCode(pa: number, length: number): boolean;
   /** Bytes of a host page changed: drop what was predecoded from it. */
   invalidatePage(hostPage: number): void;
   /** Drop everything (power-on, load). */

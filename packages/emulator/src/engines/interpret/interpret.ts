@@ -249,6 +249,9 @@ export class InterpretEngine implements Engine {
     view.setUint16(to + R.offset, view.getUint16(to - R.size + R.next, true), true);
   }
 
+  holdsCode(pa: number, length: number): boolean {
+    return this.#predecoder.holdsCode(pa, length);
+  }
   invalidatePage(hostPage: number): void {
     this.#predecoder.invalidate(hostPage);
     // Whatever is being stepped now may come from that page: leave behind the current instruction.

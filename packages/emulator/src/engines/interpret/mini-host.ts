@@ -113,9 +113,11 @@ export class MiniHost implements EngineHost {
     this.memory.u8.copyWithin(PRIVATE + at, this.#scratch, this.#scratch + size);
     let hit = 0;
     for (const page of new Set([at >>> 12, (at + size - 1) >>> 12])) {
-      if (!this.code.delete(page)) continue;
+      const from = Math.max(at, page * PAGE);
+      if (!this.engine?.holdsCode(from, Math.min(at + size, (page + 1) * PAGE) - from)) continue;
+      this.code.delete(page);
       hit = 2;
-      this.engine?.invalidatePage(page);
+      this.engine.invalidatePage(page);
     }
     return hit;
   }

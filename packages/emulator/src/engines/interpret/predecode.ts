@@ -21,6 +21,8 @@ export interface CodePage {
   readonly records: Uint32Array;
   /** Targets not yet decoded → records that want to be linked to them. */
   readonly wanted: Map<number, number[]>;
+  /** 1 for every byte of a predecoded instruction. */
+  readonly covered: Uint8Array;
   /** Every run: first record, count (links included). */
   readonly runs: { first: number; count: number }[];
 }
@@ -87,7 +89,14 @@ export class Predecoder {
     if (list === undefined) this.#pages.set(hostPage, (list = []));
     let page = list.find((p) => p.key === key);
     if (page === undefined) {
-      page = { hostPage, key, records: new Uint32Array(PAGE), wanted: new Map(), runs: [] };
+      page = {
+        hostPage,
+        key,
+        records: new Uint32Array(PAGE),
+        wanted: new Map(),
+        covered: new Uint8Array(PAGE),
+        runs: [],
+      };
       if (list.length === 0) fresh(hostPage);
       list.push(page);
     }
@@ -167,6 +176,8 @@ export class Predecoder {
     if (open) this.#writeLink(page, last.next, first + run.length * R.size);
     page.runs.push({ first, count });
     for (const pending of run) {
+      // What did not decode depends on all bytes that were looked at.
+      page.covered.fill(1, pending.offset, pending.insn === null ? pending.offset + 15 : pending.next);
       this.#satisfy(page, pending.offset);
       if (pending.normal !== null) this.#free.push(pending.insn!);
     }
@@ -261,6 +272,14 @@ export class Predecoder {
     }
   }
 
+  /** Do these bytes of one host page belong to predecoded instructions? */
+  holdsCode(pa: number, length: number): boolean {
+    const from = pa % PAGE;
+    const list = this.#pages.get(Math.floor(pa / PAGE));
+    if (list === undefined) return false;
+    return list.some(({ covered }) => covered.subarray(from, from + length).includes(1));
+  }
+
   /** Drops a page's records: all become stale, links and jump cache entries with them. */
   invalidate(hostPage: number): void {
     const list = this.#pages.get(hostPage);
@@ -276,10 +295,8 @@ export class Predecoder {
         view.setUint16(at + R.handler, Special.stale, true);
         view.setUint16(at + R.plain, Special.stale, true);
         this.#instructions.delete(at);
+        this.#forget(page, view.getUint16(at + R.offset, true));
       }
-    }
-    for (let offset = 0; offset < PAGE; offset++) {
-      if (page.records[offset] !== 0) this.#forget(page, offset);
     }
   }
 
