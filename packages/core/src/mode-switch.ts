@@ -68,31 +68,30 @@ interface Last {
 }
 
 /**
- * Reports switches of guests. The processor sees host → guest → host at every exit; what counts is the guest's mode at one entry against
- * its mode at the last exit. Control registers are the guest's view: the hardware's differ in bits that KVM forces.
+ * Reports switches of guests. The processor compares with whoever ran last; here each vCPU is compared with itself, so that a change of
+ * vCPU is no switch. Control registers are the guest's view: the hardware's differ in bits that KVM forces.
  */
 export function joinModeChanges(kvm: Kvm, tracer: Tracer): void {
   const lastOf = new WeakMap<Vcpu, Last>();
   kvm.processor.onModeChange = (change) => {
     const vcpu = kvm.runningVcpu;
-    if (!vcpu) return;
-    const last = lastOf.get(vcpu);
-    if (!change.to.guest) {
-      if (change.from.guest) lastOf.set(vcpu, { mode: change.from, view: last?.view ?? viewOf(vcpu) });
-      return;
-    }
-    releaseHeld(tracer);
-    if (change.from.guest) {
-      const native = describe(kvm, tracer, change);
-      // A protected guest's write of a control register is trapped behind the instruction: the handler will name itself.
-      if (vcpu.arch.guestStateProtected && controlsChanged(change)) tracer.held = native;
-      else tracer.emit('mode_switch', native);
-      return;
-    }
-    const view = viewOf(vcpu);
-    if (last && differs(last.mode, change.to)) {
-      tracer.emit('mode_switch', describe(kvm, tracer, { ...change, from: last.mode, ...pairs(last.view, view) }));
-    }
+    if (!vcpu || !change.to.guest) return;
+    // Listeners may come while a guest runs: then the processor's own memory must do.
+    const last = lastOf.get(vcpu) ?? (change.from.guest ? { mode: change.from, view: viewOf(vcpu) } : undefined);
+    const native = !WORLD_SWITCH.has(change.cause);
+    const view = native ? nativeView(last?.view ?? viewOf(vcpu), change) : viewOf(vcpu);
     lastOf.set(vcpu, { mode: change.to, view });
+    if (!last || !differs(last.mode, change.to)) return;
+    tracer.emit('mode_switch', describe(kvm, tracer, { ...change, from: last.mode, ...pairs(last.view, view) }));
+  };
+}
+
+/** The bits that the guest changed by itself, on top of its view before. */
+function nativeView(before: GuestView, change: ModeChange): GuestView {
+  const apply = (old: bigint, pair: { before: bigint; after: bigint }): bigint => old ^ pair.before ^ pair.after;
+  return {
+    cr0: apply(before.cr0, change.cr0),
+    cr4: apply(before.cr4, change.cr4),
+    efer: apply(before.efer, change.efer),
   };
 }
