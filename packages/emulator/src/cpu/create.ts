@@ -12,7 +12,7 @@ export type EngineName = 'interpret' | 'evaluate';
 
 /**
  * Builds a processor in its RESET state.
- * @param options `engine`: `evaluate` computes one instruction at a time
+ * @param options `engine`: `interpret` (default), or `evaluate`, which computes one instruction at a time
  */
 export async function createProcessor(
   memory: PhysicalMemory,
