@@ -249,7 +249,8 @@ function writeBack(vcpu: Vcpu, ctxt: EmulateCtxt, before: bigint, result: number
   let r = result;
   toggleInterruptibility(vcpu, ops.shadow);
   retire(vcpu);
-  if (r > 0 && (ctxt.evaluator.context.singleStep || (vcpu.guestDebug & GUESTDBG_SINGLESTEP) !== 0)) r = doSinglestep(vcpu);
+  if (r > 0 && (ctxt.evaluator.context.singleStep || (vcpu.guestDebug & GUESTDBG_SINGLESTEP) !== 0))
+    r = doSinglestep(vcpu);
   vcpu.kvm.calls.updateEmulatedInstruction(vcpu);
   kvmSetRflagsRaw(vcpu, ops.rflags);
   if ((ops.rflags & ~before & IF) !== 0n) kvmMakeRequest(Req.EVENT, vcpu);
