@@ -6,7 +6,7 @@ import { X86Emul } from '../../src/ops.ts';
 import { Seg } from '../../src/state-layout.ts';
 import { HANDLERS } from './environment.ts';
 import { FlatMachine } from './flat-machine.ts';
-import type { Header, StateText } from './format.ts';
+import type { Header } from './format.ts';
 import type { IntegerState, RaisedException, VectorEngine, VectorMachine } from './run-case.ts';
 
 class EvaluateMachine implements VectorMachine {
@@ -18,7 +18,7 @@ class EvaluateMachine implements VectorMachine {
     this.evaluator = new Evaluator(this.flat, { vendor: 'amd', strict: true });
   }
 
-  load(input: IntegerState, patches: readonly (readonly [number, Uint8Array])[], _raw: StateText): void {
+  load(input: IntegerState, patches: readonly (readonly [number, Uint8Array])[]): void {
     const { flat } = this;
     flat.reset();
     for (const [address, bytes] of patches) flat.patch(address, bytes);
@@ -64,6 +64,9 @@ class EvaluateMachine implements VectorMachine {
   }
   bases(): [bigint, bigint] {
     return [this.flat.segments[Seg.FS]!.base, this.flat.segments[Seg.GS]!.base];
+  }
+  fpu(): DataView {
+    return this.flat.fpu;
   }
   data(): Uint8Array {
     return this.flat.data.bytes;

@@ -9,6 +9,7 @@ import {
   CR4,
   type DescriptorTable,
   Pfec,
+  S,
   Seg,
   type Segment,
   type SegmentIndex,
@@ -40,6 +41,7 @@ export class FlatMachine implements X86EmulateOps {
   rip = 0n;
   rflags = 2n;
   readonly segments: Segment[] = [];
+  readonly fpu = new DataView(new ArrayBuffer(S.mxcsr + 4 - S.ymm));
   readonly data: Region;
   readonly code: Region;
   private readonly system: Region;
@@ -55,7 +57,11 @@ export class FlatMachine implements X86EmulateOps {
       user: true,
     });
     this.code = region(env.CODE, new Uint8Array(env.CODE_SIZE), { writable: never, executable: true, user: true });
-    this.system = region(env.GDT, env.systemMemory(header).slice(), { writable: () => true, executable: false, user: false });
+    this.system = region(env.GDT, env.systemMemory(header).slice(), {
+      writable: () => true,
+      executable: false,
+      user: false,
+    });
     this.regions = [this.data, this.code, this.system];
   }
 
@@ -274,6 +280,9 @@ export class FlatMachine implements X86EmulateOps {
   }
   setXcr(): number {
     return 0;
+  }
+  fpuArea(): DataView {
+    return this.fpu;
   }
   setInterruptShadow(): void {}
 }

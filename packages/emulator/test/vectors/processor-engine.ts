@@ -10,7 +10,7 @@ import { hasErrorCode } from '../../src/exceptions.ts';
 import { PhysicalMemory } from '../../src/memory/physical.ts';
 import { CR0, CR4, RSP, S, Seg, type SegmentIndex, Vector } from '../../src/state-layout.ts';
 import * as env from './environment.ts';
-import type { Header, StateText } from './format.ts';
+import type { Header } from './format.ts';
 import type { IntegerState, RaisedException, VectorEngine, VectorMachine } from './run-case.ts';
 
 /** Physical layout: page tables below 64 KiB, then the regions. */
@@ -90,7 +90,7 @@ class ProcessorMachine implements VectorMachine {
     state.setSegment(Seg.TR, { selector: 0x40, attrib: 0x8b, limit: 0x67, base: BigInt(env.TSS) });
   }
 
-  load(input: IntegerState, patches: readonly (readonly [number, Uint8Array])[], _raw: StateText): void {
+  load(input: IntegerState, patches: readonly (readonly [number, Uint8Array])[]): void {
     const { memory, cpu } = this;
     const { state } = cpu;
     memory.writeBytes(DATA_PA, BACKGROUND);
@@ -155,6 +155,9 @@ class ProcessorMachine implements VectorMachine {
   }
   bases(): [bigint, bigint] {
     return [this.cpu.state.getSegment(Seg.FS).base, this.cpu.state.getSegment(Seg.GS).base];
+  }
+  fpu(): DataView {
+    return this.cpu.ops.fpuArea();
   }
   data(): Uint8Array {
     return this.memory.readBytes(DATA_PA, env.DATA_SIZE);

@@ -3,7 +3,8 @@
  */
 
 import * as env from './environment.ts';
-import { bytesOf, type Case, type Header, hex, SEGMENT_NAMES, type StateText, type Template } from './format.ts';
+import { bytesOf, type Case, type Header, hex, SEGMENT_NAMES, type Template } from './format.ts';
+import { compareFpu, loadFpu } from './fpu-state.ts';
 
 export const REGISTER_NAMES = [
   'rax',
@@ -41,8 +42,8 @@ export interface RaisedException {
 
 /** A machine in the vectors' environment under one engine; reused for all cases of a file. */
 export interface VectorMachine {
-  /** Puts the environment, memory patches and registers in place. `raw` is the whole input, for state beyond the integer one. */
-  load(input: IntegerState, patches: readonly (readonly [number, Uint8Array])[], raw: StateText): void;
+  /** Puts the environment, memory patches and integer registers in place. */
+  load(input: IntegerState, patches: readonly (readonly [number, Uint8Array])[]): void;
   /**
    * Executes one instruction, REP to its end, and fetches the first byte of the next.
    * @param raisesBp the instruction raises #BP itself; otherwise a #BP is the INT3 behind it
@@ -94,7 +95,7 @@ export function runCase(machine: VectorMachine, header: Header, test: Case): str
   if (AGAINST_THE_MANUAL.has(test.c)) return [];
   const input = inputState(header, test);
   const patches = patchesOf(header, test);
-  machine.load(input, patches, test.i ?? {});
+  machine.load(input, patches);
   const template = header.templates[test.t]!;
   const raised = machine.run(template.selfbp === 1);
   return [
