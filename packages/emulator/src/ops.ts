@@ -140,6 +140,13 @@ export interface X86EmulateOps {
   beginEvent?(event: PendingEvent): void;
   /** Asked before a task switch, after its checks and before anything is changed; throws VMEXIT if the guest's owner wants it. */
   beginTaskSwitch?(selector: number, source: 'call' | 'jmp' | 'iret' | 'gate', errorCode: number | undefined): void;
+  /**
+   * x87, MMX and SSE registers: a live view of the state block's bytes `S.ymm` .. `S.mxcsr` + 4 (semantics/fp/area.ts). The same view object as
+   * long as it is the same memory. Absent: a machine without them.
+   */
+  fpuArea?(): DataView;
+  /** An unmasked x87 exception is pending while CR0.NE is clear: FERR#. */
+  assertFerr?(): void;
   /** Interrupt shadow to set after this instruction: 1 STI, 2 MOV SS. */
   setInterruptShadow(kind: 1 | 2): void;
 }

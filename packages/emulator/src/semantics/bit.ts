@@ -3,7 +3,7 @@
  * Manual: APM vol. 3 ch. 3 (ANDN, BEXTR, BLSI, BLSMSK, BLSR, BSF, BSR, BT, BTC, BTR, BTS, BZHI, CRC32, LZCNT, PDEP, PEXT, POPCNT, TZCNT).
  */
 import type { Builder, Cond, Operation, Semantics, Value } from '../builder/builder.ts';
-import { bitsOf, operand, sign } from './support.ts';
+import { bitsOf, operand, parity, resultFlags } from './support.ts';
 
 /** Offset of the operand-sized unit that holds bit `index` (signed) of a bit string in memory. */
 function unitOffset(b: Builder, op: Operation, index: Value): Value {
@@ -37,8 +37,10 @@ const scan =
   (b, op) => {
     const x = operand(op, 1).get();
     const zero = b.isZero(x);
-    b.when(b.notC(zero), () => operand(op, 0).set(find(b, x)));
-    b.setFlags({ zf: zero });
+    const found = find(b, x);
+    b.when(b.notC(zero), () => operand(op, 0).set(found));
+    const no = b.false();
+    b.setFlags({ cf: no, pf: parity(b, b.select(zero, x, found)), af: no, zf: zero, sf: no, of: no });
   };
 
 /** TZCNT, LZCNT: the width for zero. */
@@ -48,7 +50,8 @@ const count =
     const x = operand(op, 1).get();
     const result = find(b, op, x);
     operand(op, 0).set(result);
-    b.setFlags({ cf: b.isZero(x), zf: b.isZero(result) });
+    const no = b.false();
+    b.setFlags({ cf: b.isZero(x), zf: b.isZero(result), pf: no, af: no, sf: no });
   };
 
 const tzcnt = count((b, op, x) => (op.size === 8 ? b.ctz(x) : b.ctz(b.or(x, b.const(1n << BigInt(bitsOf(op.size)))))));
@@ -61,11 +64,11 @@ const popcnt: Semantics = (b, op) => {
   b.setFlags({ cf: no, of: no, sf: no, af: no, pf: no, zf: b.isZero(result) });
 };
 
-/** SF, ZF from the result, OF = 0, CF as given; AF and PF are undefined and stay. */
+/** SF, ZF, PF from the result, OF = AF = 0, CF as given (AF and PF are undefined by the manual). */
 function bmiFlags(b: Builder, op: Operation, result: Value, cf: Cond): void {
   const size = operand(op, 0).size;
   const low = b.zext(result, size);
-  b.setFlags({ cf, zf: b.isZero(low), sf: sign(b, low, size), of: b.false() });
+  b.setFlags({ cf, of: b.false(), af: b.false(), ...resultFlags(b, low, size) });
 }
 
 const andn: Semantics = (b, op) => {
@@ -98,7 +101,8 @@ const bextr: Semantics = (b, op) => {
   const shifted = b.select(b.ltU(start, b.const(64)), b.shrU(x, start), b.const(0));
   const result = b.and(shifted, lowMask(b, length));
   operand(op, 0).set(result);
-  b.setFlags({ cf: b.false(), of: b.false(), zf: b.isZero(result) });
+  const no = b.false();
+  b.setFlags({ cf: no, of: no, zf: b.isZero(result), sf: no, af: b.true(), pf: parity(b, result) });
 };
 
 const bzhi: Semantics = (b, op) => {

@@ -72,7 +72,9 @@ function narrowDividend(b: Builder, size: Size): Value {
   return b.or(b.shl(b.getReg(reg.rdx, size), b.const(bitsOf(size))), b.getReg(reg.rax, size));
 }
 
+/** CF and OF stay; the others, undefined, are what the processor makes of them. */
 function setQuotient(b: Builder, size: Size, quotient: Value, remainder: Value): void {
+  b.setFlags({ pf: b.false(), af: b.true(), zf: b.false(), sf: b.false() });
   if (size === 1) {
     b.setReg(reg.rax, 2, b.or(b.zext(quotient, 1), b.shl(b.zext(remainder, 1), b.const(8))));
     return;

@@ -26,7 +26,8 @@ const shift =
     const { result, cf, of } = compute(b, x, count, op.size);
     dst.set(result);
     b.when(b.ne(count, b.const(0)), () => {
-      b.setFlags({ cf, of, af: b.false(), ...resultFlags(b, result, op.size) });
+      // AF is undefined; the processor sets it.
+      b.setFlags({ cf, of, af: b.true(), ...resultFlags(b, result, op.size) });
     });
   };
 
@@ -36,11 +37,11 @@ const shl = shift((b, x, count, size) => {
   return { result, cf, of: b.xorC(cf, sign(b, result, size)) };
 });
 
-const shr = shift((b, x, count, size) => ({
-  result: b.shrU(x, count),
-  cf: b.bit(b.shrU(x, oneLess(b, count)), 0),
-  of: sign(b, x, size),
-}));
+/** OF is the old sign for a count of one and clear for others: the bit below the result's sign. */
+const shr = shift((b, x, count, size) => {
+  const result = b.shrU(x, count);
+  return { result, cf: b.bit(b.shrU(x, oneLess(b, count)), 0), of: b.bit(result, bitsOf(size) - 2) };
+});
 
 const sar = shift((b, x, count, size) => {
   const wide = b.sext(x, size);
@@ -139,8 +140,9 @@ const double =
     b.when(b.ne(count, b.const(0)), () => {
       const before = oneLess(b, count);
       const cf = left ? sign(b, b.shl(x, before), op.size) : b.bit(b.shrU(x, before), 0);
-      const of = b.xorC(sign(b, x, op.size), sign(b, result, op.size));
-      b.setFlags({ cf, of, af: b.false(), ...resultFlags(b, result, op.size) });
+      const of = left ? b.xorC(cf, sign(b, result, op.size)) : topBitsDiffer(b, result, op.size);
+      // AF is undefined; the processor sets it.
+      b.setFlags({ cf, of, af: b.true(), ...resultFlags(b, result, op.size) });
     });
   };
 

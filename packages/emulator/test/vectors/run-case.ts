@@ -54,6 +54,8 @@ export interface VectorMachine {
   /** Selectors ES..GS and the bases of FS and GS. */
   selectors(): number[];
   bases(): [fs: bigint, gs: bigint];
+  /** x87 and SSE registers, live (X86EmulateOps.fpuArea). */
+  fpu(): DataView;
   /** The data pages (environment.DATA, DATA_SIZE bytes). */
   data(): Uint8Array;
 }
@@ -96,12 +98,14 @@ export function runCase(machine: VectorMachine, header: Header, test: Case): str
   const input = inputState(header, test);
   const patches = patchesOf(header, test);
   machine.load(input, patches);
+  loadFpu(machine.fpu(), header, test.i ?? {});
   const template = header.templates[test.t]!;
   const raised = machine.run(template.selfbp === 1);
   return [
     ...compareException(test, raised),
     ...compareRegisters(header, test, template, input, machine.state()),
     ...compareSegments(header, test, machine),
+    ...compareFpu(machine.fpu(), header, test, template),
     ...compareMemory(test, patches, machine.data()),
   ];
 }
@@ -187,7 +191,7 @@ function compareMemory(test: Case, patches: readonly (readonly [number, Uint8Arr
   for (const [address, bytes] of test.o.m ?? []) apply(Number.parseInt(address, 16), bytesOf(bytes));
   for (const [address, length] of test.u?.m ?? []) {
     const start = Number.parseInt(address, 16) - env.DATA;
-    const from = Math.max(start, 0);
+    const from = Math.min(Math.max(start, 0), env.DATA_SIZE);
     expectedData.set(data.subarray(from, Math.max(start + length, from)), from);
   }
   const at = firstDifference(expectedData, data);

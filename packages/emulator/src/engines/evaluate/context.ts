@@ -267,7 +267,8 @@ export class EvaluateContext implements EmulateContext {
   }
 
   private checkAligned(linear: bigint, size: number): void {
-    if (this.checkAlignment && (linear & BigInt(size - 1)) !== 0n) this.raise(Vector.AC, 0);
+    if (!this.checkAlignment || (size !== 2 && size !== 4 && size !== 8)) return;
+    if ((linear & BigInt(size - 1)) !== 0n) this.raise(Vector.AC, 0);
   }
 
   push(value: bigint, size: number): void {

@@ -9,6 +9,7 @@ import { createInstruction, decode, MAX_INSTRUCTION_LENGTH } from '../../decode/
 import type { DecodeMode, DecodeResult, Instruction, Row } from '../../decode/instruction.ts';
 import { GuestException, NotImplementedError, Unwind } from '../../exceptions.ts';
 import { X86Emul, type X86EmulateOps } from '../../ops.ts';
+import { fpFunction } from '../../semantics/fp/index.ts';
 import { SEMANTICS } from '../../semantics/index.ts';
 import { Attrib, RCX, Seg, type Segment, Vector } from '../../state-layout.ts';
 import type { EmulateContext, EmulateMode, SystemFunction } from '../../system/context.ts';
@@ -259,7 +260,7 @@ function planOf(row: Row): Plan {
     plan = {
       forms: operandForms(row),
       semantics: SEMANTICS[mnemonic],
-      system: SYSTEM[mnemonic],
+      system: SYSTEM[mnemonic] ?? (fpFunction(row) as SystemFunction | undefined),
       check: CHECKS[mnemonic],
     };
     plans.set(row, plan);

@@ -1,0 +1,14 @@
+/**
+ * x87, MMX and SSE by decode row.
+ * Manual: APM vol. 4 and 5. What is not here is not implemented (NotImplementedError).
+ */
+import type { Row } from '../../decode/instruction.ts';
+import type { FpFunction } from './context.ts';
+import { CONTROL } from './control.ts';
+
+const BY_MNEMONIC: Readonly<Record<string, FpFunction>> = { ...CONTROL };
+
+/** The function that executes a row, or undefined. */
+export function fpFunction(row: Row): FpFunction | undefined {
+  return BY_MNEMONIC[row.mnemonic];
+}
