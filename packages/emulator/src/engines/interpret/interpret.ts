@@ -227,6 +227,7 @@ export class InterpretEngine implements Engine {
     const page: CodePage = this.#predecoder.page(hostPage, key, this.#protect);
     const record = this.#predecoder.record(page, offset);
     this.#predecoder.remember(page, offset, record);
+    this.#view.setUint32(P.page, hostPage * PAGE, true);
     return record;
   }
 

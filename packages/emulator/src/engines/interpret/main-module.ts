@@ -34,13 +34,18 @@ export const OUT_OF_LINE: FuncType = { params: [I32, I64], results: [I32] };
 export const TABLE_SIZE = 16384;
 
 const RUN: FuncType = { params: [I32, I32], results: [I32] };
-/** Locals of `run`; the first two are its parameters. */
+/** Locals of `run`; the first two are its parameters (ticks becomes `budget`). */
 const L = {
   pc: 0,
-  remaining: 1,
-  start: 2,
-  status: 3,
-  hash: 4,
+  /**
+   * Ticks left, as bytes of records: where a straight run of all of them would end, (record where this run began) + ticks * R.size.
+   * On the way from one run to another (`transfer`, `lookup`) it is ticks * R.size alone.
+   */
+  budget: 1,
+  status: 2,
+  hash: 3,
+  /** Host physical address of the page. */
+  page: 4,
   result: 5,
   aux: 6,
   pageBase: 7,
@@ -118,14 +123,13 @@ class RunEmitter implements Frame {
     return this.#labels.fault;
   }
 
-  /** Instructions since `start`, this one not included. */
-  #done(): Code {
-    return this.code.get(L.pc).get(L.start).op(OP.i32Sub).i32(RECORD_SHIFT).op(OP.i32ShrU);
+  /** Pushes the ticks that are left before this instruction, times R.size. */
+  #left(): Code {
+    return this.code.get(L.budget).get(L.pc).op(OP.i32Sub);
   }
-  /** Pushes what remains after this instruction. */
-  #remainingAfter(): Code {
-    this.code.get(L.remaining);
-    return this.#done().op(OP.i32Sub).i32(1).op(OP.i32Sub);
+  /** The same after it. */
+  #leftAfter(): Code {
+    return this.#left().i32(R.size).op(OP.i32Sub);
   }
 
   jump(target: () => void, direct: boolean, check: ((local: number) => void) | null): void {
@@ -134,26 +138,35 @@ class RunEmitter implements Frame {
       target();
       code.set(L.target);
       check?.(L.target);
-      this.#remainingAfter().set(L.remaining);
+      this.#leftAfter().set(L.budget);
       code.br(this.#labels.transfer);
       return;
     }
     const link = this.acquire(I32);
     const left = this.acquire(I32);
     code.get(L.pc).mem(MEM.i32Load, R.link).tee(link).op(OP.i32Eqz);
-    this.#remainingAfter().tee(left).i32(MAX_RUN).op(OP.i32LtS).op(OP.i32Or).if();
+    this.#leftAfter()
+      .tee(left)
+      .i32(MAX_RUN * R.size)
+      .op(OP.i32LtS)
+      .op(OP.i32Or)
+      .if();
     target();
     code.set(L.target);
     check?.(L.target);
-    code.get(left).set(L.remaining).br(this.#labels.transfer).end();
-    code.get(left).set(L.remaining).get(link).tee(L.pc).set(L.start).br(this.#labels.dispatch);
+    code.get(left).set(L.budget).br(this.#labels.transfer).end();
+    code.get(left).get(link).tee(L.pc).op(OP.i32Add).set(L.budget).br(this.#labels.dispatch);
     this.release(link, I32);
     this.release(left, I32);
   }
 
   repeat(): void {
     const { code } = this;
-    code.get(L.remaining).i32(1).op(OP.i32Sub).tee(L.remaining).i32(MAX_RUN).op(OP.i32LtS).if();
+    code.get(L.budget).i32(R.size).op(OP.i32Sub).set(L.budget);
+    this.#left()
+      .i32(MAX_RUN * R.size)
+      .op(OP.i32LtS)
+      .if();
     this.#leaveHere(Status.budget);
     code.end().br(this.#labels.dispatch);
   }
@@ -177,7 +190,8 @@ class RunEmitter implements Frame {
 
   build(handlers: readonly HotHandler[]): FuncBody {
     const { code } = this;
-    code.get(L.pc).set(L.start);
+    code.get(L.budget).i32(RECORD_SHIFT).op(OP.i32Shl).get(L.pc).op(OP.i32Add).set(L.budget);
+    code.i32(0).mem(MEM.i32Load, P.page).set(L.page);
     code.i32(0).mem(MEM.i64Load, P.context).set(L.context);
     code.i32(0).mem(MEM.i32Load, P.contextHash).set(L.hash);
     code
@@ -197,14 +211,17 @@ class RunEmitter implements Frame {
     this.#labels = { dispatch, lookup, transfer, fault, leaveHere, leaveAtTarget };
     this.#dispatch(handlers);
     code.end();
-    code.get(L.remaining).i32(MAX_RUN).op(OP.i32LtS).if();
+    code
+      .get(L.budget)
+      .i32(MAX_RUN * R.size)
+      .op(OP.i32LtS)
+      .if();
     this.#leaveAtTarget(Status.budget);
     code.end().end();
     this.#lookup();
     code.end().op(OP.unreachable).end();
     code.i32(Status.fault).set(L.status).end();
-    code.get(L.remaining);
-    this.#done().op(OP.i32Sub).set(L.remaining);
+    this.#left().set(L.budget);
     code.get(L.pc).mem(MEM.i64Load16U, R.offset).get(L.pageBase).op(OP.i64Add).set(L.target).end();
     this.#epilogue();
     const locals: ValType[] = [...FIXED, ...Array<ValType>(POOL).fill(I64), ...Array<ValType>(POOL).fill(I32)];
@@ -217,7 +234,7 @@ class RunEmitter implements Frame {
       .i32(0)
       .get(L.target)
       .mem(MEM.i64Store, Layout.state + S.rip);
-    code.i32(0).get(L.remaining).mem(MEM.i32Store, P.remaining);
+    code.i32(0).get(L.budget).i32(RECORD_SHIFT).op(OP.i32ShrS).mem(MEM.i32Store, P.remaining);
     code.i32(0).get(L.pc).mem(MEM.i32Store, P.pc);
     this.#emit((r) => r.spillFlags());
     code.get(L.status);
@@ -238,11 +255,16 @@ class RunEmitter implements Frame {
     code.end();
     this.#link();
     code.end();
+    // No page is current: RIP lies in none.
     code
       .i32(0)
       .mem(MEM.i64Load, Layout.state + S.rip)
-      .set(L.target)
-      .br(this.#labels.lookup);
+      .tee(L.target)
+      .i64(1n)
+      .op(OP.i64Add)
+      .set(L.pageBase);
+    this.#left().set(L.budget);
+    code.br(this.#labels.lookup);
     for (const handler of handlers) {
       code.end();
       new HandlerEmitter(this).emit(handler.record(), handler.dropFlags);
@@ -256,10 +278,14 @@ class RunEmitter implements Frame {
   #link(): void {
     const { code } = this;
     const link = this.acquire(I32);
-    code.get(L.remaining);
-    this.#done().op(OP.i32Sub).set(L.remaining);
+    this.#left().set(L.budget);
     code.get(L.pc).mem(MEM.i32Load, R.link).tee(link).op(OP.i32Eqz);
-    code.get(L.remaining).i32(MAX_RUN).op(OP.i32LtS).op(OP.i32Or).if();
+    code
+      .get(L.budget)
+      .i32(MAX_RUN * R.size)
+      .op(OP.i32LtS)
+      .op(OP.i32Or)
+      .if();
     code
       .get(L.pc)
       .mem(MEM.i64Load16U, R.offset)
@@ -268,7 +294,7 @@ class RunEmitter implements Frame {
       .set(L.target)
       .br(this.#labels.transfer)
       .end();
-    code.get(link).tee(L.pc).set(L.start).br(this.#labels.dispatch);
+    code.get(link).tee(L.pc).get(L.budget).op(OP.i32Add).set(L.budget).br(this.#labels.dispatch);
     this.release(link, I32);
   }
 
@@ -302,21 +328,53 @@ class RunEmitter implements Frame {
       .i32(0)
       .mem(MEM.i64Load, Layout.state + S.rip)
       .set(L.target);
-    this.#remainingAfter().set(L.remaining);
+    this.#leftAfter().set(L.budget);
     code.br(this.#labels.transfer).end();
     this.repeat();
     this.release(status, I32);
   }
 
-  /** Finds `target`'s record through the TLB and the jump cache. */
+  /** Finds `target`'s record: in this page by its offset, elsewhere through the TLB; then the jump cache. */
   #lookup(): void {
     const { code } = this;
-    const [linear, page] = [this.acquire(I64), this.acquire(I64)];
+    const linear = this.acquire(I64);
     const [entry, pa] = [this.acquire(I32), this.acquire(I32)];
     const missed = code.block();
+    code.get(L.target).get(L.pageBase).op(OP.i64Sub).tee(linear).i64(4096n).op(OP.i64LtU).if();
+    code.get(linear).op(OP.i32WrapI64).get(L.page).op(OP.i32Or).set(pa);
+    code.else();
+    this.#translate(linear, entry, missed);
+    code.get(linear).op(OP.i32WrapI64).i32(0xfff).op(OP.i32And).get(L.page).op(OP.i32Or).set(pa);
+    code.end();
+    code.get(pa).get(pa).i32(12).op(OP.i32ShrU).op(OP.i32Xor);
+    code
+      .i32(Jump.entries - 1)
+      .op(OP.i32And)
+      .i32(4)
+      .op(OP.i32Shl)
+      .tee(entry)
+      .mem(MEM.i64Load, Jump.base);
+    code.get(pa).op(OP.i64ExtendI32U).i32(0).mem(MEM.i64Load, P.key).op(OP.i64Or).op(OP.i64Ne).brIf(missed);
+    code
+      .get(entry)
+      .mem(MEM.i32Load, Jump.base + 8)
+      .tee(L.pc)
+      .get(L.budget)
+      .op(OP.i32Add)
+      .set(L.budget);
+    code.br(this.#labels.dispatch).end();
+    this.#leaveAtTarget(Status.miss);
+    this.release(linear, I64);
+    this.release(entry, I32);
+    this.release(pa, I32);
+  }
+
+  /** Sets `linear`, `page` and `pageBase` for `target`; branches to `missed` if the TLB or the code segment's limit does not allow it. */
+  #translate(linear: number, entry: number, missed: Label): void {
+    const { code } = this;
     code.get(L.target).i32(0).mem(MEM.i64Load, P.codeBase).op(OP.i64Add);
     code.i32(0).mem(MEM.i64Load, P.linearMask).op(OP.i64And).set(linear);
-    code.get(L.target).get(linear).i64(0xfffn).op(OP.i64And).op(OP.i64Sub).tee(page);
+    code.get(L.target).get(linear).i64(0xfffn).op(OP.i64And).op(OP.i64Sub).tee(L.pageBase);
     code.i64(0xfffn).op(OP.i64Add).i32(0).mem(MEM.i64Load, P.codeLimit).op(OP.i64GtU).brIf(missed);
     code.get(linear).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64).get(L.hash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And);
     code.tee(entry).mem(MEM.i64Load, Layout.tlb + TlbEntry.tagExec);
@@ -325,33 +383,8 @@ class RunEmitter implements Frame {
       .get(entry)
       .mem(MEM.i32Load, Layout.tlb + TlbEntry.info)
       .i32(-4096)
-      .op(OP.i32And);
-    code.get(linear).op(OP.i32WrapI64).i32(0xfff).op(OP.i32And).op(OP.i32Or).tee(pa);
-    code
-      .get(pa)
-      .i32(12)
-      .op(OP.i32ShrU)
-      .op(OP.i32Xor)
-      .i32(Jump.entries - 1)
       .op(OP.i32And)
-      .i32(4)
-      .op(OP.i32Shl)
-      .tee(entry);
-    code.mem(MEM.i64Load, Jump.base).get(pa).op(OP.i64ExtendI32U).i32(0).mem(MEM.i64Load, P.key).op(OP.i64Or);
-    code.op(OP.i64Ne).brIf(missed);
-    code.get(page).set(L.pageBase);
-    code
-      .get(entry)
-      .mem(MEM.i32Load, Jump.base + 8)
-      .tee(L.pc)
-      .set(L.start)
-      .br(this.#labels.dispatch);
-    code.end();
-    this.#leaveAtTarget(Status.miss);
-    this.release(linear, I64);
-    this.release(page, I64);
-    this.release(entry, I32);
-    this.release(pa, I32);
+      .set(L.page);
   }
 }
 

@@ -57,6 +57,8 @@ export const P = {
   remaining: slot + 40,
   /** u32: record at which `run` left. */
   pc: slot + 44,
+  /** u32: host physical address of the page that `run` starts in, if it starts at a record. */
+  page: slot + 12,
   /** u64: code key id << 32, upper half of the jump cache's tags. */
   key: slot + 48,
 } as const;
