@@ -54,7 +54,8 @@ export class FwCfg implements Device, PortDevice {
 
   read(offset: number, size: number): number {
     if (offset === 0 && size === 1) return 0;
-    const item = this.#items.get(this.#selector & 0x3fff);
+    // Bit 14 selects the (absent) write channel; bit 15 the architecture's own items.
+    const item = this.#items.get(this.#selector & ~0x4000);
     return item && this.#cursor < item.length ? item[this.#cursor++] : 0;
   }
   write(offset: number, size: number, value: number): void {
