@@ -61,7 +61,8 @@ export function addPcDevices(bus: IoBus, host: DeviceHost, options: PcOptions): 
       classCode: 0x010180,
       writable: [
         [0x40, 4, 0xff],
-        [0x20, 4, 0xf0],
+        [0x20, 1, 0xf0],
+        [0x21, 3, 0xff],
       ],
       initial: [
         [0x20, [1]],
