@@ -10,7 +10,7 @@ import { AccessKind, PageWalker, type WalkMemory } from '../memory/paging.ts';
 import { PAGE, type PhysicalMemory, PRIVATE } from '../memory/physical.ts';
 import { Tag, Tlb } from '../memory/tlb.ts';
 import type { PlatformBus } from '../processor-api.ts';
-import { S, Vector } from '../state-layout.ts';
+import { Flag, S, Vector } from '../state-layout.ts';
 import {
   contextRights,
   currentPcid,
@@ -68,6 +68,8 @@ export class MemoryAccess implements WalkMemory {
     pageWalk: false,
     linear: undefined as bigint | undefined,
   };
+  /** What contexts and walk configuration were last derived from. */
+  readonly #seen = new Float64Array(10).fill(Number.NaN);
   #walkLow = 0;
   #walkHigh = 0;
   readonly #host: AccessHost;
@@ -107,6 +109,7 @@ export class MemoryAccess implements WalkMemory {
     const state = this.#state;
     const guest = this.#host.guest;
     state.derivedStale = false;
+    if (!this.#inputsChanged(guest)) return;
     this.#asid = guest?.asid ?? 0;
     this.#nestedRoot = guest?.nestedRoot ?? 0;
     this.#user = state.cpl === 3 && pagingMode(state) !== 'off';
@@ -121,6 +124,29 @@ export class MemoryAccess implements WalkMemory {
     this.#systemContext = 0;
   }
 
+  /** A world switch back to the same guest changes nothing: comparing is cheaper than deriving. */
+  #inputsChanged(guest: GuestMode | null): boolean {
+    const { block } = this.#state;
+    const seen = this.#seen;
+    let changed = false;
+    const take = (at: number, value: number): void => {
+      if (seen[at] === value) return;
+      seen[at] = value;
+      changed = true;
+    };
+    take(0, block.getInt32(S.cr0, true));
+    take(1, block.getInt32(S.cr3, true));
+    take(2, block.getInt32(S.cr3 + 4, true));
+    take(3, block.getInt32(S.cr4, true));
+    take(4, block.getInt32(S.efer, true));
+    take(5, block.getUint8(S.cpl));
+    take(6, block.getInt32(S.rflags, true) & Flag.AC);
+    take(7, guest === null ? -1 : guest.asid);
+    take(8, guest === null ? -1 : guest.nestedRoot);
+    take(9, this.tlb.generation);
+    return changed;
+  }
+
   /** The context for generated code. */
   context(): number {
     if (this.#state.derivedStale) this.refresh();
@@ -128,11 +154,20 @@ export class MemoryAccess implements WalkMemory {
   }
 
   #implicitContext(): number {
-    if (this.#systemContext === 0) {
-      const rights = contextRights(this.#state, true);
-      this.#systemContext = this.tlb.context(this.#asid, currentPcid(this.#state), this.#nestedRoot, rights);
+    if (this.#systemContext !== 0) return this.#systemContext;
+    const { generation } = this.tlb;
+    let id = this.#internImplicit();
+    if (this.tlb.generation !== generation) {
+      // Ids ran out: the explicit context's has lost its meaning, too.
+      this.refresh();
+      id = this.#internImplicit();
     }
-    return this.#systemContext;
+    this.#systemContext = id;
+    return id;
+  }
+  #internImplicit(): number {
+    const rights = contextRights(this.#state, true);
+    return this.tlb.context(this.#asid, currentPcid(this.#state), this.#nestedRoot, rights);
   }
 
   /** Linear to host physical, filling the TLB. Throws #PF, #GP(0) for a non-canonical address, or VMEXIT. */

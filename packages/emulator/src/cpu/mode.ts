@@ -199,7 +199,7 @@ function rootAddress(state: StateBlock, mode: PagingMode, maxphyaddr: number): n
   const cr3Low = state.block.getUint32(S.cr3, true);
   if (mode === 'PAE') return (cr3Low & 0xffffffe0) >>> 0;
   if (mode !== '4-level') return (cr3Low & 0xfffff000) >>> 0;
-  const high = state.block.getUint32(S.cr3 + 4, true) & (2 ** (maxphyaddr - 32) - 1);
+  const high = state.block.getUint32(S.cr3 + 4, true) & ((1 << (maxphyaddr - 32)) - 1);
   return high * 0x100000000 + ((cr3Low & 0xfffff000) >>> 0);
 }
 

@@ -94,6 +94,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   #armed: Breakpoint[] = [];
   /** DR6 bits that the running instruction's accesses hit. */
   #hits = 0n;
+  /** CS base before the running instruction; outside 64-bit mode it has 32 bits. */
+  #codeBase = 0;
   /** What an engine's slow path met. */
   #recorded: GuestException | 'exit' | null = null;
   #codeHit = false;
@@ -253,20 +255,20 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   #execute(decoded: Instruction | null): RunStop | undefined {
     const { evaluator, ops } = this;
-    const linear = this.linearRip();
+    this.#codeBase = this.state.block.getUint32(S.segments + Seg.CS * 16 + 8, true);
     ops.begin();
     this.#hits = 0n;
     let code = decoded === null ? evaluator.decode() : X86Emul.CONTINUE;
     const insn = decoded ?? evaluator.instruction;
     if (code === X86Emul.CONTINUE) code = evaluator.execute(insn);
-    if (code === X86Emul.CONTINUE) return this.#retire(insn, linear);
+    if (code === X86Emul.CONTINUE) return this.#retire(insn);
     if (code === X86Emul.PROPAGATE_FAULT) return this.#raised(evaluator.exception, evaluator.exception.trap);
     if (code === X86Emul.INTERCEPTED) return 'guest-exit';
     // What the x86 subset can't do at all is an undefined opcode.
     return code === X86Emul.UNHANDLEABLE ? this.#raised(this.exception.set(Vector.UD), false) : undefined;
   }
 
-  #retire(insn: Instruction, linear: bigint): RunStop | undefined {
+  #retire(insn: Instruction): RunStop | undefined {
     const { ops, state, evaluator } = this;
     this.tick++;
     // INT n and its kin clear TF on their way into the handler: no single step there.
@@ -275,8 +277,14 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     const trap = evaluator.context.debugTrap ?? 0n;
     if ((this.#hits | step | trap) !== 0n) this.events.afterInstruction(this.#hits | trap, step, ops.newShadow);
     state.shadow = ops.newShadow;
-    if (state.modeStale) this.noticeMode(insn.row.mnemonic, linear, insn.bytes.slice(0, insn.length));
+    if (state.modeStale) this.noticeMode(insn.row.mnemonic, insn);
     return ops.writtenCr >= 0 || ops.writtenEfer ? this.#writeTraps() : undefined;
+  }
+
+  /** Linear address of the instruction that evaluate has just executed, whatever it did to CS. */
+  #executedAt(): bigint {
+    const { mode, rip } = this.evaluator.context;
+    return mode === 'prot64' ? rip : (BigInt(this.#codeBase) + rip) & 0xffffffffn;
   }
 
   /** Write traps: the write is done, RIP stands behind the instruction (APM 15.35.5). */
@@ -331,7 +339,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
    * Outside a guest that a silicon wing runs the block still holds that guest's state: leaving is no change of mode, and entering is one
    * only if the guest comes back in another mode.
    */
-  noticeMode(cause: string, rip?: bigint, bytes?: Uint8Array): void {
+  noticeMode(cause: string, insn?: Instruction): void {
     const { state } = this;
     if (!state.modeStale || cause === 'vmexit') return;
     state.modeStale = false;
@@ -348,6 +356,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     this.#controls = new Controls().read(state, view);
     this.#mode = to;
     if (this.onModeChange === null || sameMode(from, to)) return;
+    const rip = insn && this.#executedAt();
+    const bytes = insn?.bytes.slice(0, insn.length);
     this.onModeChange({ tick: this.tick, from, to, cause, rip, bytes, ...Controls.pairs(before, this.#controls) });
   }
 

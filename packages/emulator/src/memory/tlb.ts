@@ -59,6 +59,9 @@ export class Tlb {
   /** Fills of pages above 4 KiB since the last full flush: INVLPG must then look for all parts of the page. */
   #large = 0;
 
+  /** Changes whenever context ids lose their meaning. */
+  generation = 0;
+
   constructor(memory: PhysicalMemory) {
     this.#u32 = new Uint32Array(memory.memory.buffer, Layout.tlb, ENTRIES * WORDS);
     this.#u8 = new Uint8Array(memory.memory.buffer, Layout.tlb, ENTRIES * TlbEntry.size);
@@ -82,6 +85,7 @@ export class Tlb {
 
   #forget(): void {
     this.flushAll();
+    this.generation++;
     this.#ids.clear();
     this.#roots.clear();
     this.#contexts.length = 1;
