@@ -21,7 +21,9 @@ const packed =
     // DAS: a borrow of the low digit's adjustment sets CF too.
     const cf = subtract ? b.orC(high, b.andC(low, b.ltU(al, b.const(6)))) : high;
     b.setReg(reg.rax, 1, result);
-    b.setFlags({ cf, af: low, of: b.false(), ...resultFlags(b, result, 1) });
+    // OF is undefined; the processor's is that of the addition or subtraction.
+    const of = b.bit(b.and(b.xor(al, result), subtract ? b.xor(al, by) : b.xor(by, result)), 7);
+    b.setFlags({ cf, af: low, of, ...resultFlags(b, result, 1) });
   };
 
 /** AAA, AAS: the carry or borrow goes to AH. */
@@ -31,13 +33,12 @@ const unpacked =
     const ax = b.getReg(reg.rax, 2);
     const adjust = b.orC(b.flag('af'), lowDigitOver9(b, ax));
     const by = b.select(adjust, b.const(0x106), b.const(0));
-    const result = b.and(subtract ? b.sub(ax, by) : b.add(ax, by), b.const(0xff0f));
-    b.setReg(reg.rax, 2, result);
-    b.setFlags({ cf: adjust, af: adjust, of: b.false(), ...resultFlags(b, result, 1) });
+    const raw = subtract ? b.sub(ax, by) : b.add(ax, by);
+    b.setReg(reg.rax, 2, b.and(raw, b.const(0xff0f)));
+    // SF, ZF, PF, OF are undefined; the processor's are those of AX before AL's high digit is cleared.
+    const of = b.bit(b.and(b.xor(ax, raw), subtract ? ax : raw), 15);
+    b.setFlags({ cf: adjust, af: adjust, of, ...resultFlags(b, raw, 2) });
   };
-
-const adjusted = (b: Builder, al: Value): void =>
-  b.setFlags({ cf: b.false(), of: b.false(), af: b.false(), ...resultFlags(b, al, 1) });
 
 const aam: Semantics = (b) => {
   const base = b.zext(b.imm(), 1);
@@ -45,15 +46,16 @@ const aam: Semantics = (b) => {
   const al = b.getReg(reg.rax, 1);
   const digit = b.remU(al, base);
   b.setReg(reg.rax, 2, b.or(b.shl(b.divU(al, base), b.const(8)), digit));
-  adjusted(b, digit);
+  b.setFlags({ cf: b.false(), of: b.false(), af: b.false(), ...resultFlags(b, digit, 1) });
 };
 
 const aad: Semantics = (b) => {
   const base = b.zext(b.imm(), 1);
   const ax = b.getReg(reg.rax, 2);
-  const al = b.zext(b.add(ax, b.mul(b.shrU(ax, b.const(8)), base)), 1);
-  b.setReg(reg.rax, 2, al);
-  adjusted(b, al);
+  const tens = b.zext(b.mul(b.shrU(ax, b.const(8)), base), 1);
+  const sum = b.add(b.zext(ax, 1), tens);
+  b.setReg(reg.rax, 2, b.zext(sum, 1));
+  b.flagsAdd(ax, tens, sum, 1);
 };
 
 export const BCD: Record<string, Semantics> = {

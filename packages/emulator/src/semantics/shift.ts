@@ -120,7 +120,7 @@ function doubleShift(b: Builder, x: Value, fill: Value, count: Value, size: Size
     const middle = b.shl(fill, b.const(16));
     return left
       ? b.shrU(b.shl(b.or(b.shl(x, b.const(32)), b.or(middle, fill)), count), b.const(32))
-      : b.shrU(b.or(x, b.or(middle, b.shl(x, b.const(32)))), count);
+      : b.shrU(b.or(x, b.or(middle, b.shl(fill, b.const(32)))), count);
   }
   const rest = b.sub(b.const(bitsOf(size) - 1), count);
   return left

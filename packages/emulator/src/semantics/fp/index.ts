@@ -3,12 +3,17 @@
  * Manual: APM vol. 4 and 5. What is not here is not implemented (NotImplementedError).
  */
 import type { Row } from '../../decode/instruction.ts';
+import { moveFunction } from '../simd/move.ts';
+import { packedFunction } from '../simd/packed.ts';
 import type { FpFunction } from './context.ts';
 import { CONTROL } from './control.ts';
 
 const BY_MNEMONIC: Readonly<Record<string, FpFunction>> = { ...CONTROL };
+const UNITS = new Set<Row['unit']>(['mmx', 'sse']);
 
 /** The function that executes a row, or undefined. */
 export function fpFunction(row: Row): FpFunction | undefined {
-  return BY_MNEMONIC[row.mnemonic];
+  const known = BY_MNEMONIC[row.mnemonic];
+  if (known !== undefined) return known;
+  return UNITS.has(row.unit) ? (moveFunction(row) ?? packedFunction(row)) : undefined;
 }
