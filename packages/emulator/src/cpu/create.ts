@@ -20,7 +20,7 @@ export async function createProcessor(
   options: Omit<ProcessorOptions, 'memory' | 'model'> & { engine?: EngineName } = {},
 ): Promise<Processor> {
   const processor = new Processor({ memory, model, ...options });
-  if (options.engine === 'interpret') installInterpreter(processor);
+  if (options.engine !== 'evaluate') installInterpreter(processor);
   return processor;
 }
 
