@@ -12,6 +12,7 @@ export * from './mmu/mmu.ts';
 export { traceTrappedSwitch } from './mode-switch.ts';
 export * from './ops-table.ts';
 export { fromSegment, toSegment } from './segments.ts';
+export { type RegName, RegSet } from './reg-set.ts';
 export * from './smm.ts';
 export type { VcpuSave, VmSave } from './snapshot.ts';
 export { kvmOpsUpdate } from './static-calls.ts';

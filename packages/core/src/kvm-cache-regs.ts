@@ -3,6 +3,7 @@
  * KVM: arch/x86/kvm/kvm_cache_regs.h, and the predicates of x86.h.
  */
 import { CR0, CR4, EFER, RAX, RBX, RCX, RDX, RSP } from '@tskvm/emulator';
+import type { RegName } from './reg-set.ts';
 import type { Vcpu } from './vcpu.ts';
 
 /** Index of RIP in `arch.regs`. */
@@ -12,16 +13,16 @@ export const HF_GUEST_MASK = 1;
 export const HF_SMM_MASK = 2;
 export const HF_SMM_INSIDE_NMI_MASK = 4;
 
-export const kvmRegisterIsAvailable = (vcpu: Vcpu, reg: string): boolean => vcpu.arch.regsAvail.has(reg);
-export const kvmRegisterIsDirty = (vcpu: Vcpu, reg: string): boolean => vcpu.arch.regsDirty.has(reg);
-export function kvmRegisterMarkAvailable(vcpu: Vcpu, reg: string): void {
+export const kvmRegisterIsAvailable = (vcpu: Vcpu, reg: RegName): boolean => vcpu.arch.regsAvail.has(reg);
+export const kvmRegisterIsDirty = (vcpu: Vcpu, reg: RegName): boolean => vcpu.arch.regsDirty.has(reg);
+export function kvmRegisterMarkAvailable(vcpu: Vcpu, reg: RegName): void {
   vcpu.arch.regsAvail.add(reg);
 }
-export function kvmRegisterMarkDirty(vcpu: Vcpu, reg: string): void {
+export function kvmRegisterMarkDirty(vcpu: Vcpu, reg: RegName): void {
   vcpu.arch.regsAvail.add(reg);
   vcpu.arch.regsDirty.add(reg);
 }
-const cache = (vcpu: Vcpu, reg: string): void => {
+const cache = (vcpu: Vcpu, reg: RegName): void => {
   if (!vcpu.arch.regsAvail.has(reg)) vcpu.kvm.calls.cacheReg(vcpu, reg);
 };
 

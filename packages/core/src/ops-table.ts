@@ -5,6 +5,7 @@
 
 import type { InstructionInfo, InterceptStage, SegmentIndex, X86Emul } from '@tskvm/emulator';
 import type { Kvm } from './kvm.ts';
+import type { RegName } from './reg-set.ts';
 import type {
   CallerErrno,
   DtPtr,
@@ -83,7 +84,7 @@ export const KVM_X86_OPS = {
     'Read DR0-3, DR6, DR7 back after the guest ran with DR exits off.',
   ),
   setDr7: required<(vcpu: Vcpu, value: bigint) => void>('Write DR7 into the VMCB or VMCS.'),
-  cacheReg: required<(vcpu: Vcpu, reg: string) => void>('Pull one lazily cached register from the VMCB or VMCS.'),
+  cacheReg: required<(vcpu: Vcpu, reg: RegName) => void>('Pull one lazily cached register from the VMCB or VMCS.'),
   getRflags: required<(vcpu: Vcpu) => bigint>('RFLAGS as the guest sees it.'),
   setRflags: required<(vcpu: Vcpu, rflags: bigint) => void>('Write RFLAGS as the guest sees it.'),
   getIfFlag: required<(vcpu: Vcpu) => boolean>('RFLAGS.IF as the guest sees it.'),

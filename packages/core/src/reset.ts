@@ -66,7 +66,7 @@ export const kvmVcpuReset = frame('kvmVcpuReset', (vcpu: Vcpu, initEvent: boolea
   arch.haltRequest = false;
   if (!initEvent) powerOnState(vcpu);
   arch.regs.fill(0n);
-  for (const reg of ['rip', 'rsp', 'rflags', 'cr0', 'cr3', 'cr4', 'pdptr', 'segments'])
+  for (const reg of ['rip', 'rsp', 'rflags', 'cr0', 'cr3', 'cr4', 'pdptr', 'segments'] as const)
     kvmRegisterMarkAvailable(vcpu, reg);
   kvmRegisterMarkDirty(vcpu, 'rsp');
   arch.regs[RDX] = BigInt(kvmFindCpuidEntry(vcpu, 1)?.eax ?? DEFAULT_SIGNATURE);

@@ -8,6 +8,7 @@ import type { Kvm } from './kvm.ts';
 import type { Lapic } from './lapic.ts';
 import { kvmMmuGvaToGpaSystem } from './mmu/walker.ts';
 import { kvmSetXcr } from './msrs.ts';
+import { RegSet } from './reg-set.ts';
 import { kvmMakeRequest } from './requests.ts';
 import { loadVcpu, saveVcpu, type VcpuSave } from './snapshot.ts';
 import type { KvmExit, KvmSegment } from './types.ts';
@@ -49,8 +50,8 @@ export interface VcpuArch {
   /** RAX..R15 and RIP (index 16). Filled by the vendor's exit path; never aliases the processor's block. */
   regs: BigUint64Array;
   /** Names of registers that are cached / dirty (KVM: regs_avail, regs_dirty): 'rip','rsp','rflags','cr0','cr3','cr4','pdptr','segments','exitInfo1','exitInfo2'. */
-  regsAvail: Set<string>;
-  regsDirty: Set<string>;
+  regsAvail: RegSet;
+  regsDirty: RegSet;
   cr0: bigint;
   cr0GuestOwnedBits: bigint;
   cr2: bigint;
@@ -152,8 +153,8 @@ const noException = (): QueuedException => ({
 function newArch(): VcpuArch {
   return {
     regs: new BigUint64Array(17),
-    regsAvail: new Set(),
-    regsDirty: new Set(),
+    regsAvail: new RegSet(),
+    regsDirty: new RegSet(),
     cr0: 0n,
     cr0GuestOwnedBits: 0n,
     cr2: 0n,

@@ -2,7 +2,7 @@
  * Control registers, EFER, segments, descriptor tables, flags and debug registers in the VMCB.
  * KVM: svm.c (svm_set_cr0, svm_set_cr4, svm_set_efer, svm_get_segment, …); manual: APM vol. 2 appendix B.
  */
-import { type DtPtr, frame, type KvmSegment, kvmPdptrWrite, kvmReadCr3, type Vcpu } from '@tskvm/core';
+import { type DtPtr, frame, type KvmSegment, kvmPdptrWrite, kvmReadCr3, type RegName, type Vcpu } from '@tskvm/core';
 import { CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '@tskvm/emulator';
 import { Clean, IntState, SvmExit, segmentOffset, V } from './hardware/index.ts';
 import { recalcIntercepts, setDrIntercepts } from './intercepts.ts';
@@ -203,7 +203,7 @@ export function svmGetIfFlag(vcpu: Vcpu): boolean {
 }
 
 /** PDPTRs are the only registers that AMD-V's driver fetches late: the VMCB has no field for them. KVM: svm_cache_reg. */
-export function svmCacheReg(vcpu: Vcpu, reg: string): void {
+export function svmCacheReg(vcpu: Vcpu, reg: RegName): void {
   vcpu.arch.regsAvail.add(reg);
   if (reg !== 'pdptr' || !svmModule(vcpu).params.npt) return;
   const table = Number(kvmReadCr3(vcpu) & 0xffff_ffe0n);

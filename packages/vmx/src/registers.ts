@@ -12,6 +12,7 @@ import {
   kvmRegisterMarkAvailable,
   kvmRegisterMarkDirty,
   POSSIBLE_CR4_GUEST_BITS,
+  type RegName,
   type Vcpu,
 } from '@tskvm/core';
 import { CR0, CR4, EFER, Flag, RSP, S } from '@tskvm/emulator';
@@ -142,7 +143,7 @@ export function setCr4GuestHostMask(vcpu: Vcpu): void {
 }
 
 /** Reads one register out of the VMCS. KVM: vmx_cache_reg. */
-export function vmxCacheReg(vcpu: Vcpu, reg: string): void {
+export function vmxCacheReg(vcpu: Vcpu, reg: RegName): void {
   const { arch } = vcpu;
   const v = vmcsOf(vcpu);
   arch.regsAvail.add(reg);

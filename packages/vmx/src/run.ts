@@ -16,7 +16,7 @@ import {
   trace,
   type Vcpu,
 } from '@tskvm/core';
-import { S } from '@tskvm/emulator';
+import { type ProcessorState, S } from '@tskvm/emulator';
 import { vmxCompleteInterrupts, vmxSetInterruptShadow } from './events.ts';
 import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, Reason } from './hardware/bits.ts';
 import { F } from './hardware/vmcs.ts';
@@ -32,27 +32,42 @@ export function exitReasonName(reason: number): string {
 }
 
 const RSP_WORD = 8;
-/** General registers but RSP (which the VMCS holds) into the processor. */
+/** General registers but RSP (which the VMCS holds) and CR2 into the processor. */
 function loadRegisters(vmx: VcpuVmx, vcpu: Vcpu): void {
   const { regs32 } = vmx;
   const gpr = vmx.silicon.gprWords;
   for (let i = 0; i < 32; i++) gpr[i] = regs32[i];
+  loadCr2(vmx, vcpu);
+}
+/** The processor's CR2 is compared in words, so that nothing is allocated while it stays the same. */
+function loadCr2(vmx: VcpuVmx, vcpu: Vcpu): void {
   const { state } = vcpu.kvm.processor;
-  const cr2 = vcpu.arch.cr2;
-  if (state.get64(S.cr2) !== cr2) state.set64(S.cr2, cr2);
+  const { cr2 } = vcpu.arch;
+  if (cr2 !== vmx.cr2.value) noteCr2(vmx, cr2);
+  if (!holdsCr2(vmx, state)) state.set64(S.cr2, cr2);
+}
+const holdsCr2 = (vmx: VcpuVmx, { view, base }: ProcessorState): boolean =>
+  view.getUint32(base + S.cr2, true) === vmx.cr2.low && view.getUint32(base + S.cr2 + 4, true) === vmx.cr2.high;
+function noteCr2(vmx: VcpuVmx, value: bigint): void {
+  vmx.cr2.value = value;
+  vmx.cr2.low = Number(value & 0xffffffffn);
+  vmx.cr2.high = Number((value >> 32n) & 0xffffffffn);
 }
 function saveRegisters(vmx: VcpuVmx, vcpu: Vcpu): void {
   const { regs32 } = vmx;
   const gpr = vmx.silicon.gprWords;
   for (let i = 0; i < RSP_WORD; i++) regs32[i] = gpr[i];
   for (let i = RSP_WORD + 2; i < 32; i++) regs32[i] = gpr[i];
-  vcpu.arch.cr2 = vcpu.kvm.processor.state.get64(S.cr2);
+  const { state } = vcpu.kvm.processor;
+  if (holdsCr2(vmx, state)) return;
+  vcpu.arch.cr2 = state.get64(S.cr2);
+  noteCr2(vmx, vcpu.arch.cr2);
 }
 
 /** Registers that were changed since the last exit, into the VMCS. */
 function flushRegisters(vcpu: Vcpu): void {
   const { regs, regsDirty } = vcpu.arch;
-  if (regsDirty.size === 0) return;
+  if (regsDirty.isEmpty) return;
   const v = vmcsOf(vcpu);
   if (regsDirty.has('rsp')) v.write64(F.GUEST_RSP, regs[4]);
   if (regsDirty.has('rip')) v.write64(F.GUEST_RIP, regs[16]);

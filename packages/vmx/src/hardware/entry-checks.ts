@@ -430,7 +430,7 @@ const REGISTER_ROWS: CheckRow[] = [
 
 // Segments: 26.3.1.2.
 
-const SEGMENTS = Dirty.guestSegments | Dirty.guestRegisters | Dirty.controls;
+const SEGMENTS = Dirty.guestSegments | Dirty.guestRegisters | Dirty.guestRflags | Dirty.controls;
 const NAMES = ['ES', 'CS', 'SS', 'DS', 'FS', 'GS', 'LDTR', 'TR'] as const;
 type SegmentName = (typeof NAMES)[number];
 const CS = 1;
@@ -611,19 +611,20 @@ const SEGMENT_ROWS: CheckRow[] = [
 // RIP and RFLAGS: 26.3.1.4.
 
 const RIP = Dirty.guestRip | Dirty.guestSegments | Dirty.controls;
+const FLAGS = Dirty.guestRflags | Dirty.controls;
 const RFLAGS_RESERVED = 0xffc08028 | 0;
 const RIP_ROWS: CheckRow[] = [
   row('vmx.guest.rip', 'GUEST_RIP', RIP, 'canonical in 64-bit mode, else below 4G', '26.3.1.4', (c) => {
     if (upperZero(c, F.GUEST_RIP)) return true;
     return c.ia32e && (rights(c, CS) & 0x2000) !== 0 && canonical(c, F.GUEST_RIP);
   }),
-  row('vmx.guest.rflags.reserved', 'GUEST_RFLAGS', RIP, 'reserved bits clear, bit 1 set', '26.3.1.4', (c) => {
+  row('vmx.guest.rflags.reserved', 'GUEST_RFLAGS', FLAGS, 'reserved bits clear, bit 1 set', '26.3.1.4', (c) => {
     return (c.rflags & RFLAGS_RESERVED) === 0 && (c.rflags & 2) !== 0 && upperZero(c, F.GUEST_RFLAGS);
   }),
   row(
     'vmx.guest.rflags.vm',
     'GUEST_RFLAGS',
-    RIP | Dirty.guestRegisters,
+    FLAGS | Dirty.guestRegisters,
     'VM clear in IA-32e mode and with PE=0',
     '26.3.1.4',
     (c) => {
@@ -633,7 +634,7 @@ const RIP_ROWS: CheckRow[] = [
   row(
     'vmx.guest.rflags.if',
     'GUEST_RFLAGS',
-    RIP | Dirty.guestNonRegister,
+    FLAGS | Dirty.guestNonRegister,
     'IF set to inject an external interrupt',
     '26.3.1.4',
     (c) => {
@@ -644,7 +645,7 @@ const RIP_ROWS: CheckRow[] = [
 
 // Non-register state: 26.3.1.5.
 
-const NON_REGISTER = Dirty.guestNonRegister | Dirty.guestRip | Dirty.controls;
+const NON_REGISTER = Dirty.guestNonRegister | Dirty.guestRflags | Dirty.guestSegments | Dirty.controls;
 const state = (code: string, name: FieldName, rule: string, ok: (c: CheckContext) => boolean, qualification?: number) =>
   row(`vmx.guest.${code}`, name, NON_REGISTER, rule, '26.3.1.5', ok, qualification);
 const interruptibility = (c: CheckContext): number => c.vmcs.read32(F.GUEST_INTERRUPTIBILITY_INFO);
@@ -764,13 +765,24 @@ export const GUEST_ROWS: readonly CheckRow[] = [
   ),
 ];
 
-/** Do all rows of the written groups hold? Allocates nothing. */
-export function allHold(rows: readonly CheckRow[], c: CheckContext, dirty: number): boolean {
-  for (let i = 0; i < rows.length; i++) {
-    const r = rows[i];
-    if ((r.groups & dirty) !== 0 && !r.ok(c)) return false;
+/** Rows of one stage by the groups that were written: what is asked is looked up, not searched. */
+export class RowSet {
+  readonly rows: readonly CheckRow[];
+  readonly #byGroups: (readonly CheckRow[] | undefined)[] = [];
+  constructor(rows: readonly CheckRow[]) {
+    this.rows = rows;
   }
-  return true;
+  /** Do all rows of the written groups hold? Allocates nothing from the second time on. */
+  allHold(c: CheckContext, dirty: number): boolean {
+    const rows = this.#byGroups[dirty] ?? this.#select(dirty);
+    for (let i = 0; i < rows.length; i++) if (!rows[i].ok(c)) return false;
+    return true;
+  }
+  #select(dirty: number): readonly CheckRow[] {
+    const rows = this.rows.filter((r) => (r.groups & dirty) !== 0);
+    this.#byGroups[dirty] = rows;
+    return rows;
+  }
 }
 
 /** Every row that does not hold, in the manual's order. */

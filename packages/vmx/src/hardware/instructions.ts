@@ -26,15 +26,14 @@ import {
 import { readCapabilities, type VmxCapabilities } from './capabilities.ts';
 import { VmxGuest } from './controls.ts';
 import {
-  allHold,
   CheckContext,
-  type CheckRow,
   CONTROL_ROWS,
   type FailedCheck,
   failures,
   firstQualification,
   GUEST_ROWS,
   HOST_ROWS,
+  RowSet,
 } from './entry-checks.ts';
 import { clearRegion, Dirty, F, fieldExists, fieldReadOnly, regionRevision, Vmcs } from './vmcs.ts';
 import { WorldSwitch } from './world-switch.ts';
@@ -67,10 +66,14 @@ export class VmxSilicon {
   readonly #model: CpuModel;
   readonly #switch: WorldSwitch;
   readonly #checks: CheckContext;
+  readonly #controlRows = new RowSet(CONTROL_ROWS);
+  readonly #hostRows = new RowSet(HOST_ROWS);
+  readonly #guestRows = new RowSet(GUEST_ROWS);
   readonly #controls = { secondary: 0, exit: 0, entry: 0 };
   /** Address of the VMXON region, -1 outside VMX operation. */
   #vmxon = -1;
-  #hostStale = true;
+  /** The lists of the world switch belong to other controls or another VMCS. */
+  #switchStale = true;
 
   constructor(processor: ProcessorApi, memory: PhysicalMemory, model: CpuModel) {
     this.processor = processor;
@@ -143,7 +146,7 @@ export class VmxSilicon {
     if (regionRevision(this.memory, pa) !== this.caps.revision) return this.#fail(VmError.VMPTRLD_REVISION);
     if (this.vmcs.pa !== pa) {
       this.vmcs.bind(pa);
-      this.#hostStale = true;
+      this.#switchStale = true;
     }
     return 0;
   }
@@ -204,7 +207,7 @@ export class VmxSilicon {
     if (!launch && !v.launched) return this.#fail(VmError.VMRESUME_NOT_LAUNCHED);
     const error = this.#checkControlsAndHost();
     if (error !== 0) return error;
-    if (this.#check(GUEST_ROWS)) {
+    if (this.#check(this.#guestRows)) {
       const dirty = v.dirty;
       v.dirty = 0;
       this.#run(dirty, launch);
@@ -216,18 +219,20 @@ export class VmxSilicon {
 
   #checkControlsAndHost(): number {
     const c = this.#checks;
+    // The exit writes RFLAGS back without a mark; only rows that are asked because of other writes look at it.
+    if ((this.vmcs.dirty & ~Dirty.guestRip) === 0) return 0;
     c.refresh();
     this.#controls.secondary = c.secondary;
     this.#controls.exit = c.exit;
     this.#controls.entry = c.entry;
-    if (!this.#check(CONTROL_ROWS)) return this.#fail(VmError.ENTRY_CONTROL);
-    if (!this.#check(HOST_ROWS)) return this.#fail(VmError.ENTRY_HOST);
+    if (!this.#check(this.#controlRows)) return this.#fail(VmError.ENTRY_CONTROL);
+    if (!this.#check(this.#hostRows)) return this.#fail(VmError.ENTRY_HOST);
     return 0;
   }
   /** Asks the rows of the written groups; collects what is broken only if something is. */
-  #check(rows: readonly CheckRow[]): boolean {
-    if (allHold(rows, this.#checks, this.vmcs.dirty)) return true;
-    this.failures = failures(rows, this.#checks);
+  #check(set: RowSet): boolean {
+    if (set.allHold(this.#checks, this.vmcs.dirty)) return true;
+    this.failures = failures(set.rows, this.#checks);
     // An unwritten field can't have broken its rule: whatever the walk missed is a bug of the groups.
     if (this.failures.length === 0) throw new AssertionError('an entry check failed that holds when walked');
     return false;
@@ -236,17 +241,21 @@ export class VmxSilicon {
   /** SDM 26.8: nothing is saved; host state is loaded. */
   #failEntry(reason: number, qualification: number): void {
     this.guest.record((reason | FAILED_VMENTRY) >>> 0, 0, qualification);
-    this.#switch.loadHost(this.#controls, true);
-    this.#hostStale = false;
+    this.#switch.prepare(this.#controls);
+    this.#switchStale = true;
+    this.#switch.loadHost(this.#controls);
     this.processor.guest = null;
     this.processor.stateReplaced('vmexit');
   }
 
   #run(dirty: number, launch: boolean): void {
     const { processor, guest, vmcs } = this;
-    this.#hostStale ||= (dirty & (Dirty.host | Dirty.controls)) !== 0;
+    if (this.#switchStale || (dirty & (Dirty.host | Dirty.controls)) !== 0) {
+      this.#switch.prepare(this.#controls);
+      this.#switchStale = false;
+    }
     guest.loadControls(dirty);
-    const segmentsChanged = this.#switch.loadGuest(this.#controls);
+    this.#switch.loadGuest(this.#controls);
     const count = vmcs.read32(F.VM_ENTRY_MSR_LOAD_COUNT);
     const bad = count === 0 ? -1 : this.#loadMsrs(vmcs.readAddress(F.VM_ENTRY_MSR_LOAD_ADDR), count);
     if (bad >= 0) {
@@ -257,7 +266,7 @@ export class VmxSilicon {
     if (guest.asid === 0) processor.flushTlb({ kind: 'asid', asid: 0, keepGlobal: false });
     processor.guest = guest;
     processor.eventInDelivery = undefined;
-    processor.stateReplaced('vmentry', segmentsChanged);
+    processor.stateReplaced('vmentry');
     if (this.#inject()) this.#execute();
     this.#exit();
   }
@@ -313,8 +322,7 @@ export class VmxSilicon {
     if (controls.exit & ExitCtl.savePreemptionTimer) this.#saveTimer();
     const stores = vmcs.read32(F.VM_EXIT_MSR_STORE_COUNT);
     if (stores !== 0) this.#storeMsrs(vmcs.readAddress(F.VM_EXIT_MSR_STORE_ADDR), stores);
-    this.#switch.loadHost(controls, this.#hostStale);
-    this.#hostStale = false;
+    this.#switch.loadHost(this.#controls);
     const loads = vmcs.read32(F.VM_EXIT_MSR_LOAD_COUNT);
     if (loads !== 0 && this.#loadMsrs(vmcs.readAddress(F.VM_EXIT_MSR_LOAD_ADDR), loads) >= 0) vmcs.abort = 4;
     if (guest.asid === 0) processor.flushTlb({ kind: 'asid', asid: 0, keepGlobal: false });

@@ -7,7 +7,7 @@
  * VMREAD and VMWRITE.
  */
 import type { PhysicalMemory } from '@tskvm/emulator';
-import { AssertionError, S } from '@tskvm/emulator';
+import { AssertionError, RSP, S } from '@tskvm/emulator';
 
 /** Field encodings by KVM's names (SDM appendix B). */
 export const F = {
@@ -224,13 +224,13 @@ export const Dirty = {
   /** CRs, EFER, DEBUGCTL and the other guest registers. */
   guestRegisters: 4,
   guestSegments: 8,
-  /** RIP and RFLAGS. */
   guestRip: 16,
   /** Activity, interruptibility, pending debug exceptions, link pointer, event to inject. */
   guestNonRegister: 32,
   /** Masks and shadows: nothing to check, but the running guest's copies are stale. */
   masks: 64,
-  all: 127,
+  guestRflags: 128,
+  all: 255,
 } as const;
 
 /** Offsets inside the region. */
@@ -238,18 +238,21 @@ const REVISION = 0x000;
 const ABORT = 0x004;
 const LAUNCH_STATE = 0x008;
 const FIELDS = 0x010;
-/** The guest area mirrors the state block from `S.segments` on. */
-export const GUEST_AREA = 0x800;
+/** The guest area mirrors the state block: `S.segments` lies here, the others at the same distances (RSP lowest). */
+export const GUEST_AREA = 0x900;
 /** Reserved bits of access rights as they were written: kept so that the entry check can see them. */
-const AR_RESERVED = 0xa00;
+const AR_RESERVED = 0xb00;
 
 /** VMCS order of the segment fields to the slots of the state block. */
 const SLOT = [0, 1, 2, 3, 4, 5, 7, 9, 6, 8] as const;
 const slotOffset = (vmcsIndex: number): number => GUEST_AREA + SLOT[vmcsIndex] * 16;
 
 const inGuestArea = (stateOffset: number): number => GUEST_AREA + stateOffset - S.segments;
-/** Guest fields that have a place in the state block behind the segments. */
+/** Guest fields that have a place in the state block. */
 const MIRRORED = new Map<number, number>([
+  [F.GUEST_RSP, inGuestArea(S.gpr + 8 * RSP)],
+  [F.GUEST_RIP, inGuestArea(S.rip)],
+  [F.GUEST_RFLAGS, inGuestArea(S.rflags)],
   [F.GUEST_CR0, inGuestArea(S.cr0)],
   [F.GUEST_CR3, inGuestArea(S.cr3)],
   [F.GUEST_CR4, inGuestArea(S.cr4)],
@@ -292,7 +295,7 @@ const isAccessRights = (encoding: number): boolean =>
 
 const GROUP_OF = new Map<number, number>([
   [F.GUEST_RIP, Dirty.guestRip],
-  [F.GUEST_RFLAGS, Dirty.guestRip | Dirty.guestSegments],
+  [F.GUEST_RFLAGS, Dirty.guestRflags],
   [F.GUEST_RSP, 0],
   [F.GUEST_CR0, Dirty.guestRegisters | Dirty.guestSegments],
   [F.GUEST_INTERRUPTIBILITY_INFO, Dirty.guestNonRegister],
@@ -334,7 +337,7 @@ function layOut(): void {
       if (mirrored === undefined) next += BYTES[width];
     }
   }
-  if (next > GUEST_AREA) throw new AssertionError('VMCS fields overlap the guest area');
+  if (next > inGuestArea(S.gpr)) throw new AssertionError('VMCS fields overlap the guest area');
 }
 layOut();
 
