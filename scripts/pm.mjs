@@ -1,9 +1,10 @@
 // Runs a root task on a machine that has only Node and npm: finds or fetches the pinned pnpm, installs, builds, runs.
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, statSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 
 const root = new URL('..', import.meta.url);
-process.chdir(root);
+process.chdir(fileURLToPath(root));
 process.env.TURBO_TELEMETRY_DISABLED = '1';
 process.env.DO_NOT_TRACK = '1';
 
