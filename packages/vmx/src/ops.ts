@@ -1,5 +1,5 @@
 /** The op table of VMX. KVM: vt_x86_ops (main.c) and vmx_x86_ops (vmx.c). */
-import { type KvmX86Ops, kvmMakeRequest, kvmVcpuDeliverSipiVector, Req, type Vcpu } from '@tskvm/core';
+import { type KvmX86Ops, kvmLapicDeliver, kvmVcpuDeliverSipiVector, type Vcpu } from '@tskvm/core';
 import {
   vmxCancelInjection,
   vmxEnableIrqWindow,
@@ -98,9 +98,9 @@ function vmxPatchHypercall(_vcpu: Vcpu, into: Uint8Array): void {
 function vmxWriteTscOffset(vcpu: Vcpu): void {
   vmcsOf(vcpu).write64(F.TSC_OFFSET, BigInt.asUintN(64, vcpu.arch.tscOffset));
 }
-/** Without posted interrupts the APIC's IRR is all there is: the vector stands there, the vCPU has to look. */
-function vmxDeliverInterrupt(vcpu: Vcpu, _deliveryMode: number, _trigMode: number, _vector: number): void {
-  kvmMakeRequest(Req.EVENT, vcpu);
+/** Without posted interrupts the APIC's IRR is all there is: the vector stands there, the vCPU has to look. KVM: vmx_deliver_interrupt. */
+function vmxDeliverInterrupt(vcpu: Vcpu, _deliveryMode: number, _trigMode: number, vector: number): void {
+  kvmLapicDeliver(vcpu, vector);
 }
 function vmxPrepareSwitchToGuest(vcpu: Vcpu): void {
   vmxLoadGuestMsrs(vcpu);

@@ -12,6 +12,7 @@ import type { KvmExit } from '../types.ts';
 import type { KvmSregs } from '../vcpu-state.ts';
 import { CR0_SCENARIOS, type Cr0Scenario } from './cr0-scenarios.ts';
 import { bytes, finish, type Guest, makeGuest, type Outcome, Place } from './guest.ts';
+import { irqSuite } from './irq-suite.ts';
 
 export { CR0_SCENARIOS, type Cr0Scenario } from './cr0-scenarios.ts';
 export * from './guest.ts';
@@ -34,6 +35,7 @@ export function backendSuite(make: () => Backend, differences: readonly Differen
     sregsSuite(make);
     exitSuite(make);
     smmSuite(make);
+    irqSuite(make);
   });
 }
 
