@@ -3,6 +3,8 @@
  * Manual: APM vol. 4 and 5. What is not here is not implemented (NotImplementedError).
  */
 import type { Row } from '../../decode/instruction.ts';
+import { convertFunction } from '../simd/convert.ts';
+import { floatFunction } from '../simd/float.ts';
 import { moveFunction } from '../simd/move.ts';
 import { packedFunction } from '../simd/packed.ts';
 import type { FpFunction } from './context.ts';
@@ -15,5 +17,6 @@ const UNITS = new Set<Row['unit']>(['mmx', 'sse']);
 export function fpFunction(row: Row): FpFunction | undefined {
   const known = BY_MNEMONIC[row.mnemonic];
   if (known !== undefined) return known;
-  return UNITS.has(row.unit) ? (moveFunction(row) ?? packedFunction(row)) : undefined;
+  if (!UNITS.has(row.unit)) return undefined;
+  return moveFunction(row) ?? packedFunction(row) ?? floatFunction(row) ?? convertFunction(row);
 }

@@ -8,7 +8,7 @@ import type { FpuArea } from '../fp/area.ts';
 import { checkPending, type FpContext, type FpFunction, fpuOf } from '../fp/context.ts';
 import type { Lanes } from './lanes.ts';
 
-const SIZES: Readonly<Record<string, number>> = { b: 1, w: 2, d: 4, q: 8, dq: 16, ss: 4, sd: 8 };
+const SIZES: Readonly<Record<string, number>> = { b: 1, w: 2, d: 4, q: 8, dq: 16, ss: 4, sd: 8, ps: 16, pd: 16 };
 
 /** Instructions whose 16-byte operand may stand anywhere. */
 const UNALIGNED: ReadonlySet<string> = new Set([

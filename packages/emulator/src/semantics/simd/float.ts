@@ -1,0 +1,309 @@
+/**
+ * SSE floating point: lanes, flags and #XM around the operations of arithmetic.ts.
+ * Manual: APM vol. 4 (the instructions by name), APM vol. 1 section 4.10 (exceptions), APM vol. 2 section 8.2.20 (#XM).
+ */
+import type { Row } from '../../decode/instruction.ts';
+import { Flag } from '../../state-layout.ts';
+import type { FpuArea } from '../fp/area.ts';
+import { done, type FpContext, type FpFunction, fpuOf, raiseSimdException } from '../fp/context.ts';
+import { quiet, type Unpacked, zero } from '../fp/float.ts';
+import {
+  add,
+  DOUBLE,
+  divide,
+  type LaneOperation,
+  type LaneType,
+  maximum,
+  minimum,
+  multiply,
+  order,
+  roundToInteger,
+  SINGLE,
+  SseEnvironment,
+  squareRoot,
+  subtract,
+} from './arithmetic.ts';
+import { Lanes } from './lanes.ts';
+import { readVector, vectorOperand } from './operands.ts';
+import { immediateByte, setArithmeticFlags } from './packed.ts';
+
+const a = new Lanes();
+const b = new Lanes();
+const r = new Lanes();
+export const env = new SseEnvironment();
+
+const PRE_COMPUTATION = 7;
+
+/** Adds the collected flags to MXCSR; an unmasked one ends the instruction. Exceptions of the sources hide those of results. */
+export function settleFlags(ctx: FpContext, fpu: FpuArea): void {
+  const { masks } = env.control;
+  if ((env.flags & ~masks & PRE_COMPUTATION) !== 0) env.flags &= PRE_COMPUTATION;
+  if (env.flags === 0) return;
+  fpu.mxcsr |= env.flags;
+  if ((env.flags & ~masks) !== 0) raiseSimdException(ctx);
+}
+
+/** What the host computes for a lane, where that is the same. */
+type HostOperation = (x: number, y: number) => number;
+
+const isNormal = (x: number, smallest: number): boolean => x >= smallest || x <= -smallest || x === 0;
+
+/** The host's result if it is exact or inexactness is known already, and nothing else can have happened; else undefined. */
+function onHost(host: HostOperation, type: LaneType, i: number): boolean {
+  const single = type === SINGLE;
+  const view = single ? 'f32' : 'f64';
+  const x = a[view][i]!;
+  const y = b[view][i]!;
+  const smallest = single ? 1.1754943508222875e-38 : 2.2250738585072014e-308;
+  if (!isNormal(x, smallest) || !isNormal(y, smallest)) return false;
+  const full = host(x, y);
+  const result = single ? Math.fround(full) : full;
+  const magnitude = Math.abs(result);
+  if (!(magnitude >= smallest * 2 && magnitude < (single ? 3e38 : 1e308))) return false;
+  if (!env.fast && !(single && result === full && isExactHost(host, x, y, full))) return false;
+  r[view][i] = result;
+  return true;
+}
+/** In double precision products of singles are exact; sums are if the parts come back. */
+const isExactHost = (host: HostOperation, x: number, y: number, result: number): boolean =>
+  host === HOST.mul ||
+  ((host === HOST.add || host === HOST.sub) &&
+    result - x === (host === HOST.add ? y : -y) &&
+    x === (host === HOST.add ? result - y : result + y));
+
+const HOST = {
+  add: (x: number, y: number) => x + y,
+  sub: (x: number, y: number) => x - y,
+  mul: (x: number, y: number) => x * y,
+  div: (x: number, y: number) => x / y,
+  sqrt: (_x: number, y: number) => Math.sqrt(y),
+};
+
+/** Form letters at the end of a mnemonic. */
+export function formOf(mnemonic: string): { type: LaneType; scalar: boolean } {
+  return { type: mnemonic.endsWith('s') ? SINGLE : DOUBLE, scalar: mnemonic.at(-2) === 's' };
+}
+
+/** A lane operation over all lanes, or the lowest. `operation` may depend on the immediate. */
+const lanewise =
+  (operation: (imm: number) => LaneOperation, host?: HostOperation) =>
+  (row: Row): FpFunction => {
+    const { type, scalar } = formOf(row.mnemonic);
+    const src = vectorOperand(row, 1);
+    const count = scalar ? 1 : 16 / type.bytes;
+    return (ctx) => {
+      const fpu = fpuOf(ctx);
+      readVector(ctx, fpu, src, b);
+      fpu.readXmm(ctx.insn.reg, a);
+      env.begin(fpu.mxcsr);
+      r.copy(a);
+      const f = operation(immediateByte(ctx));
+      for (let i = 0; i < count; i++) {
+        if (host !== undefined && env.plain && onHost(host, type, i)) continue;
+        type.write(r, i, f(env, type.format, env.source(type.read(a, i)), env.source(type.read(b, i))));
+      }
+      settleFlags(ctx, fpu);
+      fpu.writeXmm(ctx.insn.reg, r);
+      return done();
+    };
+  };
+
+// Comparisons
+
+const PREDICATES: readonly ((o: number) => boolean)[] = [
+  (o) => o === 0,
+  (o) => o === -1,
+  (o) => o === -1 || o === 0,
+  (o) => o === 2,
+  (o) => o !== 0,
+  (o) => o !== -1,
+  (o) => o !== -1 && o !== 0,
+  (o) => o !== 2,
+];
+/** LT, LE and their negations signal on quiet NaNs. */
+const SIGNALLING = [false, true, true, false, false, true, true, false];
+
+function cmp(row: Row): FpFunction {
+  const { type, scalar } = formOf(row.mnemonic);
+  const src = vectorOperand(row, 1);
+  const count = scalar ? 1 : 16 / type.bytes;
+  return (ctx) => {
+    const fpu = fpuOf(ctx);
+    readVector(ctx, fpu, src, b);
+    fpu.readXmm(ctx.insn.reg, a);
+    env.begin(fpu.mxcsr);
+    r.copy(a);
+    const predicate = immediateByte(ctx) & 7;
+    for (let i = 0; i < count; i++) {
+      const o = order(env, env.source(type.read(a, i)), env.source(type.read(b, i)), SIGNALLING[predicate]!);
+      const holds = PREDICATES[predicate]!(o);
+      if (type === SINGLE) r.i32[i] = holds ? -1 : 0;
+      else r.i64[i] = holds ? -1n : 0n;
+    }
+    settleFlags(ctx, fpu);
+    fpu.writeXmm(ctx.insn.reg, r);
+    return done();
+  };
+}
+
+const RELATION: Readonly<Record<number, number>> = { [-1]: Flag.CF, 0: Flag.ZF, 1: 0, 2: Flag.ZF | Flag.PF | Flag.CF };
+
+const comi =
+  (signalling: boolean) =>
+  (row: Row): FpFunction => {
+    const { type } = formOf(row.mnemonic);
+    const src = vectorOperand(row, 1);
+    return (ctx) => {
+      const fpu = fpuOf(ctx);
+      readVector(ctx, fpu, src, b);
+      fpu.readXmm(ctx.insn.reg, a);
+      env.begin(fpu.mxcsr);
+      const o = order(env, env.source(type.read(a, 0)), env.source(type.read(b, 0)), signalling);
+      settleFlags(ctx, fpu);
+      setArithmeticFlags(ctx, RELATION[o]!);
+      return done();
+    };
+  };
+
+// Horizontal operations
+
+/** Result lane i from a pair of lanes: of the first source in the lower half, of the second in the upper. */
+const horizontal =
+  (operation: LaneOperation) =>
+  (row: Row): FpFunction => {
+    const { type } = formOf(row.mnemonic);
+    const src = vectorOperand(row, 1);
+    const half = 8 / type.bytes;
+    return (ctx) => {
+      const fpu = fpuOf(ctx);
+      readVector(ctx, fpu, src, b);
+      fpu.readXmm(ctx.insn.reg, a);
+      env.begin(fpu.mxcsr);
+      for (let i = 0; i < 2 * half; i++) {
+        const from = i < half ? a : b;
+        const j = 2 * (i % half);
+        type.write(
+          r,
+          i,
+          operation(env, type.format, env.source(type.read(from, j)), env.source(type.read(from, j + 1))),
+        );
+      }
+      settleFlags(ctx, fpu);
+      fpu.writeXmm(ctx.insn.reg, r);
+      return done();
+    };
+  };
+
+/** Subtracts in even lanes, adds in odd ones. */
+function addsub(row: Row): FpFunction {
+  const { type } = formOf(row.mnemonic);
+  const src = vectorOperand(row, 1);
+  return (ctx) => {
+    const fpu = fpuOf(ctx);
+    readVector(ctx, fpu, src, b);
+    fpu.readXmm(ctx.insn.reg, a);
+    env.begin(fpu.mxcsr);
+    for (let i = 0; i < 16 / type.bytes; i++) {
+      const f = (i & 1) === 0 ? subtract : add;
+      type.write(r, i, f(env, type.format, env.source(type.read(a, i)), env.source(type.read(b, i))));
+    }
+    settleFlags(ctx, fpu);
+    fpu.writeXmm(ctx.insn.reg, r);
+    return done();
+  };
+}
+
+/** Dot product: products chosen by imm[7:4], summed in pairs, stored to lanes of imm[3:0]. */
+function dotProduct(row: Row): FpFunction {
+  const { type } = formOf(row.mnemonic);
+  const src = vectorOperand(row, 1);
+  const count = 16 / type.bytes;
+  return (ctx) => {
+    const fpu = fpuOf(ctx);
+    readVector(ctx, fpu, src, b);
+    fpu.readXmm(ctx.insn.reg, a);
+    env.begin(fpu.mxcsr);
+    const imm = immediateByte(ctx);
+    const sum = (from: number, lanes: number): Unpacked => {
+      if (lanes > 1) {
+        const half = lanes / 2;
+        return step(add, type, sum(from, half), sum(from + half, half));
+      }
+      if (((imm >> (4 + from)) & 1) === 0) return zero(false);
+      return step(multiply, type, env.source(type.read(a, from)), env.source(type.read(b, from)));
+    };
+    const result = sum(0, count);
+    for (let i = 0; i < count; i++) type.write(r, i, ((imm >> i) & 1) !== 0 ? result : zero(false));
+    settleFlags(ctx, fpu);
+    fpu.writeXmm(ctx.insn.reg, r);
+    return done();
+  };
+}
+/** Intermediate results are operands again: denormals among them raise nothing. */
+function step(operation: LaneOperation, type: LaneType, x: Unpacked, y: Unpacked): Unpacked {
+  return operation(env, type.format, x, y);
+}
+
+// Approximations
+
+/** A normal single with 12 significant bits: within 2^-12 of the value. */
+function approximate(value: number): number {
+  const bits = new DataView(new ArrayBuffer(4));
+  bits.setFloat32(0, value);
+  bits.setUint32(0, (bits.getUint32(0) + 0x400) & ~0x7ff);
+  return bits.getFloat32(0);
+}
+
+const SMALLEST = 2 ** -126;
+
+/** RCPPS and RSQRTPS look at no part of MXCSR; denormals count as zero, tiny results too. */
+const approximation =
+  (f: (x: number) => number) =>
+  (row: Row): FpFunction => {
+    const { scalar } = formOf(row.mnemonic);
+    const src = vectorOperand(row, 1);
+    return (ctx) => {
+      const fpu = fpuOf(ctx);
+      readVector(ctx, fpu, src, b);
+      fpu.readXmm(ctx.insn.reg, r);
+      for (let i = 0; i < (scalar ? 1 : 4); i++) approximateLane(f, i);
+      fpu.writeXmm(ctx.insn.reg, r);
+      return done();
+    };
+  };
+function approximateLane(f: (x: number) => number, i: number): void {
+  const x = SINGLE.read(b, i);
+  if (x.kind === 'qnan' || x.kind === 'snan') {
+    SINGLE.write(r, i, quiet(x));
+    return;
+  }
+  const value = f(x.denormal ? (x.sign ? -0 : 0) : b.f32[i]!);
+  if (Number.isNaN(value)) r.u32[i] = 0xffc00000;
+  else r.f32[i] = Math.abs(value) < SMALLEST ? (value < 0 || Object.is(value, -0) ? -0 : 0) : approximate(value);
+}
+
+const OPERATIONS: Readonly<Record<string, (row: Row) => FpFunction>> = {
+  add: lanewise(() => add, HOST.add),
+  sub: lanewise(() => subtract, HOST.sub),
+  mul: lanewise(() => multiply, HOST.mul),
+  div: lanewise(() => divide, HOST.div),
+  sqrt: lanewise(() => squareRoot, HOST.sqrt),
+  min: lanewise(() => minimum),
+  max: lanewise(() => maximum),
+  round: lanewise(roundToInteger),
+  cmp,
+  comi: comi(true),
+  ucomi: comi(false),
+  hadd: horizontal(add),
+  hsub: horizontal(subtract),
+  addsub,
+  dp: dotProduct,
+  rcp: approximation((x) => 1 / x),
+  rsqrt: approximation((x) => (x < 0 ? Number.NaN : Object.is(x, -0) ? -Infinity : 1 / Math.sqrt(x))),
+};
+
+/** The function of a floating-point row, or undefined. */
+export function floatFunction(row: Row): FpFunction | undefined {
+  const match = /^(\w+)[ps][sd]$/.exec(row.mnemonic);
+  return match === null ? undefined : OPERATIONS[match[1]!]?.(row);
+}
