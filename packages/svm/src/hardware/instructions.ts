@@ -274,6 +274,7 @@ export class SvmHardware {
     const { view } = this.#memory;
     const { state } = this.#processor;
     const { u8, base } = state;
+    if (guest.bytesDue) guest.saveInstructionBytes();
     this.#processor.guest = null;
     if (guest.advanceTo !== undefined) state.rip = guest.advanceTo;
     const save = vmsa ?? this.#words;

@@ -145,6 +145,8 @@ export class SvmGuest implements GuestMode {
   exitCode = 0;
   /** RIP to save for a trap-like exit whose instruction the processor did not commit. */
   advanceTo: bigint | undefined = undefined;
+  /** The exit wants the instruction's bytes. */
+  bytesDue = false;
   /** EXITINTINFO of the recorded exit. */
   exitEvent: PendingEvent | undefined = undefined;
 
@@ -189,6 +191,7 @@ export class SvmGuest implements GuestMode {
     this.exited = false;
     this.advanceTo = undefined;
     this.exitEvent = undefined;
+    this.bytesDue = false;
   }
 
   has(bit: number): boolean {
@@ -460,12 +463,13 @@ export class SvmGuest implements GuestMode {
     if (this.sevEs && error & 8) this.#raise(Vector.VC, SvmExit.NPF);
     this.record(SvmExit.NPF, 0n, error, access.pageWalk ? NpfErrorHigh.TABLE_WALK : NpfErrorHigh.FINAL);
     this.#info2(BigInt(gpa));
-    if (this.features.decodeAssists && !access.fetch && !this.sevEs) this.#saveInstructionBytes();
+    this.bytesDue = this.features.decodeAssists && !access.fetch && !this.sevEs;
     return undefined;
   }
 
-  /** Bytes at CS:RIP, as many as can be had without a fault (APM 15.8.4). */
-  #saveInstructionBytes(): void {
+  /** Bytes at CS:RIP, as many as can be had without a fault (APM 15.8.4). Called at #VMEXIT, when RIP is exact. */
+  saveInstructionBytes(): void {
+    this.bytesDue = false;
     const { state, ops } = this.#processor;
     const code64 = (state.efer & EFER.LMA) !== 0n && (ops.getSegment(Seg.CS).attrib & Attrib.L) !== 0;
     const linear = code64 ? state.rip : (ops.getCachedSegmentBase(Seg.CS) + state.rip) & 0xffff_ffffn;
