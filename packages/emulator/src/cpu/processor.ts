@@ -52,8 +52,8 @@ export interface ProcessorOptions {
 
 /** At most this many ticks in one call of an engine. */
 const SLICE = 1_000_000;
-/** Flags that keep an engine away: each instruction must be looked at. */
-const STEP_FLAGS = Flag.TF | Flag.RF;
+/** Flags that keep an engine away: each instruction must be looked at. RF matters to armed breakpoints only, which do so by themselves. */
+const STEP_FLAGS = Flag.TF;
 
 export class Processor implements ProcessorApi, EngineHost, AccessHost {
   readonly memory: PhysicalMemory;
@@ -91,7 +91,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   #modeKey = -1;
   #controls = new Controls();
   readonly #view: ControlView = { cr0: 0, cr4: 0 };
-  #armed: Breakpoint[] = [];
+  #armed: readonly Breakpoint[] = [];
   /** DR6 bits that the running instruction's accesses hit. */
   #hits = 0n;
   /** CS base before the running instruction; outside 64-bit mode it has 32 bits. */
