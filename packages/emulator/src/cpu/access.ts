@@ -70,6 +70,8 @@ export class MemoryAccess implements WalkMemory {
   };
   /** What contexts and walk configuration were last derived from. */
   readonly #seen = new Float64Array(10).fill(Number.NaN);
+  /** False while PDPTEs are loaded: no linear address belongs to that. */
+  #walking = true;
   #walkLow = 0;
   #walkHigh = 0;
   readonly #host: AccessHost;
@@ -202,7 +204,7 @@ export class MemoryAccess implements WalkMemory {
     access.write = (kind & AccessKind.write) !== 0;
     access.fetch = !pageWalk && (kind & AccessKind.fetch) !== 0;
     access.pageWalk = pageWalk;
-    access.linear = linearOf(this.#walkLow, this.#walkHigh);
+    access.linear = this.#walking ? linearOf(this.#walkLow, this.#walkHigh) : undefined;
     const result = this.#host.guest?.translate(gpa, access);
     if (result === undefined) throw VMEXIT;
     return result;
@@ -251,7 +253,15 @@ export class MemoryAccess implements WalkMemory {
    */
   loadPdptes(cr3: number): boolean {
     if (this.#state.derivedStale) this.refresh();
-    const table = (cr3 & 0xffffffe0) >>> 0;
+    this.#walking = false;
+    try {
+      return this.#readPdptes((cr3 & 0xffffffe0) >>> 0);
+    } finally {
+      this.#walking = true;
+    }
+  }
+
+  #readPdptes(table: number): boolean {
     const { maxphyaddr } = this.#host.pagingModel;
     const highReserved = maxphyaddr >= 64 ? 0 : ~(2 ** (maxphyaddr - 32) - 1);
     const entries = new Uint32Array(8);

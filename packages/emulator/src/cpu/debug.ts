@@ -24,10 +24,12 @@ export interface Breakpoint {
   length: number;
 }
 
+const NONE: readonly Breakpoint[] = [];
+
 /** The breakpoints that DR7 enables. */
-export function armedBreakpoints(state: StateBlock): Breakpoint[] {
+export function armedBreakpoints(state: StateBlock): readonly Breakpoint[] {
   const dr7 = state.block.getUint32(S.dr7, true);
-  if ((dr7 & 0xff) === 0) return [];
+  if ((dr7 & 0xff) === 0) return NONE;
   const armed: Breakpoint[] = [];
   for (let n = 0; n < 4; n++) {
     if ((dr7 & (3 << (n * 2))) === 0) continue;
