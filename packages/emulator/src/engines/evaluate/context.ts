@@ -200,7 +200,8 @@ export class EvaluateContext implements EmulateContext {
     const expandDown = (attrib & (Attrib.typeMask & 0xc)) === 0x4;
     const bad = expandDown
       ? first <= segment.limit || last > ((attrib & Attrib.DB) !== 0 ? 0xffffffff : 0xffff)
-      : last > segment.limit;
+      : // An access over the end of a 4 GiB segment wraps (SDM vol. 3 section 5.3 leaves it open; KVM's __linearize lets it pass).
+        last > segment.limit && segment.limit !== 0xffffffff;
     if (bad) this.segmentFault(seg);
     return (segment.base + BigInt(first)) & 0xffffffffn;
   }
