@@ -17,6 +17,7 @@ const HIGH_MEMORY = 0x100000;
 /** RAM ends here; PCI, APICs and firmware lie above. */
 const LOW_RAM_LIMIT = 0xe0000000;
 const ROM_TOP = 0x100000000;
+const NS_PER_TICK = 10;
 
 export interface MachineOptions {
   backend: Backend;
@@ -36,6 +37,8 @@ export interface MachineOptions {
   /** Hand out host frames shuffled by this seed. */
   shuffleFrames?: number;
   engine?: 'interpret' | 'evaluate';
+  /** Guest nanoseconds an instruction takes (default 10: a 100 MHz machine; loops that poll a timer end sooner). */
+  nsPerTick?: number;
 }
 
 /** Why a machine stopped. */
@@ -110,6 +113,7 @@ export class Machine {
       model: options.model,
       shuffleFrames: options.shuffleFrames,
       engine: options.engine,
+      nsPerTick: options.nsPerTick ?? NS_PER_TICK,
     });
     const vm = kvm.createVm({ type: options.backend.params?.sevEs === true ? 'sev-es' : 'default' });
     const machine = new Machine(kvm, vm, options, memory);
