@@ -62,7 +62,7 @@ Examples:
           const vcpu = 'vcpuId' in event ? event.vcpuId : 0;
           const line = flags.json
             ? JSON.stringify({ event: name, tick: machine.instructions, ...(jsonSafe(event) as object) })
-            : traceLine(name, event, machine.kvm.now(), vcpu);
+            : traceLine(name, event, machine.nanoseconds, vcpu);
           if (flags.filter === undefined || line.includes(flags.filter)) process.stdout.write(`${line}\n`);
         });
       },

@@ -127,7 +127,11 @@ export class Machine {
     return machine;
   }
 
-  /** Instructions retired since the machine was made. */
+  /** Guest time since power-on. */
+  get nanoseconds(): number {
+    return this.kvm.now() * this.kvm.nsPerTick;
+  }
+  /** Ticks since power-on: instructions retired, and idle time that was skipped. */
   get instructions(): number {
     return this.kvm.processor.tick;
   }
@@ -171,7 +175,7 @@ export class Machine {
   #host(): DeviceHost {
     return {
       setIrq: (line, level) => this.vm.setIrqLine(line, level),
-      now: () => this.kvm.now(),
+      now: () => this.nanoseconds,
       callAt: (key, time, callback) => {
         this.#timers.set(key, { time, callback });
       },
@@ -306,7 +310,7 @@ export class Machine {
     return next;
   }
   #fireTimers(): void {
-    const now = this.kvm.now();
+    const now = this.nanoseconds;
     for (const [key, { time, callback }] of [...this.#timers]) {
       if (time > now) continue;
       this.#timers.delete(key);
