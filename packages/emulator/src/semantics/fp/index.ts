@@ -9,6 +9,8 @@ import { moveFunction } from '../simd/move.ts';
 import { packedFunction } from '../simd/packed.ts';
 import type { FpFunction } from './context.ts';
 import { CONTROL } from './control.ts';
+import { x87ArithmeticFunction } from './x87-arithmetic.ts';
+import { x87MoveFunction } from './x87-move.ts';
 
 const BY_MNEMONIC: Readonly<Record<string, FpFunction>> = { ...CONTROL };
 const UNITS = new Set<Row['unit']>(['mmx', 'sse']);
@@ -17,6 +19,7 @@ const UNITS = new Set<Row['unit']>(['mmx', 'sse']);
 export function fpFunction(row: Row): FpFunction | undefined {
   const known = BY_MNEMONIC[row.mnemonic];
   if (known !== undefined) return known;
+  if (row.unit === 'x87') return x87MoveFunction(row) ?? x87ArithmeticFunction(row);
   if (!UNITS.has(row.unit)) return undefined;
   return moveFunction(row) ?? packedFunction(row) ?? floatFunction(row) ?? convertFunction(row);
 }
