@@ -47,9 +47,22 @@ function prepare(engine: EngineName, mode: TestMode, seed: number): TestMachine 
   for (let vector = 0; vector < 0x60; vector++) machine.setHandler(vector, handlerOf(vector), mode);
   writeHandlers(machine, mode);
   for (let n = 0; n < 16; n++) machine.state.gpr[n] = BigInt(next() & 1 ? CODE + (next() & 0xfff) : next() & 0xff);
+  if (mode === 'long' && seed & 2) randomPages(machine, next);
   machine.state.gpr[4] = BigInt(mode === 'real' ? 0x8000 : TestLayout.stack + 0x40000);
-  if (mode === 'real') machine.state.gpr[4] = 0x8000n;
   return machine;
+}
+
+/** 4 KiB pages over the first 2 MiB; those of a data window are absent, read-only, no-execute or already used at random. */
+function randomPages(machine: TestMachine, next: () => number): void {
+  const table = 0x6000;
+  for (let page = 0; page < 512; page++) {
+    const inWindow = page >= 0x30 && page < 0x40;
+    const rights = inWindow ? (next() & 0x63) | (next() & 1) : 3;
+    const nx = inWindow && next() & 1 ? 1n << 63n : 0n;
+    machine.memory.write64(table + page * 8, BigInt(page << 12) | BigInt(rights) | nx);
+  }
+  machine.memory.write64(TestLayout.pageTables + 0x2000, BigInt(table) | 7n);
+  for (let n = 0; n < 16; n++) machine.state.gpr[n] = BigInt(0x30000 + (next() & 0xffff));
 }
 
 const ERROR_CODES = new Set([8, 10, 11, 12, 13, 14, 17]);
