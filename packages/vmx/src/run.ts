@@ -36,7 +36,8 @@ const RSP_WORD = 8;
 function loadRegisters(vmx: VcpuVmx, vcpu: Vcpu): void {
   const { regs32 } = vmx;
   const gpr = vmx.silicon.gprWords;
-  for (let i = 0; i < 32; i++) gpr[i] = regs32[i];
+  for (let i = 0; i < RSP_WORD; i++) gpr[i] = regs32[i];
+  for (let i = RSP_WORD + 2; i < 32; i++) gpr[i] = regs32[i];
   loadCr2(vmx, vcpu);
 }
 /** The processor's CR2 is compared in words, so that nothing is allocated while it stays the same. */

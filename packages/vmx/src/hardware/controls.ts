@@ -131,6 +131,8 @@ export class VmxGuest implements GuestMode {
   tscOffset = 0n;
   interruptsExit = true;
   boundaryWork = false;
+  /** VT-x has no such control. */
+  readonly interceptsFlagImages = false;
   deadline = Number.POSITIVE_INFINITY;
 
   pin = 0;

@@ -21,6 +21,7 @@ describe('VM entry and exit', () => {
   it('loads the host state at the exit', async () => {
     const vm = (await realModeGuest()).load([0xf4]);
     vm.enter();
+    vm.vt.vmclear(0x201000);
     expect(vm.cpu.state.cr0).toBe(0x80050033n);
     expect(vm.cpu.state.efer).toBe(0xd01n);
     expect(vm.cpu.state.getSegment(1).selector).toBe(0x10);

@@ -36,7 +36,7 @@ import {
   RowSet,
 } from './entry-checks.ts';
 import { clearRegion, Dirty, F, fieldExists, fieldReadOnly, regionRevision, Vmcs } from './vmcs.ts';
-import { WorldSwitch } from './world-switch.ts';
+import { hostImage, WorldSwitch } from './world-switch.ts';
 
 const CR4_VMXE = 1n << 13n;
 const NO_FAILURES: readonly FailedCheck[] = [];
@@ -72,8 +72,8 @@ export class VmxSilicon {
   readonly #controls = { secondary: 0, exit: 0, entry: 0 };
   /** Address of the VMXON region, -1 outside VMX operation. */
   #vmxon = -1;
-  /** The lists of the world switch belong to other controls or another VMCS. */
-  #switchStale = true;
+  /** An exit has happened since the current VMCS became current: the host's registers follow its host fields. */
+  #exited = false;
 
   constructor(processor: ProcessorApi, memory: PhysicalMemory, model: CpuModel) {
     this.processor = processor;
@@ -81,7 +81,7 @@ export class VmxSilicon {
     this.#model = model;
     this.gprWords = new Int32Array(memory.memory.buffer, processor.state.base + S.gpr, 32);
     this.caps = readCapabilities(model);
-    this.vmcs = new Vmcs(memory);
+    this.vmcs = new Vmcs(memory, processor.state.base);
     this.guest = new VmxGuest(processor, memory, this.vmcs, this.caps);
     this.#switch = new WorldSwitch(processor, memory, this.vmcs);
     this.#checks = new CheckContext(this.vmcs, this.caps, memory);
@@ -115,7 +115,6 @@ export class VmxSilicon {
     if ((feature & enabled) !== enabled || !this.#fixedBitsHold()) return 'GP';
     if (!this.#validRegion(pa) || regionRevision(this.memory, pa) !== this.caps.revision) return VMFAIL_INVALID;
     this.#vmxon = pa;
-    this.vmcs.bind(-1);
     return 0;
   }
   #fixedBitsHold(): boolean {
@@ -128,15 +127,15 @@ export class VmxSilicon {
   vmxoff(): number {
     if (!this.inVmxOperation) return VMFAIL_INVALID;
     this.#vmxon = -1;
-    this.vmcs.bind(-1);
+    if (this.vmcs.pa >= 0) this.#bind(-1);
     return 0;
   }
 
   vmclear(pa: number): number {
     if (!this.#validRegion(pa)) return this.#fail(VmError.VMCLEAR_ADDRESS);
     if (pa === this.#vmxon) return this.#fail(VmError.VMCLEAR_VMXON_POINTER);
+    if (this.vmcs.pa === pa) this.#bind(-1);
     clearRegion(this.memory, pa);
-    if (this.vmcs.pa === pa) this.vmcs.bind(-1);
     return 0;
   }
 
@@ -144,11 +143,17 @@ export class VmxSilicon {
     if (!this.#validRegion(pa)) return this.#fail(VmError.VMPTRLD_ADDRESS);
     if (pa === this.#vmxon) return this.#fail(VmError.VMPTRLD_VMXON_POINTER);
     if (regionRevision(this.memory, pa) !== this.caps.revision) return this.#fail(VmError.VMPTRLD_REVISION);
-    if (this.vmcs.pa !== pa) {
-      this.vmcs.bind(pa);
-      this.#switchStale = true;
-    }
+    if (this.vmcs.pa !== pa) this.#bind(pa);
     return 0;
+  }
+  /** Another VMCS, or none, becomes current; without one the host's registers are back in the state block. */
+  #bind(pa: number): void {
+    const image = this.#exited && pa < 0 ? hostImage(this.vmcs) : undefined;
+    this.vmcs.bind(pa);
+    if (pa >= 0) return;
+    this.#exited = false;
+    if (image) for (const [at, value] of image) this.vmcs.u32[this.processor.state.base / 4 + at] = value;
+    this.processor.stateReplaced('vmexit');
   }
   /** Address of the current VMCS, -1 if none (the instruction stores all ones). */
   vmptrst(): number {
@@ -241,19 +246,14 @@ export class VmxSilicon {
   /** SDM 26.8: nothing is saved; host state is loaded. */
   #failEntry(reason: number, qualification: number): void {
     this.guest.record((reason | FAILED_VMENTRY) >>> 0, 0, qualification);
-    this.#switch.prepare(this.#controls);
-    this.#switchStale = true;
     this.#switch.loadHost(this.#controls);
+    this.#exited = true;
     this.processor.guest = null;
     this.processor.stateReplaced('vmexit');
   }
 
   #run(dirty: number, launch: boolean): void {
     const { processor, guest, vmcs } = this;
-    if (this.#switchStale || (dirty & (Dirty.host | Dirty.controls)) !== 0) {
-      this.#switch.prepare(this.#controls);
-      this.#switchStale = false;
-    }
     guest.loadControls(dirty);
     this.#switch.loadGuest(this.#controls);
     const count = vmcs.read32(F.VM_ENTRY_MSR_LOAD_COUNT);
@@ -323,6 +323,7 @@ export class VmxSilicon {
     const stores = vmcs.read32(F.VM_EXIT_MSR_STORE_COUNT);
     if (stores !== 0) this.#storeMsrs(vmcs.readAddress(F.VM_EXIT_MSR_STORE_ADDR), stores);
     this.#switch.loadHost(this.#controls);
+    this.#exited = true;
     const loads = vmcs.read32(F.VM_EXIT_MSR_LOAD_COUNT);
     if (loads !== 0 && this.#loadMsrs(vmcs.readAddress(F.VM_EXIT_MSR_LOAD_ADDR), loads) >= 0) vmcs.abort = 4;
     if (guest.asid === 0) processor.flushTlb({ kind: 'asid', asid: 0, keepGlobal: false });

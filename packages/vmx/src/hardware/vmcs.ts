@@ -2,9 +2,10 @@
  * The VMCS: every field's encoding, and the region in host memory that holds them.
  * Manual: SDM vol. 3 ch. 24 and appendix B.
  *
- * The region's format is ours, as the manual leaves it to the processor. Guest segments, CRs and the like stand at the distances of the
- * state block (state-layout.ts), so that a world switch copies ranges; access rights are kept in the block's packing and converted by
- * VMREAD and VMWRITE.
+ * The region's format is ours, as the manual leaves it to the processor. So does the manual allow to keep an active VMCS on the chip
+ * (24.11.1): the guest-state fields of the current VMCS that have a place in the processor's state block live there and nowhere else,
+ * and are written to the region when another VMCS becomes current. Entry and exit then copy next to nothing. Access rights are kept in
+ * the block's packing and converted by VMREAD and VMWRITE.
  */
 import type { PhysicalMemory } from '@tskvm/emulator';
 import { AssertionError, RSP, S } from '@tskvm/emulator';
@@ -238,17 +239,19 @@ const REVISION = 0x000;
 const ABORT = 0x004;
 const LAUNCH_STATE = 0x008;
 const FIELDS = 0x010;
-/** The guest area mirrors the state block: `S.segments` lies here, the others at the same distances (RSP lowest). */
-export const GUEST_AREA = 0x900;
 /** Reserved bits of access rights as they were written: kept so that the entry check can see them. */
-const AR_RESERVED = 0xb00;
+const AR_RESERVED = 0x7c0;
+/** From here on lie the fields that mirror the state block, at its distances. */
+const MIRROR = 0x800;
+/** Where `S.segments` would lie. */
+const GUEST_AREA = 0x900;
 
 /** VMCS order of the segment fields to the slots of the state block. */
 const SLOT = [0, 1, 2, 3, 4, 5, 7, 9, 6, 8] as const;
 const slotOffset = (vmcsIndex: number): number => GUEST_AREA + SLOT[vmcsIndex] * 16;
 
 const inGuestArea = (stateOffset: number): number => GUEST_AREA + stateOffset - S.segments;
-/** Guest fields that have a place in the state block. */
+/** Guest fields that live in the state block; those that a control makes optional at entry or exit do not. */
 const MIRRORED = new Map<number, number>([
   [F.GUEST_RSP, inGuestArea(S.gpr + 8 * RSP)],
   [F.GUEST_RIP, inGuestArea(S.rip)],
@@ -256,10 +259,6 @@ const MIRRORED = new Map<number, number>([
   [F.GUEST_CR0, inGuestArea(S.cr0)],
   [F.GUEST_CR3, inGuestArea(S.cr3)],
   [F.GUEST_CR4, inGuestArea(S.cr4)],
-  [F.GUEST_IA32_EFER, inGuestArea(S.efer)],
-  [F.GUEST_IA32_PAT, inGuestArea(S.pat)],
-  [F.GUEST_IA32_DEBUGCTL, inGuestArea(S.debugctl)],
-  [F.GUEST_DR7, inGuestArea(S.dr7)],
   [F.GUEST_SYSENTER_CS, inGuestArea(S.sysenterCs)],
   [F.GUEST_SYSENTER_ESP, inGuestArea(S.sysenterEsp)],
   [F.GUEST_SYSENTER_EIP, inGuestArea(S.sysenterEip)],
@@ -281,6 +280,16 @@ for (let i = 0; i < 10; i++) {
 const key = (encoding: number): number =>
   ((encoding >> 5) & 0x300) | ((encoding >> 4) & 0xc0) | ((encoding >> 1) & 0x3f);
 const ABSENT = 0xffff;
+/** Words of the state block (from its base) in which guest fields live. */
+const LIVE: readonly number[] = [
+  [S.gpr + 8 * RSP, 8],
+  [S.rip, 16],
+  [S.segments, 160],
+  [S.cr0, 8],
+  [S.cr3, 16],
+  [S.sysenterCs, 24],
+  [S.pdpte, 32],
+].flatMap(([offset, bytes]) => Array.from({ length: bytes / 4 }, (_, i) => offset / 4 + i));
 /** Byte offset in the region by `key`. */
 const OFFSET = new Uint16Array(1024).fill(ABSENT);
 /** Dirty group by `key`. */
@@ -321,7 +330,9 @@ function groupOf(encoding: number): number {
   if (type(encoding) === 1) return 0;
   if (type(encoding) === 3) return Dirty.host;
   const slot = MIRRORED.get(encoding);
-  return slot !== undefined && slot < GUEST_AREA + 160 ? Dirty.guestSegments : Dirty.guestRegisters;
+  return slot !== undefined && slot >= GUEST_AREA && slot < GUEST_AREA + 160
+    ? Dirty.guestSegments
+    : Dirty.guestRegisters;
 }
 
 const BYTES = [2, 8, 4, 8] as const;
@@ -337,7 +348,7 @@ function layOut(): void {
       if (mirrored === undefined) next += BYTES[width];
     }
   }
-  if (next > inGuestArea(S.gpr)) throw new AssertionError('VMCS fields overlap the guest area');
+  if (next > AR_RESERVED) throw new AssertionError('VMCS fields overlap the guest area');
 }
 layOut();
 
@@ -367,25 +378,49 @@ export class Vmcs {
   readonly u32: Uint32Array;
   readonly u64: BigUint64Array;
   readonly #memory: PhysicalMemory;
+  /** Word index of the state block, and what to add to a mirrored field's offset to get there. */
+  readonly #block: number;
+  readonly #live: number;
+  /** The host's values of the live words while a VMCS occupies them. */
+  readonly #host = new Uint32Array(LIVE.length);
 
-  constructor(memory: PhysicalMemory) {
+  /** @param stateBase offset of the processor's state block in linear memory */
+  constructor(memory: PhysicalMemory, stateBase: number) {
     this.#memory = memory;
+    this.#block = stateBase / 4;
+    this.#live = stateBase + S.segments - GUEST_AREA;
     this.u16 = new Uint16Array(memory.memory.buffer);
     this.u32 = new Uint32Array(memory.memory.buffer);
     this.u64 = new BigUint64Array(memory.memory.buffer);
   }
 
-  /** Makes the region at `pa` the current one; -1: none. */
+  /** Makes the region at `pa` the current one; -1: none. What was current goes back to its region. */
   bind(pa: number): void {
+    if (this.pa >= 0) this.#writeBack();
+    else for (let i = 0; i < LIVE.length; i++) this.#host[i] = this.u32[this.#block + LIVE[i]];
     this.pa = pa;
     this.base = pa < 0 ? 0 : this.#memory.offset(pa, 4096);
     this.dirty = Dirty.all;
+    if (pa >= 0) this.#fetch();
+    else for (let i = 0; i < LIVE.length; i++) this.u32[this.#block + LIVE[i]] = this.#host[i];
+  }
+  get #region(): number {
+    return (this.base + GUEST_AREA - S.segments) / 4;
+  }
+  #writeBack(): void {
+    const region = this.#region;
+    for (const word of LIVE) this.u32[region + word] = this.u32[this.#block + word];
+  }
+  #fetch(): void {
+    const region = this.#region;
+    for (const word of LIVE) this.u32[this.#block + word] = this.u32[region + word];
   }
 
   #at(encoding: number): number {
     const offset = OFFSET[key(encoding)];
+    if (offset < MIRROR) return this.base + offset;
     if (offset === ABSENT) throw new AssertionError(`no VMCS field 0x${encoding.toString(16)}`);
-    return this.base + offset;
+    return this.#live + offset;
   }
 
   /** Word index of a field in `u32`. */
