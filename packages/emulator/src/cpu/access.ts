@@ -178,7 +178,9 @@ export class MemoryAccess implements WalkMemory {
     const context = (kind & AccessKind.system) !== 0 ? this.#implicitContext() : this.dataContext;
     const tag = (kind & AccessKind.write) !== 0 ? Tag.write : (kind & AccessKind.fetch) !== 0 ? Tag.exec : Tag.read;
     const hit = this.tlb.lookup(low, high, context, tag);
-    return hit >= 0 ? hit : this.#miss(low, high, kind, context);
+    if (hit < 0) return this.#miss(low, high, kind, context);
+    if (tag === Tag.write && this.codePages[hit >>> 12] === 0) this.tlb.allowWrite(low, context);
+    return hit;
   }
 
   #miss(low: number, high: number, kind: number, context: number): number {
@@ -222,12 +224,13 @@ export class MemoryAccess implements WalkMemory {
     const page = pageOf(hpa);
     if (!this.#memory.contains(page, PAGE)) return;
     const { walker } = this;
-    const mayWrite = walker.dirty && (nested === undefined || nested.writable) && this.codePages[page / PAGE] === 0;
+    const mayWrite = walker.dirty && (nested === undefined || nested.writable);
     this.tlb.fill(low, high, context, {
       page,
       read: walker.permits(AccessKind.read, user, smap),
       write: mayWrite && walker.permits(AccessKind.write, user, smap),
       exec: (nested === undefined || nested.executable) && walker.permits(AccessKind.fetch, user, smap),
+      code: this.codePages[page / PAGE] !== 0,
       global: walker.global,
       size: walker.size,
     });

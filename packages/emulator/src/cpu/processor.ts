@@ -418,6 +418,12 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   codeKey(): CodeKey {
     return computeCodeKey(this.state);
   }
+  awaitsInterrupts(): boolean {
+    return this.interruptPending;
+  }
+  plainFlagImages(): boolean {
+    return this.#guest === null || this.#guest.interceptsFlagImages === false;
+  }
   codeWritten(pa: number, length: number): void {
     if (this.engine !== null && !this.engine.holdsCode(pa, length)) return;
     const hostPage = Math.floor(pa / PAGE);

@@ -24,7 +24,7 @@ export const TlbEntry = {
   tagExec: 16,
   /** u32. */
   addend: 24,
-  /** u32: bit 0 global; bits 31:12 host physical page number. */
+  /** u32: bit 0 global; bits 2:1 page size class; bit 3 writes permitted; bits 31:12 host physical page number. */
   info: 28,
   size: 32,
 } as const;

@@ -1,9 +1,10 @@
 import { describe, expect, it } from 'vitest';
+import { Layout, TlbEntry } from './layout.ts';
 import { PhysicalMemory } from './physical.ts';
 import { PageSize, Tag, Tlb } from './tlb.ts';
 
 const memory = new PhysicalMemory(0x100000);
-const page = { page: 0x5000, read: true, write: true, exec: false, global: false, size: PageSize.small };
+const page = { page: 0x5000, read: true, write: true, exec: false, code: false, global: false, size: PageSize.small };
 
 const fresh = (): Tlb => {
   const tlb = new Tlb(memory);
@@ -94,9 +95,16 @@ describe('software TLB', () => {
     const tlb = fresh();
     const id = tlb.context(0, 0, 0, 0);
     tlb.fill(0x1000, 0, id, page);
+    const inline = () => memory.view.getUint32(Layout.tlb + (1 ^ (id * 37)) * TlbEntry.size + TlbEntry.tagWrite, true);
+    expect(inline()).not.toBe(0);
     tlb.protectPage(5);
+    expect(inline()).toBe(0);
+    // The slow path still finds the translation, stale or not, as an engine without predecoded code would.
+    expect(tlb.lookup(0x1000, 0, id, Tag.write)).toBe(0x5000);
+    tlb.allowWrite(0x1000, id);
+    expect(inline()).not.toBe(0);
+    tlb.fill(0x1000, 0, id, { ...page, write: false });
     expect(tlb.lookup(0x1000, 0, id, Tag.write)).toBe(-1);
-    expect(tlb.lookup(0x1000, 0, id, Tag.read)).toBe(0x5000);
   });
   it('starts numbering again, empty, when ids run out', () => {
     const tlb = fresh();

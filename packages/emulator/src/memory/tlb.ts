@@ -20,6 +20,8 @@ const EXEC = TlbEntry.tagExec / 4;
 const ADDEND = TlbEntry.addend / 4;
 const INFO = TlbEntry.info / 4;
 const MAX_CONTEXT = 4095;
+/** `TlbEntry.info`: writes are permitted, whether or not `tagWrite` lets generated code do them. */
+const MAY_WRITE = 8;
 
 /** Which of an entry's three tags match. */
 export const Tag = { read: 0, write: WRITE, exec: EXEC } as const;
@@ -39,6 +41,8 @@ export interface TlbFill {
   read: boolean;
   write: boolean;
   exec: boolean;
+  /** The page holds predecoded code: writes go the slow way, but without a new walk. */
+  code: boolean;
   global: boolean;
   size: number;
 }
@@ -95,8 +99,19 @@ export class Tlb {
   lookup(low: number, high: number, context: number, tag: Tag): number {
     const at = (((low >>> 12) ^ (context * 37)) & (ENTRIES - 1)) * WORDS;
     const u32 = this.#u32;
-    if (u32[at + tag] !== ((low & 0xfffff000) | context) >>> 0 || u32[at + tag + 1] !== high >>> 0) return -1;
+    const wanted = ((low & 0xfffff000) | context) >>> 0;
+    if (u32[at + tag] !== wanted || u32[at + tag + 1] !== high >>> 0) {
+      const withheld = tag === WRITE && (u32[at + INFO] & MAY_WRITE) !== 0;
+      if (!withheld || u32[at] !== wanted || u32[at + 1] !== high >>> 0) return -1;
+    }
     return ((u32[at + INFO] & 0xfffff000) | (low & 0xfff)) >>> 0;
+  }
+
+  /** Gives back the inline right to write that `protectPage` withheld. The entry is one that `lookup` has just found for a write. */
+  allowWrite(low: number, context: number): void {
+    const at = (((low >>> 12) ^ (context * 37)) & (ENTRIES - 1)) * WORDS;
+    this.#u32[at + WRITE] = this.#u32[at];
+    this.#u32[at + WRITE + 1] = this.#u32[at + 1];
   }
 
   fill(low: number, high: number, context: number, fill: TlbFill): void {
@@ -108,10 +123,10 @@ export class Tlb {
       this.#u32[at + offset + 1] = on ? high : 0;
     };
     set(Tag.read, fill.read);
-    set(Tag.write, fill.write);
+    set(Tag.write, fill.write && !fill.code);
     set(Tag.exec, fill.exec);
     this.#u32[at + ADDEND] = PRIVATE + fill.page - ((low & 0xfffff000) >>> 0);
-    this.#u32[at + INFO] = fill.page | (fill.size << 1) | (fill.global ? 1 : 0);
+    this.#u32[at + INFO] = fill.page | (fill.write ? MAY_WRITE : 0) | (fill.size << 1) | (fill.global ? 1 : 0);
     this.#owner[index] = context;
     if (fill.size !== PageSize.small) this.#large++;
   }
