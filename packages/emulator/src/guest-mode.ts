@@ -103,6 +103,10 @@ export interface GuestMode {
   boundary(): 'exit' | 'none' | number;
   /** True while `boundary` must be asked (a window is armed, a virtual interrupt is pending, MTF is on). */
   boundaryWork: boolean;
+  /** `boundaryWork` is only about taking interrupts: `boundary` answers 'none' while RFLAGS.IF is 0. Absent: it may be more. */
+  readonly boundaryNeedsIf?: boolean;
+  /** PUSHF or POPF is intercepted. Absent: it may be. */
+  readonly interceptsFlagImages?: boolean;
   /** Tick at which the silicon itself wants to exit (preemption timer), or Infinity. */
   readonly deadline: number;
 

@@ -229,8 +229,13 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
       (state.rflagsLow & STEP_FLAGS) !== 0 ||
       this.#armed.length !== 0 ||
       this.events.pendingDebug !== 0n ||
-      this.#guest?.boundaryWork === true
+      (this.#guest?.boundaryWork === true && !this.#boundaryWaitsForIf())
     );
+  }
+
+  /** The guest's owner waits for RFLAGS.IF alone, and it is 0: engines come back when it rises. */
+  #boundaryWaitsForIf(): boolean {
+    return this.#guest?.boundaryNeedsIf === true && (this.state.rflagsLow & Flag.IF) === 0;
   }
 
   /** Decodes and executes one instruction (one iteration, with REP) by evaluate. undefined: go on. */
@@ -419,7 +424,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     return computeCodeKey(this.state);
   }
   awaitsInterrupts(): boolean {
-    return this.interruptPending;
+    return this.interruptPending || this.#guest?.boundaryWork === true;
   }
   plainFlagImages(): boolean {
     return this.#guest === null || this.#guest.interceptsFlagImages === false;

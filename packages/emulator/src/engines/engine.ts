@@ -25,6 +25,10 @@ export interface EngineHost {
   /** TLB context id of data accesses now (tags of TlbEntry). */
   tlbContext(): number;
   codeKey(): CodeKey;
+  /** Something waits for RFLAGS.IF to become 1: whoever sets it gives control back. */
+  awaitsInterrupts(): boolean;
+  /** Nobody intercepts PUSHF and POPF now. */
+  plainFlagImages(): boolean;
   /** Full access behind the inline TLB probe: fills the TLB, does MMIO, crosses pages. 0: done (value in S.scratch), 1: fault or exit recorded. */
   slowRead(low: number, high: number, size: number): number;
   /** Value in S.scratch. 0: done, 1: fault or exit recorded, 2: done and predecoded code was hit (leave the record). */

@@ -131,6 +131,9 @@ export class SvmGuest implements GuestMode {
   tscOffset = 0n;
   readonly interruptsExit = true;
   boundaryWork = false;
+  /** A virtual interrupt waits for IF, and nothing else is asked at boundaries. */
+  readonly boundaryNeedsIf = true;
+  interceptsFlagImages = false;
   readonly deadline = Number.POSITIVE_INFINITY;
 
   /** Physical interrupts are masked by the host's RFLAGS.IF (V_INTR_MASKING), else by the guest's. */
@@ -188,6 +191,7 @@ export class SvmGuest implements GuestMode {
     this.tscOffset = view.getBigUint64(at + V.tscOffset, true);
     this.intCtl = view.getUint32(at + V.intCtl, true);
     this.boundaryWork = (this.intCtl & IntCtl.V_IRQ) !== 0;
+    this.interceptsFlagImages = this.has(SvmExit.PUSHF) || this.has(SvmExit.POPF);
     this.exited = false;
     this.advanceTo = undefined;
     this.exitEvent = undefined;

@@ -131,6 +131,7 @@ export class VmxGuest implements GuestMode {
   tscOffset = 0n;
   interruptsExit = true;
   boundaryWork = false;
+  boundaryNeedsIf = false;
   /** VT-x has no such control. */
   readonly interceptsFlagImages = false;
   deadline = Number.POSITIVE_INFINITY;
@@ -176,7 +177,9 @@ export class VmxGuest implements GuestMode {
       const ticks = this.#vmcs.read32(F.VMX_PREEMPTION_TIMER_VALUE) * 2 ** this.#caps.preemptionRate;
       this.deadline = this.#processor.tick + ticks;
     }
-    this.boundaryWork = armed !== 0 || this.deadline <= this.#processor.tick;
+    const due = this.deadline <= this.#processor.tick;
+    this.boundaryWork = armed !== 0 || due;
+    this.boundaryNeedsIf = armed === Primary.interruptWindow && !due;
   }
 
   #reload(): void {

@@ -53,6 +53,10 @@ export interface Frame {
   jump(target: () => void, direct: boolean, check: ((local: number) => void) | null): void;
   /** This record again. */
   repeat(): void;
+  /** JavaScript executes this instruction. */
+  handBack(): void;
+  /** Leaves behind this instruction; `next` pushes the RIP. */
+  shadowed(next: () => void): void;
 }
 
 const LOAD: Record<number, number> = { 1: MEM.i64Load8U, 2: MEM.i64Load16U, 4: MEM.i64Load32U, 8: MEM.i64Load };
@@ -387,6 +391,15 @@ export class HandlerEmitter {
         if (effect.condition) this.#code.end();
         return;
       }
+      case 'handBack':
+        this.#value(effect.condition);
+        this.#code.if();
+        this.#frame.handBack();
+        this.#code.end();
+        return;
+      case 'shadowed':
+        this.#frame.shadowed(() => this.#value(effect.next));
+        return;
       case 'repeat':
         this.#value(effect.condition);
         this.#code.if();

@@ -122,12 +122,15 @@ function memoryKind(insn: Instruction): Form['memory'] {
   return insn.index >= 0 ? 'index' : 'base';
 }
 
-const usesMemory = (operands: readonly string[]): boolean => operands.some((s) => 'EMOXY'.includes(s[0]));
+const usesMemory = (operands: readonly string[]): boolean =>
+  operands.some((s) => 'EMOXY'.includes(s[0]) || s.includes('/M'));
 /** Implicit accesses through the operand segment. */
 const IMPLICIT = new Set(['xlat', 'movs', 'cmps', 'stos', 'lods', 'scas', 'outs', 'ins']);
 /** Semantics that depend on the code size or use the stack. */
 const MODAL = new Set(
-  'jcc jmp call ret loop loope loopne jcxz push pop pusha popa enter leave pushf popf iret syscall sysret'.split(' '),
+  'jcc jmp call ret loop loope loopne jcxz push pop pusha popa enter leave pushf popf pushseg popseg iret syscall sysret'.split(
+    ' ',
+  ),
 );
 /** Semantics that use the stack or implicit registers by address size. */
 const BY_ADDRESS_SIZE = new Set(['loop', 'loope', 'loopne', 'jcxz', 'lea']);

@@ -22,6 +22,7 @@ export interface InterpretOptions {
 /** Instructions in one wasm call: V8 does not replace a running function, so long calls would stay in slow code. */
 const SLICE = 200_000;
 
+const SHADOW = Layout.state + S.shadow;
 const RFLAGS = Layout.state + S.rflags;
 
 type Run = (record: number, ticks: number) => number;
@@ -144,15 +145,24 @@ export class InterpretEngine implements Engine {
     if (resume !== 0) this.#view.setUint32(RFLAGS, this.#view.getUint32(RFLAGS, true) & ~Flag.RF, true);
     let left = maxTicks;
     let at = ENTRY_RECORD;
+    let shadowed = false;
     let stop: EngineStop | undefined;
     while (stop === undefined && left > 0) {
-      const slice = Math.min(left, SLICE);
+      const slice = Math.min(left, shadowed ? 1 : SLICE);
       const exact = slice <= MAX_RUN;
       if (exact && at === ENTRY_RECORD && (at = this.#enter(key)) === 0) break;
       if (exact) this.#copyRun(at, slice);
       const status = run(exact ? SCRATCH_RECORDS : at, slice);
-      left -= slice - this.#view.getInt32(P.remaining, true);
+      const used = slice - this.#view.getInt32(P.remaining, true);
+      left -= used;
       stop = this.#after(status);
+      if (shadowed && used > 0) {
+        // What may come now is for the host to say.
+        this.#u8[SHADOW] = 0;
+        stop ??= this.#host.awaitsInterrupts() ? 'budget' : undefined;
+        shadowed = false;
+      }
+      if (status === Status.shadowed) shadowed = true;
       at = ENTRY_RECORD;
       if (this.#paused.length > 0) {
         this.#resume();
@@ -193,6 +203,8 @@ export class InterpretEngine implements Engine {
     view.setBigUint64(P.codeBase, base, true);
     view.setBigInt64(P.linearMask, long ? -1n : 0xffffffffn, true);
     view.setBigInt64(P.codeLimit, long ? -1n : BigInt(view.getUint32(cs + 4, true)), true);
+    view.setUint32(P.awaited, this.#host.awaitsInterrupts() ? 1 : 0, true);
+    view.setUint32(P.flagsIntercepted, this.#host.plainFlagImages() ? 0 : 1, true);
     view.setUint32(P.key, 0, true);
     view.setUint32(P.key + 4, id, true);
   }

@@ -96,6 +96,9 @@ export type EffectBody =
   | { kind: 'checkTarget'; target: Node; direct: boolean }
   | { kind: 'jump'; condition: Node | null; target: Node; direct: boolean; check: boolean }
   | { kind: 'repeat'; condition: Node }
+  | { kind: 'handBack'; condition: Node }
+  /** Leaves behind the instruction, at `next`; the one after it is in an interrupt shadow. */
+  | { kind: 'shadowed'; next: Node }
   /** Go on with the next record (fused handlers). */
   | { kind: 'advance' };
 
@@ -126,6 +129,8 @@ export interface Facts {
   /** Reads a flag that it has set itself, so that its flag updates can't be left out. */
   readsOwnFlags: boolean;
   usesVendor: boolean;
+  /** May go back to JavaScript, which then wants the decoded instruction. */
+  mayHandBack: boolean;
   /** May fault, or end the run of records. */
   mayLeave: boolean;
 }
@@ -165,7 +170,10 @@ export function effectArgs(effect: Effect): Node[] {
     case 'when':
     case 'loopEnd':
     case 'repeat':
+    case 'handBack':
       return [effect.condition];
+    case 'shadowed':
+      return [effect.next];
     case 'raiseWhen':
       return [effect.condition, effect.errorCode].filter((n) => n !== null);
     case 'checkTarget':
@@ -186,7 +194,7 @@ export function clobbers(effect: Effect, node: Node): boolean {
     case 'flags':
       return (node.op === 'flagResult' && effect.result !== null) || (node.op === 'flagAux' && effect.aux !== null);
     case 'setRflags':
-      return node.op === 'rflags';
+      return node.op === 'rflags' || node.op === 'reg';
     case 'setVar':
       return node.op === 'var' && node.variable === effect.variable;
     case 'advance':

@@ -171,6 +171,16 @@ class RunEmitter implements Frame {
     code.end().br(this.#labels.dispatch);
   }
 
+  handBack(): void {
+    this.#leaveHere(Status.instruction);
+  }
+  shadowed(next: () => void): void {
+    next();
+    this.code.set(L.target);
+    this.#leftAfter().set(L.budget);
+    this.#leaveAtTarget(Status.shadowed);
+  }
+
   #leaveHere(status: number): void {
     this.code.i32(status).set(L.status).br(this.#labels.leaveHere);
   }
@@ -330,6 +340,12 @@ class RunEmitter implements Frame {
       .set(L.target);
     this.#leftAfter().set(L.budget);
     code.br(this.#labels.transfer).end();
+    code.get(status).i32(Outcome.handBack).op(OP.i32Eq).if();
+    this.handBack();
+    code.end();
+    code.get(status).i32(Outcome.shadowed).op(OP.i32Eq).if();
+    this.shadowed(() => code.i32(0).mem(MEM.i64Load, Layout.state + S.rip));
+    code.end();
     this.repeat();
     this.release(status, I32);
   }

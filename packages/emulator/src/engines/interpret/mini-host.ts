@@ -49,6 +49,12 @@ export class MiniHost implements EngineHost {
   codeKey(): CodeKey {
     return this.key;
   }
+  awaitsInterrupts(): boolean {
+    return false;
+  }
+  plainFlagImages(): boolean {
+    return true;
+  }
   get rip(): bigint {
     return this.memory.view.getBigUint64(Layout.state + S.rip, true);
   }

@@ -8,6 +8,7 @@ import { type OperandForm, parseOperand, sizeOf } from '../evaluate/operands.ts'
 import type { Form } from './form.ts';
 import type { Recording } from './ir.ts';
 import { Recorder } from './recorder.ts';
+import { systemPath } from './system-paths.ts';
 
 type Place = Pick<OperandAccess, 'get' | 'getForWrite' | 'set'>;
 
@@ -69,7 +70,10 @@ export function recordForms(forms: readonly Form[]): Recording {
   const recorder = new Recorder(forms[0]);
   forms.forEach((form, i) => {
     if (i > 0) recorder.advance(form);
-    SEMANTICS[form.mnemonic](recorder, operationOf(recorder, form));
+    const operation = operationOf(recorder, form);
+    const system = systemPath(form.mnemonic);
+    if (system) system(recorder, operation, form);
+    else SEMANTICS[form.mnemonic](recorder, operation);
   });
   return recorder.recording();
 }

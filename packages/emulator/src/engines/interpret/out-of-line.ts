@@ -80,6 +80,17 @@ class FunctionFrame implements Frame {
   repeat(): void {
     this.code.i32(Outcome.repeat).op(OP.return);
   }
+  handBack(): void {
+    this.code.i32(Outcome.handBack).op(OP.return);
+  }
+  shadowed(next: () => void): void {
+    this.code.i32(0);
+    next();
+    this.code
+      .mem(MEM.i64Store, Layout.state + S.rip)
+      .i32(Outcome.shadowed)
+      .op(OP.return);
+  }
 }
 
 function body(recording: Recording, long: boolean, name: string): FuncBody {

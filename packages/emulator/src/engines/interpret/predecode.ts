@@ -12,6 +12,7 @@ import { formOf, type Normal, normalise } from './form.ts';
 import type { FormInfo, HandlerSet } from './handlers.ts';
 import { hasSemantics } from './operation.ts';
 import { FIRST_RECORD, Jump, jumpIndex, MAX_RUN, R, RECORDS_END, Special } from './records.ts';
+import { hasSystemPath, segmentOperand } from './system-paths.ts';
 
 /** One host page under one code key. */
 export interface CodePage {
@@ -153,6 +154,7 @@ export class Predecoder {
   /** Does generated code execute it? Otherwise JavaScript does: checks of privilege and intercepts live there. */
   #generated(insn: Instruction): boolean {
     const { row } = insn;
+    if (hasSystemPath(insn)) return !insn.lock && (insn.codeSize === 8 ? !row.no64 : !row.only64);
     if (!hasSemantics(row.mnemonic) || row.unit !== 'integer') return false;
     if (row.intercept !== 'none' || row.privileged || row.protectedOnly || row.blockEnd === 'system') return false;
     if (row.feature !== undefined && !this.#allFeatures) return false;
@@ -179,7 +181,7 @@ export class Predecoder {
       // What did not decode depends on all bytes that were looked at.
       page.covered.fill(1, pending.offset, pending.insn === null ? pending.offset + 15 : pending.next);
       this.#satisfy(page, pending.offset);
-      if (pending.normal !== null) this.#free.push(pending.insn!);
+      if (pending.normal !== null && !pending.info?.facts.mayHandBack) this.#free.push(pending.insn!);
     }
     return first;
   }
@@ -198,7 +200,10 @@ export class Predecoder {
     }
     const { rex } = insn;
     const put = (field: number, value: number): void => view.setUint16(at + field, value, true);
-    put(R.reg, registerOffset(normal.reg, normal.byteReg, insn.vex.present ? 0x40 : rex));
+    const segment = segmentOperand(insn);
+    if (segment >= 0) put(R.reg, S.segments + segment * 16);
+    else put(R.reg, registerOffset(normal.reg, normal.byteReg, insn.vex.present ? 0x40 : rex));
+    if (pending.info?.facts.mayHandBack) this.#instructions.set(at, insn);
     put(R.rm, registerOffset(normal.rm, normal.byteRm, rex));
     put(R.vvvv, normal.vvvv >= 0 ? registerOffset(normal.vvvv, false, rex) : insn.imm2 & 0xffff);
     put(R.base, registerOffset(insn.ripRelative ? -1 : insn.base, false, rex));

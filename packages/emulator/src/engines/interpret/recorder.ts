@@ -62,6 +62,7 @@ export class Recorder implements Builder {
     setsFlags: false,
     readsOwnFlags: false,
     usesVendor: false,
+    mayHandBack: false,
     mayLeave: false,
   };
 
@@ -710,6 +711,39 @@ export class Recorder implements Builder {
     const update: FlagUpdate = {};
     for (const [name, bit] of bits) if ((mask >> bit) & 1) update[name] = this.bit(value, bit);
     this.setFlags(update);
+  }
+
+  // ---- what only system paths use
+
+  /** A field of the state block by its offset. */
+  state(offset: number, size: Size): Value {
+    return v(this.#shared('reg', 'i64', [], BigInt(Layout.state + offset), size, size * 8, `r${this.#regVersion}`));
+  }
+  setState(offset: number, size: Size, value: Value): void {
+    this.#regVersion++;
+    this.#effect({ kind: 'setReg', address: null, k: BigInt(Layout.state + offset), size, value: n(value) });
+  }
+  /** A field of the segment slot that the record's `reg` names. */
+  slot(offset: number, size: Size): Value {
+    const address = this.#record('regAddress', 'i32', BigInt(R.reg), 32);
+    const k = BigInt(Layout.state + offset);
+    return v(this.#shared('reg', 'i64', [address], k, size, size * 8, `r${this.#regVersion}`));
+  }
+  setSlot(offset: number, size: 2 | 8, value: Value): void {
+    const address = this.#record('regAddress', 'i32', BigInt(R.reg), 32);
+    this.#regVersion++;
+    this.#effect({ kind: 'setReg', address, k: BigInt(Layout.state + offset), size, value: n(value) });
+  }
+  /** JavaScript executes the instruction after all; nothing may have been committed. */
+  handBackWhen(a: Cond): void {
+    this.#facts.mayLeave = true;
+    this.#facts.mayHandBack = true;
+    this.#effect({ kind: 'handBack', condition: n(a) });
+  }
+  /** The instruction ends here, with an interrupt shadow over the next. */
+  leaveShadowed(): void {
+    this.#facts.mayLeave = true;
+    this.#effect({ kind: 'shadowed', next: n(this.nextRip()) });
   }
 
   // ---- endings

@@ -59,6 +59,9 @@ export const P = {
   pc: slot + 44,
   /** u32: host physical address of the page that `run` starts in, if it starts at a record. */
   page: slot + 12,
+  /** u32: something waits for RFLAGS.IF; PUSHF or POPF may be intercepted. */
+  awaited: slot + 56,
+  flagsIntercepted: slot + 60,
   /** u64: code key id << 32, upper half of the jump cache's tags. */
   key: slot + 48,
 } as const;
@@ -100,7 +103,9 @@ export const Status = {
   instruction: 2,
   fault: 3,
   stop: 4,
+  /** One instruction has to be executed in the interrupt shadow. */
+  shadowed: 5,
 } as const;
 
 /** What an out-of-line handler returns. */
-export const Outcome = { next: 0, fault: 1, jumped: 2, repeat: 3 } as const;
+export const Outcome = { next: 0, fault: 1, jumped: 2, repeat: 3, handBack: 4, shadowed: 5 } as const;

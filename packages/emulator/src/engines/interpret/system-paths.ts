@@ -1,0 +1,183 @@
+/**
+ * Generated paths of the system instructions that kernels and firmware live on: CLI, STI, PUSHF, POPF, SWAPGS, moves of segment registers.
+ * Each is the plain case of the function of the same name in system/; whatever is not plain goes back to JavaScript, which runs that.
+ * Manual: APM vol. 3 ch. 4 (CLI, STI, SWAPGS), ch. 3 (MOV, PUSH, POP, PUSHF, POPF), APM vol. 2 section 4.5 (segment registers in real mode).
+ */
+import type { Cond, Operation, Value } from '../../builder/builder.ts';
+import type { Instruction } from '../../decode/instruction.ts';
+import { Layout } from '../../memory/layout.ts';
+import { loadStack, push, setStackPointer, stackOffset, stackPointer } from '../../semantics/support.ts';
+import { Attrib, Flag, S, Seg } from '../../state-layout.ts';
+import type { Form } from './form.ts';
+import type { Recorder } from './recorder.ts';
+import { P } from './records.ts';
+
+interface SystemPath {
+  /** Is there a generated path for this form? */
+  accepts(insn: Instruction): boolean;
+  record(r: Recorder, op: Operation, form: Form): void;
+}
+
+const always = (): boolean => true;
+/** Offsets in the state block. */
+const PRIVATE_SLOT = (address: number): number => address - Layout.state;
+
+const has = (r: Recorder, value: Value, bits: number): Cond => r.ne(r.and(value, r.const(bits)), r.const(0));
+const rawFlags = (r: Recorder): Value => r.state(S.rflags, 8);
+const cpl = (r: Recorder): Value => r.state(S.cpl, 1);
+
+/** CPL <= IOPL: IF is what CLI, STI and POPF work on. */
+function ownsInterruptFlag(r: Recorder): Cond {
+  const iopl = r.and(r.shrU(rawFlags(r), r.const(12)), r.const(3));
+  return r.leU(cpl(r), iopl);
+}
+
+/** Something waits for IF to be set. */
+const awaited = (r: Recorder): Cond => r.ne(r.state(PRIVATE_SLOT(P.awaited), 4), r.const(0));
+/** PUSHF or POPF may be intercepted, or the mode is virtual-8086. */
+const flagsNotPlain = (r: Recorder): Cond =>
+  r.orC(r.ne(r.state(PRIVATE_SLOT(P.flagsIntercepted), 4), r.const(0)), has(r, rawFlags(r), Flag.VM));
+
+const cli: SystemPath = {
+  accepts: always,
+  record: (r) => {
+    r.handBackWhen(r.notC(ownsInterruptFlag(r)));
+    r.setRflags(r.const(0), Flag.IF);
+  },
+};
+
+/** The shadow follows a change of IF from 0 to 1: the engine then executes one instruction by itself. */
+const sti: SystemPath = {
+  accepts: always,
+  record: (r) => {
+    r.handBackWhen(r.notC(ownsInterruptFlag(r)));
+    r.when(r.notC(has(r, rawFlags(r), Flag.IF)), () => {
+      r.setRflags(r.const(Flag.IF), Flag.IF);
+      r.setState(S.shadow, 1, r.const(1));
+      r.leaveShadowed();
+    });
+  },
+};
+
+const pushf: SystemPath = {
+  accepts: always,
+  record: (r, op) => {
+    r.handBackWhen(flagsNotPlain(r));
+    push(r, r.and(r.getRflags(), r.const(~BigInt(Flag.VM | Flag.RF))), op.size);
+  },
+};
+
+/** What generated code does not change by itself: each of them belongs to the mode, to privilege or to traps. */
+const GUARDED = Flag.TF | Flag.IOPL | Flag.AC | Flag.VIF | Flag.VIP;
+
+const popf: SystemPath = {
+  accepts: always,
+  record: (r, op) => {
+    r.handBackWhen(flagsNotPlain(r));
+    const top = stackPointer(r);
+    const image = loadStack(r, top, op.size);
+    const old = rawFlags(r);
+    const owns = ownsInterruptFlag(r);
+    const width = op.size === 2 ? 0xffff : 0xffffff;
+    const changed = r.xor(image, old);
+    r.handBackWhen(has(r, changed, GUARDED & ~(Flag.VIF | Flag.VIP) & width));
+    const rises = r.andC(owns, r.andC(has(r, image, Flag.IF), r.notC(has(r, old, Flag.IF))));
+    r.handBackWhen(r.andC(rises, awaited(r)));
+    setStackPointer(r, stackOffset(r, top, op.size));
+    const interrupt = r.and(r.select(owns, image, old), r.const(Flag.IF));
+    const value = r.or(r.and(image, r.const(~BigInt(Flag.IF))), interrupt);
+    r.setRflags(value, (Flag.arith | Flag.IF | Flag.DF | Flag.NT | Flag.ID) & width);
+  },
+};
+
+const GS_BASE = S.segments + Seg.GS * 16 + 8;
+
+const swapgs: SystemPath = {
+  accepts: (insn) => insn.codeSize === 8,
+  record: (r) => {
+    r.handBackWhen(r.ne(cpl(r), r.const(0)));
+    const [user, kernel] = [r.state(GS_BASE, 8), r.state(S.kernelGsBase, 8)];
+    r.setState(GS_BASE, 8, kernel);
+    r.setState(S.kernelGsBase, 8, user);
+  },
+};
+
+/** Offsets in a segment's slot. */
+const SELECTOR = 0;
+const ATTRIB = 2;
+const LIMIT = 4;
+const BASE = 8;
+
+/** A load in real mode that leaves limit and rights as they are; anything else has to be looked at. */
+function guardRealMode(r: Recorder): void {
+  r.handBackWhen(has(r, r.state(S.cr0, 8), 1));
+  r.handBackWhen(has(r, r.slot(ATTRIB, 2), Attrib.unusable));
+  r.handBackWhen(r.ne(r.slot(LIMIT, 4), r.const(0xffff)));
+}
+function loadRealMode(r: Recorder, selector: Value): void {
+  const low = r.zext(selector, 2);
+  r.setSlot(SELECTOR, 2, low);
+  r.setSlot(BASE, 8, r.shl(low, r.const(4)));
+}
+
+/** ES, DS, FS, GS: SS makes a shadow. */
+const isPlainSegment = (seg: number): boolean => seg === Seg.ES || (seg >= Seg.DS && seg <= Seg.GS);
+const isStore = (insn: Instruction): boolean => insn.row.operands[0] === 'Rv/Mw';
+
+const movseg: SystemPath = {
+  accepts: (insn) =>
+    isStore(insn) ? segmentOperand(insn) <= Seg.GS : insn.codeSize === 2 && isPlainSegment(segmentOperand(insn)),
+  record: (r, op, form) => {
+    if (form.operands[0] === 'Rv/Mw') {
+      op.operands[0].set(r.slot(SELECTOR, 2));
+      return;
+    }
+    guardRealMode(r);
+    loadRealMode(r, op.operands[1].get());
+  },
+};
+
+const pushseg: SystemPath = {
+  accepts: always,
+  record: (r, op) => {
+    const selector = r.slot(SELECTOR, 2);
+    // Intel writes only the selector itself (SDM vol. 2, PUSH).
+    if (op.size !== 4 || r.vendor === 'amd') {
+      push(r, selector, op.size);
+      return;
+    }
+    const top = stackOffset(r, stackPointer(r), -op.size);
+    r.store(top, selector, { seg: Seg.SS, size: 2 });
+    setStackPointer(r, top);
+  },
+};
+
+const popseg: SystemPath = {
+  accepts: (insn) => insn.codeSize === 2 && isPlainSegment(segmentOperand(insn)),
+  record: (r, op) => {
+    guardRealMode(r);
+    const top = stackPointer(r);
+    const selector = loadStack(r, top, op.size);
+    setStackPointer(r, stackOffset(r, top, op.size));
+    loadRealMode(r, selector);
+  },
+};
+
+const PATHS: Readonly<Record<string, SystemPath>> = { cli, sti, pushf, popf, swapgs, movseg, pushseg, popseg };
+
+const NAMES = ['ES', 'CS', 'SS', 'DS', 'FS', 'GS'];
+
+/** Segment register that an instruction names, or -1. */
+export function segmentOperand(insn: Instruction): number {
+  if (insn.row.mnemonic === 'movseg') return insn.reg & 7;
+  return insn.row.mnemonic === 'pushseg' || insn.row.mnemonic === 'popseg' ? NAMES.indexOf(insn.row.operands[0]) : -1;
+}
+
+/** Does a generated path exist for the instruction? */
+export const hasSystemPath = (insn: Instruction): boolean =>
+  Object.hasOwn(PATHS, insn.row.mnemonic) && PATHS[insn.row.mnemonic].accepts(insn);
+
+/** Records the path of a mnemonic, if it is one of them. */
+export function systemPath(mnemonic: string): SystemPath['record'] | undefined {
+  return Object.hasOwn(PATHS, mnemonic) ? PATHS[mnemonic].record : undefined;
+}
