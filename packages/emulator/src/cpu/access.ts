@@ -42,6 +42,9 @@ export interface AccessHost {
 }
 
 const ALL_ONES = 0xffffffff;
+/** Words of the state block from which contexts and walk configuration derive, and their bits that count. */
+const INPUTS = Int32Array.of(S.cr0, S.cr3, S.cr3 + 4, S.cr4, S.efer, S.cpl, S.rflags);
+const INPUT_MASKS = Int32Array.of(-1, -1, -1, -1, -1, 0xff, Flag.AC);
 
 export class MemoryAccess implements WalkMemory {
   readonly tlb: Tlb;
@@ -69,7 +72,10 @@ export class MemoryAccess implements WalkMemory {
     linear: undefined as bigint | undefined,
   };
   /** What contexts and walk configuration were last derived from. */
-  readonly #seen = new Float64Array(10).fill(Number.NaN);
+  readonly #seen = new Int32Array(INPUTS.length);
+  #seenAsid = -2;
+  #seenRoot = -2;
+  #seenGeneration = -1;
   /** False while PDPTEs are loaded: no linear address belongs to that. */
   #walking = true;
   #walkLow = 0;
@@ -101,9 +107,12 @@ export class MemoryAccess implements WalkMemory {
     }
   }
 
-  /** True: legacy PAE paging takes its PDPTEs from the registers (not so under AMD's nested paging, APM 15.25.10). */
+  /**
+   * True: legacy PAE paging takes its PDPTEs from the registers. Not so in an AMD guest: with nested paging they are read at each walk
+   * (APM 15.25.10), without it VMRUN loads them from memory, which reading them there stands for.
+   */
   usesPdpteRegisters(): boolean {
-    return !(this.#host.pagingModel.amd && (this.#host.guest?.nestedRoot ?? 0) !== 0);
+    return !(this.#host.pagingModel.amd && this.#host.guest !== null);
   }
 
   /** Derives contexts, rights and walk configuration from the state block. */
@@ -130,23 +139,21 @@ export class MemoryAccess implements WalkMemory {
   #inputsChanged(guest: GuestMode | null): boolean {
     const { block } = this.#state;
     const seen = this.#seen;
+    const registers = INPUTS.length;
     let changed = false;
-    const take = (at: number, value: number): void => {
-      if (seen[at] === value) return;
-      seen[at] = value;
-      changed = true;
-    };
-    take(0, block.getInt32(S.cr0, true));
-    take(1, block.getInt32(S.cr3, true));
-    take(2, block.getInt32(S.cr3 + 4, true));
-    take(3, block.getInt32(S.cr4, true));
-    take(4, block.getInt32(S.efer, true));
-    take(5, block.getUint8(S.cpl));
-    take(6, block.getInt32(S.rflags, true) & Flag.AC);
-    take(7, guest === null ? -1 : guest.asid);
-    take(8, guest === null ? -1 : guest.nestedRoot);
-    take(9, this.tlb.generation);
-    return changed;
+    for (let n = 0; n < registers; n++) {
+      const value = block.getInt32(INPUTS[n], true) & INPUT_MASKS[n];
+      if (seen[n] !== value) changed = true;
+      seen[n] = value;
+    }
+    const asid = guest === null ? -1 : guest.asid;
+    const root = guest === null ? -1 : guest.nestedRoot;
+    const { generation } = this.tlb;
+    if (this.#seenAsid === asid && this.#seenRoot === root && this.#seenGeneration === generation) return changed;
+    this.#seenAsid = asid;
+    this.#seenRoot = root;
+    this.#seenGeneration = generation;
+    return true;
   }
 
   /** The context for generated code. */

@@ -76,7 +76,6 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   smiPending = false;
   initPending = false;
   eventInDelivery: PendingEvent | undefined = undefined;
-  onModeChange: ((change: ModeChange) => void) | null = null;
   /** Added to the TSC by WRMSR. */
   tscAdjust = 0n;
   /** The SMI came while NMIs were blocked: they stay so after RSM. */
@@ -89,6 +88,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   #guest: GuestMode | null = null;
   #mode: ProcessorMode;
   #modeKey = -1;
+  #listener: ((change: ModeChange) => void) | null = null;
   #controls = new Controls();
   readonly #view: ControlView = { cr0: 0, cr4: 0 };
   #armed: readonly Breakpoint[] = [];
@@ -339,6 +339,15 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     return viewControls(this.state, this.#guest, this.#view);
   }
 
+  /** Fires for each change of mode. While nobody listens the mode is not even looked at. */
+  get onModeChange(): ((change: ModeChange) => void) | null {
+    return this.#listener;
+  }
+  set onModeChange(listener: ((change: ModeChange) => void) | null) {
+    if (this.#listener === null) this.#rememberMode();
+    this.#listener = listener;
+  }
+
   /**
    * Looks at the mode and reports a change. Called wherever an instruction, an event or a world switch has ended.
    * Outside a guest that a silicon wing runs the block still holds that guest's state: leaving is no change of mode, and entering is one
@@ -348,6 +357,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     const { state } = this;
     if (!state.modeStale || cause === 'vmexit') return;
     state.modeStale = false;
+    const listener = this.#listener;
+    if (listener === null) return;
     const view = this.#look();
     const key = modeKey(state, this.#guest !== null, this.nested, view);
     const before = this.#controls;
@@ -360,10 +371,10 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     const to = this.mode();
     this.#controls = new Controls().read(state, view);
     this.#mode = to;
-    if (this.onModeChange === null || sameMode(from, to)) return;
+    if (sameMode(from, to)) return;
     const rip = insn && this.#executedAt();
     const bytes = insn?.bytes.slice(0, insn.length);
-    this.onModeChange({ tick: this.tick, from, to, cause, rip, bytes, ...Controls.pairs(before, this.#controls) });
+    listener({ tick: this.tick, from, to, cause, rip, bytes, ...Controls.pairs(before, this.#controls) });
   }
 
   /** After a load: the mode is what the block says, and no switch has happened. */
@@ -372,9 +383,15 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     state.derivedStale = true;
     state.modeStale = false;
     this.armBreakpoints();
+    this.#rememberMode();
+  }
+
+  /** What the next change is compared with. */
+  #rememberMode(): void {
+    const { state } = this;
     this.#mode = this.mode();
     this.#modeKey = modeKey(state, this.#guest !== null, this.nested, this.#look());
-    this.#controls.read(state, this.#view);
+    this.#controls = new Controls().read(state, this.#view);
   }
 
   reset(init: boolean): void {
