@@ -162,11 +162,15 @@ const MODE_NAMES = { real: 'real', vm86: 'vm16', prot16: 'prot16', prot32: 'prot
 function traceInsn(vcpu: Vcpu, failed: boolean): void {
   trace(vcpu, 'kvm_emulate_insn', () => {
     const { evaluator } = emulateCtxt(vcpu);
+    const csBase = vcpu.kvm.calls.getSegmentBase(vcpu, Seg.CS);
+    const rip = kvmRipRead(vcpu);
+    const insn = evaluator.instruction.bytes.slice(0, evaluator.instruction.length);
+    if (vcpu.kvm.tracer) vcpu.kvm.tracer.instruction = { rip: csBase + rip, bytes: insn };
     return {
       vcpuId: vcpu.vcpuId,
-      csBase: vcpu.kvm.calls.getSegmentBase(vcpu, Seg.CS),
-      rip: kvmRipRead(vcpu),
-      insn: evaluator.instruction.bytes.slice(0, evaluator.instruction.length),
+      csBase,
+      rip,
+      insn,
       mode: MODE_NAMES[evaluator.context.mode],
       failed,
     };

@@ -1,6 +1,7 @@
 /** Joins the processor's mode changes with the exit and the call path that led to them: the mode_switch event. */
-import type { ModeChange, ProcessorMode } from '@tskvm/emulator';
+import { type ModeChange, type ProcessorMode, Seg } from '@tskvm/emulator';
 import type { Kvm } from './kvm.ts';
+import { kvmRipRead } from './kvm-cache-regs.ts';
 import type { ModeSwitch, Tracer } from './trace.ts';
 import type { Vcpu } from './vcpu.ts';
 
@@ -23,7 +24,35 @@ function describe(kvm: Kvm, tracer: Tracer, change: ModeChange): ModeSwitch {
   }
   const setter = tracer.lastSetter;
   tracer.lastSetter = null;
-  return { ...change, vcpuId, exit: setter?.exit ?? tracer.lastExit, path: setter?.path ?? [], why: null };
+  const path = setter?.path ?? [];
+  const event = EVENT_CAUSES.find(([frame]) => path.includes(frame));
+  const exit = setter?.exit ?? tracer.lastExit;
+  if (event) return { ...change, cause: event[1], vcpuId, exit, path, why: null };
+  return { ...change, rip: setter?.instruction?.rip, bytes: setter?.instruction?.bytes, vcpuId, exit, path, why: null };
+}
+
+/** Frames that say that an event changed the mode, not an instruction. */
+const EVENT_CAUSES: readonly (readonly [string, string])[] = [
+  ['enterSmm', 'SMI'],
+  ['kvmVcpuReset', 'INIT'],
+  ['setSregsCommon', 'KVM_SET_SREGS'],
+];
+
+/** Longest instruction. */
+const MAX_INSTRUCTION = 15;
+
+/** Remembers the instruction that exited, for the switch that it may lead to. Only while somebody traces; without effect on the guest. */
+export function noteInstruction(vcpu: Vcpu, tracer: Tracer): void {
+  tracer.instruction = null;
+  if (vcpu.arch.guestStateProtected || vcpu.arch.emulationRequired) return;
+  const rip = vcpu.kvm.calls.getSegmentBase(vcpu, Seg.CS) + kvmRipRead(vcpu);
+  const bytes: number[] = [];
+  for (let n = 0n; n < MAX_INSTRUCTION; n++) {
+    const gpa = vcpu.translate(rip + n);
+    if (gpa === undefined || !vcpu.vm.hasMemory(gpa, 1)) break;
+    bytes.push(vcpu.vm.readGuest(gpa, 1)[0]);
+  }
+  tracer.instruction = { rip, bytes: Uint8Array.from(bytes) };
 }
 
 function releaseHeld(tracer: Tracer): void {

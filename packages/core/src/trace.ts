@@ -119,6 +119,13 @@ export interface ModeSwitch extends ModeChange {
   why: string | null;
 }
 
+/** The last call of a setter that can change the mode. */
+export interface Setter {
+  path: string[];
+  exit: { reason: number; name: string } | null;
+  instruction: { rip: bigint; bytes: Uint8Array } | null;
+}
+
 /** One edge of the call graph as it ran. */
 export interface CallerEdge {
   caller: string;
@@ -134,7 +141,9 @@ export class Tracer {
   /** Frames in progress, outermost first. */
   readonly stack: string[] = [];
   /** Path of the last call of a setter that can change the mode, and the exit it belongs to. */
-  lastSetter: { path: string[]; exit: { reason: number; name: string } | null } | null = null;
+  lastSetter: Setter | null = null;
+  /** The instruction that exited last, or that KVM emulates now; null where KVM can't see it (protected state). */
+  instruction: { rip: bigint; bytes: Uint8Array } | null = null;
   lastExit: { reason: number; name: string } | null = null;
   /** A switch of a protected guest whose write trap is still to be handled. */
   held: ModeSwitch | null = null;
@@ -171,7 +180,7 @@ export class Tracer {
     this.stack.push(name);
     // The path goes down to the vendor's function below the static call.
     if (MODE_SETTERS.has(name) || MODE_SETTERS.has(caller)) {
-      this.lastSetter = { path: this.stack.slice(), exit: this.lastExit };
+      this.lastSetter = { path: this.stack.slice(), exit: this.lastExit, instruction: this.instruction };
     }
   }
   leave(): void {

@@ -11,6 +11,7 @@ import type { Kvm } from './kvm.ts';
 import { isGuestMode, isSmm, kvmRipRead } from './kvm-cache-regs.ts';
 import { kvmApicAcceptEvents, kvmLapicFindHighestIrr, kvmLapicInKernel, lapicGetTpr } from './lapic.ts';
 import { kvmMmuLoadPgd, kvmMmuReload, kvmServiceTlbFlush } from './mmu/mmu.ts';
+import { noteInstruction } from './mode-switch.ts';
 import { kvmGuestTimeUpdate } from './pvclock.ts';
 import { kvmSetCr8 } from './regs.ts';
 import { kvmVcpuReset } from './reset.ts';
@@ -386,6 +387,7 @@ const vcpuEnterGuest = frame('vcpuEnterGuest', (vcpu: Vcpu): number => {
   }
   if (arch.switchDbRegs !== 0) loadDebugRegisters(vcpu);
   const fastpath = enterAndExit(vcpu);
+  if (kvm.tracer) noteInstruction(vcpu, kvm.tracer);
   return afterExit(vcpu, fastpath);
 });
 
