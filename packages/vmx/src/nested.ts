@@ -28,10 +28,15 @@ export function vmxNestedTripleFault(vcpu: Vcpu): void {
   refuseInL2(vcpu, 'a triple fault of L2');
   vcpu.requests.add(Req.TRIPLE_FAULT);
 }
-/** KVM_GET_NESTED_STATE. */
-export const vmxGetNestedState = (_vcpu: Vcpu): unknown => nested('KVM_GET_NESTED_STATE');
-/** KVM_SET_NESTED_STATE. */
-export const vmxSetNestedState = (_vcpu: Vcpu, _state: unknown): number => nested('KVM_SET_NESTED_STATE');
+/** KVM_GET_NESTED_STATE: null while the guest has no VMX. */
+export function vmxGetNestedState(vcpu: Vcpu): unknown {
+  refuseInL2(vcpu, 'KVM_GET_NESTED_STATE');
+  return null;
+}
+/** KVM_SET_NESTED_STATE. @returns 0 */
+export function vmxSetNestedState(_vcpu: Vcpu, state: unknown): number {
+  return state === null || state === undefined ? 0 : nested('KVM_SET_NESTED_STATE');
+}
 /** KVM: vmx_get_nested_state_pages. */
 export function vmxGetNestedStatePages(vcpu: Vcpu): boolean {
   refuseInL2(vcpu, 'nested state pages');

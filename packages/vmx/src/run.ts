@@ -21,7 +21,7 @@ import { vmxCompleteInterrupts, vmxSetInterruptShadow } from './events.ts';
 import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, Reason } from './hardware/bits.ts';
 import { F } from './hardware/vmcs.ts';
 import { vmxLoadGuestMsrs } from './msrs.ts';
-import { vmxEptLoadPdptrs } from './registers.ts';
+import { vmxCacheReg, vmxEptLoadPdptrs } from './registers.ts';
 import { toVmx, type VcpuVmx, vmcsOf } from './vcpu-vmx.ts';
 
 const REASON_NAMES = new Map<number, string>(Object.entries(Reason).map(([name, reason]) => [reason, name]));
@@ -171,6 +171,22 @@ export function vmxGetEntryInfo(vcpu: Vcpu): EntryInfo {
   return { intrInfo, errorCode: withCode ? v.read32(F.VM_ENTRY_EXCEPTION_ERROR_CODE) : 0 };
 }
 
+const RIP_WORD = 32;
+/** RIP += length, in words as long as bit 31 does not change; only a step over 2 or 4 GiB needs to know the mode. */
+function advanceRip(vcpu: Vcpu, vmx: VcpuVmx, length: number): void {
+  const { arch } = vcpu;
+  if (!arch.regsAvail.has('rip')) vmxCacheReg(vcpu, 'rip');
+  const low = vmx.regs32[RIP_WORD];
+  const next = (low + length) | 0;
+  if ((low ^ next) >= 0) {
+    vmx.regs32[RIP_WORD] = next;
+    arch.regsDirty.add('rip');
+    return;
+  }
+  const rip = kvmRipRead(vcpu) + BigInt(length);
+  kvmRipWrite(vcpu, is64BitMode(vcpu) ? rip : rip & 0xffffffffn);
+}
+
 /** RIP behind the exiting instruction; the shadow ends. KVM: vmx_skip_emulated_instruction. */
 export function vmxSkipEmulatedInstruction(vcpu: Vcpu): number {
   const vmx = toVmx(vcpu);
@@ -178,11 +194,7 @@ export function vmxSkipEmulatedInstruction(vcpu: Vcpu): number {
     // Hardware gives no length there.
     if (!kvmEmulateInstruction(vcpu, EmulType.SKIP)) return 0;
   } else {
-    const old = kvmRipRead(vcpu);
-    let rip = old + BigInt(vmcsOf(vcpu).read32(F.VM_EXIT_INSTRUCTION_LEN));
-    // Only a step over the 4 GiB line needs to know the mode.
-    if (((old ^ rip) >> 31n) & 3n && !is64BitMode(vcpu)) rip &= 0xffffffffn;
-    kvmRipWrite(vcpu, rip);
+    advanceRip(vcpu, vmx, vmcsOf(vcpu).read32(F.VM_EXIT_INSTRUCTION_LEN));
   }
   vmxSetInterruptShadow(vcpu, 0);
   return 1;
