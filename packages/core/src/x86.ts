@@ -10,7 +10,7 @@ import { loadDebugRegisters, loadGuestFpu, putGuestFpu } from './fpu.ts';
 import type { Kvm } from './kvm.ts';
 import { isGuestMode, isSmm, kvmRipRead } from './kvm-cache-regs.ts';
 import { kvmApicAcceptEvents, kvmLapicFindHighestIrr, kvmLapicInKernel, lapicGetTpr } from './lapic.ts';
-import { kvmMmuLoadPgd, kvmMmuReload, kvmServiceTlbFlush } from './mmu/mmu.ts';
+import { kvmMmuLoadPgd, kvmMmuReload, kvmMmuSyncRoots, kvmServiceTlbFlush } from './mmu/mmu.ts';
 import { noteInstruction } from './mode-switch.ts';
 import { kvmGuestTimeUpdate } from './pvclock.ts';
 import { kvmSetCr8 } from './regs.ts';
@@ -151,7 +151,7 @@ function budgetUsed(vcpu: Vcpu, progress: { tick: number; fruitless: number }): 
   if (now !== progress.tick) {
     progress.tick = now;
     progress.fruitless = 0;
-  } else if (++progress.fruitless > MAX_FRUITLESS_ENTRIES) return vcpu.runDeadline !== Number.POSITIVE_INFINITY;
+  } else if (++progress.fruitless > MAX_FRUITLESS_ENTRIES) return true;
   return now >= vcpu.runDeadline;
 }
 
@@ -251,7 +251,7 @@ const REQUEST_ACTIONS: readonly (readonly [Req, RequestAction])[] = [
   [Req.MASTERCLOCK_UPDATE, nothing],
   [Req.GLOBAL_CLOCK_UPDATE, nothing],
   [Req.CLOCK_UPDATE, (vcpu) => kvmGuestTimeUpdate(vcpu) as undefined],
-  [Req.MMU_SYNC, nothing],
+  [Req.MMU_SYNC, (vcpu) => kvmMmuSyncRoots(vcpu) as undefined],
   [Req.LOAD_MMU_PGD, (vcpu) => kvmMmuLoadPgd(vcpu) as undefined],
   [Req.TLB_FLUSH, (vcpu) => kvmServiceTlbFlush(vcpu) as undefined],
   [Req.TLB_FLUSH_CURRENT, (vcpu) => kvmServiceTlbFlush(vcpu) as undefined],

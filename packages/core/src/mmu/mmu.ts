@@ -1,5 +1,5 @@
 /** The MMU's entry points: roles, roots, faults, flushes. KVM: arch/x86/kvm/mmu/mmu.c. */
-import { CR4, NotImplementedError, PAGE } from '@tskvm/emulator';
+import { CR4, PAGE } from '@tskvm/emulator';
 import { isSmm, kvmIsCr4BitSet, kvmReadCr3 } from '../kvm-cache-regs.ts';
 import { x86EmulateInstruction } from '../kvm-emulate.ts';
 import type { Memslot } from '../memslots.ts';
@@ -8,7 +8,8 @@ import { frame, trace } from '../trace.ts';
 import { EmulType, Req } from '../types.ts';
 import type { Vcpu } from '../vcpu.ts';
 import type { Vm } from '../vm.ts';
-import { kvmCalcCpuRole, kvmCalcTdpMmuRootPageRole, vcpuToRoleRegs } from './role.ts';
+import { kvmCalcCpuRole, kvmCalcTdpMmuRootPageRole, Role, vcpuToRoleRegs } from './role.ts';
+import { shadowClear, shadowInvalidate, shadowPageFault, shadowRole, shadowRoot } from './shadow.ts';
 import { isMmioSpte, mmioSpteGeneration, tdpFreeRoot, tdpLookup, tdpMap, tdpRoot, tdpWriteProtectSlot } from './tdp.ts';
 
 export { kvmConfigureMmu, kvmMmuSetEptMasks, kvmMmuSetMmioSpteMask } from './config.ts';
@@ -26,8 +27,12 @@ const PFERR_RSVD = 8n;
 export const kvmInitMmu = frame('kvmInitMmu', (vcpu: Vcpu): void => {
   const { arch } = vcpu;
   arch.cpuRole = kvmCalcCpuRole(vcpu, vcpuToRoleRegs(vcpu));
-  if (!vcpu.kvm.caps.tdpEnabled) return;
   if (arch.nestedTdp) return;
+  if (!vcpu.kvm.caps.tdpEnabled) {
+    const role = shadowRole(vcpu);
+    if (role !== arch.mmu.role) Object.assign(arch.mmu, { role, level: role & Role.levelMask, hpa: -1 });
+    return;
+  }
   const role = kvmCalcTdpMmuRootPageRole(vcpu);
   if (role !== arch.mmu.role) {
     arch.mmu.role = role;
@@ -45,11 +50,19 @@ export const kvmMmuResetContext = frame('kvmMmuResetContext', (vcpu: Vcpu): void
 /** The root is looked up anew at the next entry. KVM: kvm_mmu_unload. */
 export function kvmMmuUnload(vcpu: Vcpu): void {
   vcpu.arch.mmu.hpa = -1;
+  if (!vcpu.kvm.caps.tdpEnabled) shadowClear(vcpu);
 }
 
-/** A new CR3: with nested paging the root stays, the registers are loaded. KVM: kvm_mmu_new_pgd. */
+/** A new CR3: with nested paging the root stays, the registers are loaded; a shadow of the old tables goes. KVM: kvm_mmu_new_pgd. */
 export function kvmMmuNewPgd(vcpu: Vcpu, _cr3: bigint): void {
   kvmMakeRequest(Req.LOAD_MMU_PGD, vcpu);
+  if (vcpu.kvm.caps.tdpEnabled) return;
+  kvmMakeRequest(Req.MMU_SYNC, vcpu);
+  kvmMakeRequest(Req.TLB_FLUSH_CURRENT, vcpu);
+}
+/** The guest's tables may have changed: the shadow is dropped. KVM: kvm_mmu_sync_roots. */
+export function kvmMmuSyncRoots(vcpu: Vcpu): void {
+  if (!vcpu.kvm.caps.tdpEnabled) shadowClear(vcpu);
 }
 
 /** Drops what was cached for one PCID; the current one only concerns the processor's TLB. KVM: kvm_invalidate_pcid. */
@@ -75,6 +88,7 @@ export function kvmHandleInvpcid(vcpu: Vcpu, type: number, gva: bigint): number 
 
 /** INVLPG. KVM: kvm_mmu_invlpg. */
 export function kvmMmuInvlpg(vcpu: Vcpu, gva: bigint): void {
+  if (!vcpu.kvm.caps.tdpEnabled) shadowInvalidate(vcpu, gva);
   vcpu.kvm.calls.flushTlbGva(vcpu, gva);
 }
 
@@ -85,10 +99,7 @@ export const kvmMmuReload = frame('kvmMmuReload', (vcpu: Vcpu): number =>
 
 function kvmMmuLoad(vcpu: Vcpu): number {
   const { mmu } = vcpu.arch;
-  if (!vcpu.kvm.caps.tdpEnabled) {
-    throw new NotImplementedError('shadow paging (npt: false, ept: false)', 'APM vol. 2 15.25, SDM vol. 3 28.2');
-  }
-  const root = tdpRoot(vcpu.vm, mmu.role, mmu.level);
+  const root = vcpu.kvm.caps.tdpEnabled ? tdpRoot(vcpu.vm, mmu.role, mmu.level) : shadowRoot(vcpu);
   mmu.hpa = root.hpa;
   kvmMmuLoadPgd(vcpu);
   vcpu.kvm.calls.flushTlbCurrent(vcpu);
@@ -117,6 +128,10 @@ export function kvmArchFlushShadowMemslot(vm: Vm, _slot: Memslot): void {
 
 /** Dirty logging starts, or a log was read: every page must fault once more for its first write. */
 export function kvmMmuSlotWriteProtect(vm: Vm, slot: Memslot): void {
+  if (!vm.kvm.caps.tdpEnabled) {
+    kvmMmuZapAll(vm);
+    return;
+  }
   tdpWriteProtectSlot(vm, slot);
   kvmMakeAllCpusRequest(vm, Req.TLB_FLUSH);
 }
@@ -139,11 +154,9 @@ function handleMmioPageFault(vcpu: Vcpu, gpa: number): boolean {
 export const kvmMmuPageFault = frame(
   'kvmMmuPageFault',
   (vcpu: Vcpu, cr2OrGpa: number, errorCode: bigint, insn: Uint8Array | null, insnLen: number): number => {
-    if (!vcpu.kvm.caps.tdpEnabled) {
-      throw new NotImplementedError('shadow paging (npt: false, ept: false)', 'APM vol. 2 15.25, SDM vol. 3 28.2');
-    }
     const err = kvmMmuReload(vcpu);
     if (err < 0) return err;
+    if (!vcpu.kvm.caps.tdpEnabled) return shadowPageFault(vcpu, BigInt(cr2OrGpa), errorCode, insn, insnLen);
     if ((errorCode & PFERR_RSVD) !== 0n && handleMmioPageFault(vcpu, cr2OrGpa)) {
       return x86EmulateInstruction(vcpu, cr2OrGpa, EmulType.PF, insn, insnLen);
     }
@@ -154,6 +167,15 @@ export const kvmMmuPageFault = frame(
       return 1;
     }
     return x86EmulateInstruction(vcpu, cr2OrGpa, EmulType.PF, insn, insnLen);
+  },
+);
+
+/** An intercepted #PF: its address has 64 bits. KVM: kvm_handle_page_fault. */
+export const kvmHandlePageFault = frame(
+  'kvmHandlePageFault',
+  (vcpu: Vcpu, errorCode: bigint, faultAddress: bigint, insn: Uint8Array | null, insnLen: number): number => {
+    const err = kvmMmuReload(vcpu);
+    return err < 0 ? err : shadowPageFault(vcpu, faultAddress, errorCode, insn, insnLen);
   },
 );
 
@@ -169,6 +191,9 @@ export function kvmServiceTlbFlush(vcpu: Vcpu): void {
     requests.delete(Req.TLB_FLUSH_CURRENT);
   }
   if (requests.delete(Req.TLB_FLUSH_CURRENT)) vcpu.kvm.calls.flushTlbCurrent(vcpu);
-  if (requests.delete(Req.TLB_FLUSH_GUEST)) vcpu.kvm.calls.flushTlbGuest(vcpu);
+  if (requests.delete(Req.TLB_FLUSH_GUEST)) {
+    kvmMmuSyncRoots(vcpu);
+    vcpu.kvm.calls.flushTlbGuest(vcpu);
+  }
   requests.delete(Req.HV_TLB_FLUSH);
 }

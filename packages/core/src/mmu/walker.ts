@@ -133,11 +133,11 @@ function fill(fault: X86ExceptionInfo, errorCode: number, address: bigint): -1 {
 }
 
 /**
- * Translates a guest linear address. KVM: mmu->gva_to_gpa.
+ * Walks the guest's tables for a linear address: sets A and D, checks rights. KVM: FNAME(walk_addr).
  * @param access Pferr bits, and {@link IMPLICIT_ACCESS}
- * @returns guest physical address (of L1, for L2 without nested paging), or -1 with `fault` filled (#PF)
+ * @returns the walker with its result (guest physical address before L1's nested tables), or null with `fault` filled (#PF)
  */
-export function kvmMmuGvaToGpa(vcpu: Vcpu, gva: bigint, access: number, fault: X86ExceptionInfo): number {
+export function kvmMmuWalk(vcpu: Vcpu, gva: bigint, access: number, fault: X86ExceptionInfo): PageWalker | null {
   const config = configOf(vcpu);
   const walker = walkerOf(vcpu);
   walker.configure(config);
@@ -149,21 +149,29 @@ export function kvmMmuGvaToGpa(vcpu: Vcpu, gva: bigint, access: number, fault: X
   try {
     const low = Number(gva & 0xffffffffn) | 0;
     const high = Number((gva >> 32n) & 0xffffffffn) | 0;
-    if (!walker.walk(low, high, kind, user, smapApplies(vcpu, access, config.smap))) {
-      return fill(fault, walker.errorCode, gva);
-    }
+    if (walker.walk(low, high, kind, user, smapApplies(vcpu, access, config.smap))) return walker;
+    fill(fault, walker.errorCode, gva);
   } catch (error) {
     if (error !== NO_TABLE) throw error;
-    return fill(fault, access & (Pferr.write | Pferr.user | Pferr.fetch), gva);
+    fill(fault, access & (Pferr.write | Pferr.user | Pferr.fetch), gva);
   }
+  return null;
+}
+
+/**
+ * Translates a guest linear address. KVM: mmu->gva_to_gpa.
+ * @param access Pferr bits, and {@link IMPLICIT_ACCESS}
+ * @returns guest physical address (L1's, below an L2 with nested paging), or -1 with `fault` filled (#PF)
+ */
+export function kvmMmuGvaToGpa(vcpu: Vcpu, gva: bigint, access: number, fault: X86ExceptionInfo): number {
+  const walker = kvmMmuWalk(vcpu, gva, access, fault);
+  if (!walker) return -1;
   if (!vcpu.arch.nestedTdp) return walker.gpa;
   const page = vcpu.kvm.calls.translateNestedGpa(vcpu, walker.gpa - (walker.gpa % PAGE), (access & 0xff) | Pferr.user);
-  if (page < 0) {
-    fill(fault, access & 0xff, BigInt(walker.gpa));
-    fault.nestedPageFault = true;
-    return -1;
-  }
-  return page + (walker.gpa % PAGE);
+  if (page >= 0) return page + (walker.gpa % PAGE);
+  fill(fault, access & 0xff, BigInt(walker.gpa));
+  fault.nestedPageFault = true;
+  return -1;
 }
 
 /** An empty exception record. */
