@@ -27,6 +27,7 @@ import {
   kvmGetLinearRip,
   kvmHandleInvalidOp,
   kvmHandleInvpcid,
+  kvmHandlePageFault,
   kvmLmsw,
   kvmMmuInvlpg,
   kvmMmuPageFault,
@@ -186,6 +187,8 @@ export const handleExceptionNmi = frame('handleExceptionNmi', (vcpu: Vcpu): numb
       return simultaneousException(vcpu, info, errorCode);
     }
   }
+  // Only shadow paging has #PF exit.
+  if (vector === Vector.PF) return kvmHandlePageFault(vcpu, BigInt(errorCode), wideQualification(vcpu), null, 0);
   if (vmx.rmode.vm86Active && rmodeException(vcpu, vector)) return handleRmodeException(vcpu, vector, errorCode);
   return guestException(vcpu, vector, info, errorCode);
 });
@@ -199,8 +202,6 @@ function guestException(vcpu: Vcpu, vector: number, info: number, errorCode: num
     case Vector.AC:
       kvmQueueExceptionE(vcpu, Vector.AC, errorCode);
       return 1;
-    case Vector.PF:
-      throw new NotImplementedError('#PF exits (shadow paging)', 'SDM vol. 3 25.2, KVM mmu.c');
     default:
       vcpu.exit = { reason: 'exception', exception: vector, errorCode };
       return 0;

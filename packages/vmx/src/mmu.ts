@@ -2,7 +2,8 @@
  * The MMU root in the VMCS, TLB maintenance, memory types.
  * KVM: vmx_load_mmu_pgd, vmx_flush_tlb_*, construct_eptp, vmx_get_mt_mask in vmx.c.
  */
-import { isPaging, kvmReadCr3, type Vcpu } from '@tskvm/core';
+import { isPaging, kvmIsCr4BitSet, kvmReadCr3, type Vcpu } from '@tskvm/core';
+import { CR4 } from '@tskvm/emulator';
 import { F } from './hardware/vmcs.ts';
 import { isUnrestrictedGuest, toKvmVmx, toVmx, vmcsOf } from './vcpu-vmx.ts';
 
@@ -16,9 +17,16 @@ export function constructEptp(vcpu: Vcpu, rootHpa: number, rootLevel: number): n
   return rootHpa + (MEMORY_TYPE_WB | ((rootLevel - 1) << 3) | ad);
 }
 
+/** KVM: kvm_get_active_pcid. */
+const kvmGetActivePcid = (vcpu: Vcpu): bigint => (kvmIsCr4BitSet(vcpu, CR4.PCIDE) ? kvmReadCr3(vcpu) & 0xfffn : 0n);
+
 /** KVM: vmx_load_mmu_pgd. */
 export function vmxLoadMmuPgd(vcpu: Vcpu, rootHpa: number, rootLevel: number): void {
   const v = vmcsOf(vcpu);
+  if (!toVmx(vcpu).module.params.ept) {
+    v.write64(F.GUEST_CR3, BigInt(rootHpa) | kvmGetActivePcid(vcpu));
+    return;
+  }
   v.writeNumber(F.EPT_POINTER, constructEptp(vcpu, rootHpa, rootLevel));
   const { arch } = vcpu;
   if (!isUnrestrictedGuest(vcpu) && !isPaging(vcpu)) {
@@ -33,17 +41,24 @@ export const vmxGetMtMask = (_vcpu: Vcpu, _gfn: number, _mmio: boolean): number 
 
 const INVVPID_ADDRESS = 0;
 const INVVPID_SINGLE = 1;
+const INVVPID_ALL = 2;
 const INVEPT_CONTEXT = 1;
 const INVEPT_GLOBAL = 2;
 
 /** KVM: vmx_flush_tlb_all. */
 export function vmxFlushTlbAll(vcpu: Vcpu): void {
-  toVmx(vcpu).silicon.invept(INVEPT_GLOBAL, 0);
+  const { silicon, module } = toVmx(vcpu);
+  if (module.params.ept) silicon.invept(INVEPT_GLOBAL, 0);
+  else if (module.params.vpid) silicon.invvpid(INVVPID_ALL, 0, 0n);
 }
 /** KVM: vmx_flush_tlb_current. */
 export function vmxFlushTlbCurrent(vcpu: Vcpu): void {
   const { mmu } = vcpu.arch;
   if (mmu.hpa < 0) return;
+  if (!toVmx(vcpu).module.params.ept) {
+    vmxFlushTlbGuest(vcpu);
+    return;
+  }
   toVmx(vcpu).silicon.invept(INVEPT_CONTEXT, constructEptp(vcpu, mmu.hpa, mmu.level));
 }
 /** KVM: vmx_flush_tlb_gva. */

@@ -3,6 +3,8 @@
  * KVM: vmx_set_cr0, vmx_set_cr4, vmx_set_efer, vmx_cache_reg, vmx_get_rflags in vmx.c.
  */
 import {
+  CR4_PDPTR_BITS,
+  CR4_TLBFLUSH_BITS,
   frame,
   isGuestMode,
   isPaePaging,
@@ -47,7 +49,8 @@ function hardwareCr0(vcpu: Vcpu, cr0: bigint): bigint {
   const protectedMode = (cr0 & CR0.PE) !== 0n;
   if (rmode.vm86Active && protectedMode) enterPmode(vcpu);
   if (!rmode.vm86Active && !protectedMode) enterRmode(vcpu);
-  return plain | CR0_ALWAYS_ON;
+  // Shadow tables express write protection by W=0, which supervisor writes must heed.
+  return toVmx(vcpu).module.params.ept ? plain | CR0_ALWAYS_ON : plain | CR0_ALWAYS_ON | CR0.WP;
 }
 
 /** Installs CR0 without checks. KVM: vmx_set_cr0. */
@@ -65,7 +68,8 @@ export const vmxSetCr0 = frame('vmxSetCr0', (vcpu: Vcpu, cr0: bigint): void => {
     if (!wasPaging && paging) enterLmode(vcpu);
     else if (wasPaging && !paging) exitLmode(vcpu);
   }
-  if (!isUnrestrictedGuest(vcpu)) updatePagingWithoutUrg(vcpu, wasPaging, paging);
+  const { ept, unrestrictedGuest } = toVmx(vcpu).module.params;
+  if (ept && !unrestrictedGuest) updatePagingWithoutUrg(vcpu, wasPaging, paging);
   vcpu.arch.emulationRequired = vmxEmulationRequired(vcpu);
 });
 
@@ -98,7 +102,9 @@ export const vmxSetEfer = frame('vmxSetEfer', (vcpu: Vcpu, efer: bigint): number
   if (long) controlsSetBit(vcpu, F.VM_ENTRY_CONTROLS, EntryCtl.ia32e);
   else controlsClearBit(vcpu, F.VM_ENTRY_CONTROLS, EntryCtl.ia32e);
   // LME without LMA would break the entry check while the hardware's PG is set for KVM's own reasons.
-  vmcsOf(vcpu).write64(F.GUEST_IA32_EFER, long ? efer : efer & ~EFER.LME);
+  const hw = long ? efer : efer & ~EFER.LME;
+  // Shadow tables need NX to keep a supervisor from executing what only it may write.
+  vmcsOf(vcpu).write64(F.GUEST_IA32_EFER, toVmx(vcpu).module.params.ept ? hw : hw | EFER.NXE);
   return 0;
 });
 
@@ -119,8 +125,11 @@ export const vmxSetCr4 = frame('vmxSetCr4', (vcpu: Vcpu, cr4: bigint): void => {
 });
 /** Without unrestricted guest the hardware pages even when the guest does not. */
 function stepDownCr4(vcpu: Vcpu, cr4: bigint, hw: bigint): bigint {
-  if (isPaging(vcpu)) return (cr4 & CR4.PAE) === 0n ? hw & ~CR4.PAE : hw;
-  return ((hw & ~CR4.PAE) | CR4.PSE) & ~(CR4.SMEP | CR4.SMAP | CR4.PKE);
+  const { ept } = toVmx(vcpu).module.params;
+  if (isPaging(vcpu)) return ept && (cr4 & CR4.PAE) === 0n ? hw & ~CR4.PAE : hw;
+  // The identity map is made of 4 MiB pages, the shadow of a guest without paging of PAE's.
+  const paged = ept ? (hw & ~CR4.PAE) | CR4.PSE : hw;
+  return paged & ~(CR4.SMEP | CR4.SMAP | CR4.PKE);
 }
 /** A processor without UMIP: descriptor-table exiting stands in. */
 function emulateUmip(vcpu: Vcpu, cr4: bigint, hw: bigint): bigint {
@@ -139,6 +148,8 @@ function emulateUmip(vcpu: Vcpu, cr4: bigint, hw: bigint): bigint {
 export function setCr4GuestHostMask(vcpu: Vcpu): void {
   const { arch } = vcpu;
   arch.cr4GuestOwnedBits = POSSIBLE_CR4_GUEST_BITS & ~arch.cr4GuestRsvdBits;
+  // The shadow has to follow these.
+  if (!toVmx(vcpu).module.params.ept) arch.cr4GuestOwnedBits &= ~(CR4_TLBFLUSH_BITS | CR4_PDPTR_BITS);
   vmcsOf(vcpu).write64(F.CR4_GUEST_HOST_MASK, ~arch.cr4GuestOwnedBits & ALL);
 }
 
@@ -178,13 +189,13 @@ export function vmxCacheReg(vcpu: Vcpu, reg: RegName): void {
 
 /** KVM: ept_save_pdptrs. */
 function eptSavePdptrs(vcpu: Vcpu): void {
-  if (!isPaePaging(vcpu)) return;
+  if (!toVmx(vcpu).module.params.ept || !isPaePaging(vcpu)) return;
   const v = vmcsOf(vcpu);
   for (let i = 0; i < 4; i++) vcpu.arch.pdptrs[i] = v.read64(F.GUEST_PDPTR0 + 2 * i);
 }
 /** KVM: vmx_ept_load_pdptrs. */
 export function vmxEptLoadPdptrs(vcpu: Vcpu): void {
-  if (!vcpu.arch.regsDirty.has('pdptr') || !isPaePaging(vcpu)) return;
+  if (!toVmx(vcpu).module.params.ept || !vcpu.arch.regsDirty.has('pdptr') || !isPaePaging(vcpu)) return;
   const v = vmcsOf(vcpu);
   for (let i = 0; i < 4; i++) v.write64(F.GUEST_PDPTR0 + 2 * i, vcpu.arch.pdptrs[i]);
 }

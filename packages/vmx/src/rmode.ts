@@ -22,7 +22,7 @@ import { handleInterruptWindow, vmxInterruptBlocked, vmxUpdateExceptionBitmap } 
 import { Primary } from './hardware/bits.ts';
 import { F } from './hardware/vmcs.ts';
 import { setSegmentRaw, vmxGetSegment, writeSegment } from './segments.ts';
-import { controlsGet, toKvmVmx, toVmx, vmcsOf } from './vcpu-vmx.ts';
+import { controlsGet, type KvmVmx, toKvmVmx, toVmx, vmcsOf, vmxModule } from './vcpu-vmx.ts';
 
 /** Segments that virtual-8086 mode constrains. */
 export const RMODE_SEGMENTS = [Seg.CS, Seg.SS, Seg.DS, Seg.ES, Seg.FS, Seg.GS] as const;
@@ -108,7 +108,7 @@ function setPrivateSlot(vm: Vm, slot: number, address: number, pages: number): v
 
 /** KVM: vmx_set_tss_addr. */
 export function vmxSetTssAddr(vm: Vm, address: number): number {
-  if (vm.kvm.vendor && (vm.kvm.vendor as { params: { unrestrictedGuest: boolean } }).params.unrestrictedGuest) return 0;
+  if (vmxModule(vm.kvm).params.unrestrictedGuest) return 0;
   const kvmVmx = toKvmVmx(vm);
   if (kvmVmx.tssAddr !== undefined) setPrivateSlot(vm, TSS_SLOT, kvmVmx.tssAddr, 0);
   setPrivateSlot(vm, TSS_SLOT, address, 3);
@@ -132,14 +132,17 @@ export function vmxSetIdentityMapAddr(vm: Vm, address: number): number {
 export function initRmodeIdentityMap(vm: Vm): void {
   const kvmVmx = toKvmVmx(vm);
   if (kvmVmx.identityMapDone) return;
+  if (vmxModule(vm.kvm).params.ept) writeIdentityMap(vm, kvmVmx);
+  kvmVmx.identityMapDone = true;
+  // KVM only warns if user space never gave a TSS; without one the guest's port accesses would meet a random I/O map.
+  if (kvmVmx.tssAddr === undefined) vmxSetTssAddr(vm, DEFAULT_TSS_ADDR);
+}
+function writeIdentityMap(vm: Vm, kvmVmx: KvmVmx): void {
   setPrivateSlot(vm, IDENTITY_SLOT, kvmVmx.identityMapAddr, 1);
   const table = new DataView(new ArrayBuffer(PAGE));
   // 4 MiB pages: present, writable, user, accessed, dirty, PS.
   for (let i = 0; i < 1024; i++) table.setUint32(4 * i, (i * 0x400000 + 0xe7) >>> 0, true);
   vm.writeGuest(kvmVmx.identityMapAddr, new Uint8Array(table.buffer));
-  kvmVmx.identityMapDone = true;
-  // KVM only warns if user space never gave a TSS; without one the guest's port accesses would meet a random I/O map.
-  if (kvmVmx.tssAddr === undefined) vmxSetTssAddr(vm, DEFAULT_TSS_ADDR);
 }
 
 // Exceptions and emulation

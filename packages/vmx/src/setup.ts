@@ -104,11 +104,10 @@ export function vmxHardwareSetup(kvm: Kvm, given: VmxParams): number {
   if (!config) return -Errno.EIO;
   const params = effectiveParams(given, silicon.caps, config);
   if (params.nested) throw new NotImplementedError('nested VMX (vmx({ nested: true }))', 'SDM vol. 3 ch. 23');
-  if (!params.ept) throw new NotImplementedError('shadow paging (vmx({ ept: false }))', 'SDM vol. 3 4.10, KVM mmu.c');
   const module: VmxModule = { params, config, silicon, vmxonRegion: kvm.allocPage(), vpids: [true], current: null };
   kvm.vendor = module;
   kvmConfigureMmu(kvm, params.ept, 0, 4, silicon.caps.ept & EptCap.page2m ? 2 : 1);
-  kvmMmuSetEptMasks(kvm, params.eptad, (silicon.caps.ept & EptCap.executeOnly) !== 0);
+  if (params.ept) kvmMmuSetEptMasks(kvm, params.eptad, (silicon.caps.ept & EptCap.executeOnly) !== 0);
   return 0;
 }
 export function vmxHardwareUnsetup(kvm: Kvm): void {

@@ -6,3 +6,4 @@ const DIFFERENCES: readonly Difference[] = [];
 
 backendSuite(() => vmx(), DIFFERENCES);
 backendSuite(() => vmx({ unrestrictedGuest: false }), DIFFERENCES);
+backendSuite(() => vmx({ ept: false }), DIFFERENCES);

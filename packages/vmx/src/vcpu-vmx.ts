@@ -9,7 +9,7 @@ import type { Vmcs } from './hardware/vmcs.ts';
 
 /** Module parameters, KVM's names in camel case. */
 export interface VmxParams {
-  /** Nested paging; false (shadow paging) is not implemented. */
+  /** Nested paging; false: shadow paging, and no unrestricted guest. */
   ept?: boolean;
   /** Real mode and paging off run natively. */
   unrestrictedGuest?: boolean;
