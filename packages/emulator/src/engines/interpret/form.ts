@@ -3,7 +3,7 @@
  * Operand letters: decode/mnemonics.ts.
  */
 import type { Size } from '../../builder/builder.ts';
-import type { Instruction } from '../../decode/instruction.ts';
+import type { Instruction, Row } from '../../decode/instruction.ts';
 import type { CodeKey } from '../engine.ts';
 
 /** How segments become linear addresses. */
@@ -39,17 +39,14 @@ export interface Form {
 export const formKey = (f: Form): string =>
   `${f.mnemonic}.${f.condition} ${f.operands.join()} o${f.opSize} a${f.addrSize} c${f.codeSize} s${f.stackSize} ${f.segments}${f.special} ${f.memory} ${f.lock ? 'L' : ''}${f.rep}${f.countNotZero ? 'n' : ''} ${f.vendor}`;
 
-/** Register field of the record that an operand letter names. */
-export type RegisterField = 'reg' | 'rm' | 'opReg' | 'vvvv';
-
-/** An instruction brought into its canonical form: fewer forms, same meaning. */
+/** How an instruction becomes its canonical form: fewer forms, same meaning. */
 export interface Normal {
   operands: readonly string[];
-  /** Register numbers for the record (-1: none) and whether each is a byte register. */
-  reg: number;
-  rm: number;
-  vvvv: number;
-  imm: bigint;
+  /** The record's register fields change places. */
+  swapped: boolean;
+  /** The record's `rm` is RAX (AL). */
+  accumulator: boolean;
+  hasVvvv: boolean;
   byteReg: boolean;
   byteRm: boolean;
 }
@@ -59,8 +56,8 @@ const isRegisterRm = (insn: Instruction, spec: string): boolean =>
 
 const isByte = (spec: string): boolean => spec[1] === 'b';
 
-const SWAPPABLE = new Set(['Gb Eb', 'Gv Ev']);
-const ALIASES: Readonly<Record<string, string>> = { 'AL Ib': 'Eb Ib', 'rAX Iz': 'Ev Iz', 'Ev Ibs': 'Ev Iz' };
+const SWAPPABLE: Readonly<Record<string, readonly string[]>> = { 'Gb Eb': ['Rb', 'Gb'], 'Gv Ev': ['Rv', 'Gv'] };
+const ACCUMULATOR: Readonly<Record<string, readonly string[]>> = { 'AL Ib': ['Rb', 'Ib'], 'rAX Iz': ['Rv', 'Iz'] };
 /** `Z` is a register r/m; how long a relative branch or a sign-extended byte was does not matter any more. */
 const PLAIN_ALIASES: Readonly<Record<string, string>> = { Zv: 'Rv', Zb: 'Rb', Jz: 'Jb', Ibs: 'Iz' };
 /** Mnemonics of the two-operand ALU scheme, where both directions mean the same for registers. */
@@ -72,48 +69,39 @@ const TWO_WAY = new Set(['add', 'or', 'adc', 'sbb', 'and', 'sub', 'xor', 'cmp', 
  */
 export function normalise(insn: Instruction): Normal {
   const specs = insn.row.operands;
-  const hasVvvv = specs.some((s) => s[0] === 'B');
+  const text = specs.join(' ');
+  const register = insn.modrm >= 0 && specs.some((s) => isRegisterRm(insn, s));
   const normal: Normal = {
-    operands: specs,
-    reg: insn.reg,
-    rm: insn.modrm >= 0 ? insn.rm : insn.opReg,
-    vvvv: hasVvvv ? insn.vex.vvvv : -1,
-    imm: insn.imm,
+    operands: specs.map((s) => PLAIN_ALIASES[s] ?? s),
+    swapped: false,
+    accumulator: false,
+    hasVvvv: specs.some((s) => s[0] === 'B'),
     byteReg: specs.some((s) => s === 'Gb'),
     byteRm: specs.some((s) => (s[0] === 'E' || s[0] === 'Z' || s[0] === 'R') && isByte(s)),
   };
-  const text = specs.join(' ');
-  const register = insn.modrm >= 0 && specs.some((s) => isRegisterRm(insn, s));
-  if (!TWO_WAY.has(insn.row.mnemonic)) {
-    normal.operands = specs.map((s) => PLAIN_ALIASES[s] ?? s);
-    if (insn.row.mnemonic === 'call') normal.operands = specs;
-    if (register) normal.operands = normal.operands.map((s) => (s[0] === 'E' ? `R${s.slice(1)}` : s));
-    return normal;
-  }
-  const alias = ALIASES[text];
-  if (alias !== undefined) {
-    normal.operands = alias.split(' ');
-    if (text !== 'Ev Ibs') {
-      // The accumulator: RAX, or AL.
-      normal.rm = 0;
-      normal.byteRm = text === 'AL Ib';
-      normal.operands = normal.operands.map((s) => s.replace('E', 'R'));
-      return normal;
-    }
-  } else if (register && SWAPPABLE.has(text)) {
-    normal.operands = text === 'Gb Eb' ? ['Rb', 'Gb'] : ['Rv', 'Gv'];
-    normal.reg = insn.rm;
-    normal.rm = insn.reg;
-    return normal;
-  } else if (text === 'Zv Iv' || text === 'Zb Ib') {
-    normal.operands = text === 'Zv Iv' ? ['Rv', 'Iz'] : ['Rb', 'Ib'];
-    return normal;
-  }
+  if (insn.row.mnemonic === 'call') normal.operands = specs;
+  if (TWO_WAY.has(insn.row.mnemonic)) normaliseTwoWay(normal, text, register);
   if (register) normal.operands = normal.operands.map((s) => (s[0] === 'E' ? `R${s.slice(1)}` : s));
   return normal;
 }
 
+function normaliseTwoWay(normal: Normal, text: string, register: boolean): void {
+  const immediate = ACCUMULATOR[text];
+  if (immediate !== undefined) {
+    normal.operands = immediate;
+    normal.accumulator = true;
+    normal.byteRm = immediate[0] === 'Rb';
+  } else if (register && SWAPPABLE[text] !== undefined) {
+    normal.operands = SWAPPABLE[text];
+    normal.swapped = true;
+  } else if (text === 'Zv Iv') normal.operands = ['Rv', 'Iz'];
+}
+
+/** Mnemonics whose immediate is a shift count. */
 const COUNTED = new Set(['rol', 'ror', 'rcl', 'rcr', 'shl', 'sal', 'shr', 'sar', 'shld', 'shrd']);
+
+export const isCounted = (row: Row): boolean => COUNTED.has(row.mnemonic) && row.operands.includes('Ib');
+export const countNotZero = (insn: Instruction): boolean => (Number(insn.imm) & (insn.opSize === 8 ? 63 : 31)) !== 0;
 
 /** Where the form's memory operand comes from. */
 function memoryKind(insn: Instruction): Form['memory'] {
@@ -144,7 +132,6 @@ export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 
   const long = key.codeSize === 8;
   const modal = MODAL.has(row.mnemonic);
   const segments = long ? 'long' : key.flat || !(accesses || modal) ? 'flat' : 'checked';
-  const counted = COUNTED.has(row.mnemonic) && normal.operands.some((s) => s === 'Ib');
   return {
     mnemonic: row.mnemonic,
     operands: normal.operands,
@@ -158,7 +145,7 @@ export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 
     lock: insn.lock,
     rep: row.string ? insn.rep : 0,
     condition: row.condition ?? -1,
-    countNotZero: counted && (normal.imm & (insn.opSize === 8 ? 63n : 31n)) !== 0n,
+    countNotZero: isCounted(row) && countNotZero(insn),
     vendor,
   };
 }

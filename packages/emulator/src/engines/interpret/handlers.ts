@@ -18,6 +18,8 @@ export interface FormInfo {
   readonly hot: number;
   /** Hot handler without flag updates, or -1. */
   readonly dead: number;
+  /** Jump forms that a hot handler executes together with this one. */
+  readonly fuses: boolean;
   /** Out-of-line slot once compiled, or -1. */
   slot: number;
 }
@@ -34,7 +36,9 @@ export class HandlerSet {
   readonly module: WebAssembly.Module;
   readonly #forms = new Map<string, FormInfo>();
   readonly #hot = new Map<string, number>();
-  readonly #batches: Batch[] = [];
+  /** Forms that begin a fused pair. */
+  readonly #fusing = new Set<string>();
+  readonly #fused = new Map<FormInfo, Map<FormInfo, number>>();
   readonly #batchOf: Batch[] = [];
   #nextSlot = 0;
   /** Handler number of the out-of-line slot 0. */
@@ -46,6 +50,7 @@ export class HandlerSet {
       const key = `${forms.map(formKey).join(' + ')}${dropFlags ? ' -' : ''}`;
       if (this.#hot.has(key)) continue;
       this.#hot.set(key, Special.count + handlers.length);
+      if (forms.length > 1) this.#fusing.add(formKey(forms[0]));
       handlers.push({ record: () => recordForms(forms), dropFlags });
     }
     this.firstSlot = Special.count + handlers.length;
@@ -67,6 +72,7 @@ export class HandlerSet {
       facts,
       hot: this.#hot.get(key) ?? -1,
       dead: this.#hot.get(`${key} -`) ?? -1,
+      fuses: this.#fusing.has(key),
       slot: -1,
     };
     this.#forms.set(key, info);
@@ -74,14 +80,27 @@ export class HandlerSet {
   }
 
   /** Handler of two consecutive forms in one, or -1. */
-  fused(first: Form, second: Form): number {
-    return this.#hot.get(`${formKey(first)} + ${formKey(second)}`) ?? -1;
+  fused(first: FormInfo, second: FormInfo): number {
+    let known = this.#fused.get(first);
+    if (known === undefined) this.#fused.set(first, (known = new Map()));
+    let handler = known.get(second);
+    if (handler === undefined) {
+      handler = this.#hot.get(`${formKey(first.form)} + ${formKey(second.form)}`) ?? -1;
+      known.set(second, handler);
+    }
+    return handler;
   }
 
   /** Compiles what has no handler yet, in one module. */
-  compile(infos: readonly FormInfo[]): void {
-    const missing = [...new Set(infos)].filter((i) => i.hot < 0 && i.slot < 0);
-    if (missing.length === 0) return;
+  compile(run: readonly { shape: { info: FormInfo | null } | null }[]): void {
+    let missing: FormInfo[] | null = null;
+    for (const { shape } of run) {
+      const info = shape?.info;
+      if (info && info.hot < 0 && info.slot < 0 && !missing?.includes(info)) (missing ??= []).push(info);
+    }
+    if (missing !== null) this.#compile(missing);
+  }
+  #compile(missing: readonly FormInfo[]): void {
     if (this.#nextSlot + missing.length > TABLE_SIZE) throw new RangeError('too many instruction forms');
     const bytes = outOfLineModule(
       missing.map((i) => recordForms([i.form])),
@@ -92,7 +111,6 @@ export class HandlerSet {
       info.slot = this.#nextSlot;
       this.#batchOf[this.#nextSlot++] = batch;
     }
-    this.#batches.push(batch);
   }
 
   /** Batch that a slot belongs to. */

@@ -12,6 +12,7 @@ import { type FormInfo, type HandlerSet, handlerSet } from './handlers.ts';
 import type { HostImport } from './helpers.ts';
 import { type CodePage, type KeyState, OutOfRecords, Predecoder } from './predecode.ts';
 import { ENTRY_RECORD, MAX_RUN, P, R, SCRATCH_RECORDS, Special, Status } from './records.ts';
+import { ShapeTable } from './shape.ts';
 
 export interface InterpretOptions {
   vendor: 'amd' | 'intel';
@@ -61,7 +62,7 @@ export class InterpretEngine implements Engine {
     this.#view = host.memory.view;
     this.#u8 = host.memory.u8;
     const install = (handlers: HandlerSet, info: FormInfo): void => this.#install(handlers, info);
-    this.#predecoder = new Predecoder(host.memory, options.vendor, options.features !== undefined, install);
+    this.#predecoder = new Predecoder(host.memory, install);
     this.invalidateAll();
   }
 
@@ -70,7 +71,10 @@ export class InterpretEngine implements Engine {
     const known = this.#keys[id];
     if (known !== undefined) return known;
     const mode = { codeSize: key.codeSize, intel: this.#options.vendor === 'intel', features: this.#options.features };
-    const state = { key: { ...key }, id, handlers: handlerSet(key.codeSize === 8), mode };
+    const handlers = handlerSet(key.codeSize === 8);
+    const { vendor, features } = this.#options;
+    const shapes = new ShapeTable(handlers, { ...key }, { vendor, allFeatures: features !== undefined });
+    const state = { key: { ...key }, id, handlers, shapes, mode };
     this.#keys[id] = state;
     return state;
   }

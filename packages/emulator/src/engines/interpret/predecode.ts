@@ -4,15 +4,13 @@
  */
 import { createInstruction, decode } from '../../decode/decode.ts';
 import type { DecodeMode, Instruction } from '../../decode/instruction.ts';
-import { Layout } from '../../memory/layout.ts';
-import { PAGE, type PhysicalMemory } from '../../memory/physical.ts';
+import { PAGE, type PhysicalMemory, PRIVATE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
 import type { CodeKey } from '../engine.ts';
-import { formOf, type Normal, normalise } from './form.ts';
 import type { FormInfo, HandlerSet } from './handlers.ts';
-import { hasSemantics } from './operation.ts';
 import { FIRST_RECORD, Jump, jumpIndex, MAX_RUN, R, RECORDS_END, Special } from './records.ts';
-import { hasSystemPath, segmentOperand } from './system-paths.ts';
+import type { Shape, ShapeTable } from './shape.ts';
+import { segmentOperand } from './system-paths.ts';
 
 /** One host page under one code key. */
 export interface CodePage {
@@ -34,14 +32,15 @@ export interface KeyState {
   /** From 1; upper half of the jump cache's tags. */
   readonly id: number;
   readonly handlers: HandlerSet;
+  readonly shapes: ShapeTable;
   readonly mode: DecodeMode;
 }
 
 /** One instruction of a run that is being laid down. */
 interface Pending {
-  insn: Instruction | null;
-  normal: Normal | null;
-  info: FormInfo | null;
+  insn: Instruction;
+  /** null: it did not decode. */
+  shape: Shape | null;
   offset: number;
   next: number;
 }
@@ -61,23 +60,19 @@ export class Predecoder {
   readonly #pages = new Map<number, CodePage[]>();
   /** Instructions that records hand to JavaScript. */
   readonly #instructions = new Map<number, Instruction>();
-  readonly #vendor: 'amd' | 'intel';
   readonly #install: (handlers: HandlerSet, info: FormInfo) => void;
-  readonly #allFeatures: boolean;
+  readonly #words: Int32Array;
+  readonly #quads: BigInt64Array;
+  readonly #bytes = new Uint8Array(15);
   #next = FIRST_RECORD;
   /** Instruction objects that nobody keeps. */
   readonly #free: Instruction[] = [];
 
-  constructor(
-    memory: PhysicalMemory,
-    vendor: 'amd' | 'intel',
-    allFeatures: boolean,
-    install: (handlers: HandlerSet, info: FormInfo) => void,
-  ) {
+  constructor(memory: PhysicalMemory, install: (handlers: HandlerSet, info: FormInfo) => void) {
     this.#memory = memory;
-    this.#vendor = vendor;
-    this.#allFeatures = allFeatures;
     this.#install = install;
+    this.#words = new Int32Array(memory.memory.buffer, 0, RECORDS_END >> 2);
+    this.#quads = new BigInt64Array(memory.memory.buffer, 0, RECORDS_END >> 3);
   }
 
   instructionAt(record: number): Instruction | null {
@@ -109,7 +104,7 @@ export class Predecoder {
     const known = page.records[offset];
     if (known !== 0) return known;
     const run = this.#decodeRun(page, offset);
-    page.key.handlers.compile(run.flatMap((p) => (p.info ? [p.info] : [])));
+    page.key.handlers.compile(run);
     return this.#lay(page, run);
   }
 
@@ -129,7 +124,7 @@ export class Predecoder {
     while (run.length < MAX_RUN && offset < PAGE && page.records[offset] === 0) {
       const pending = this.#decodeOne(page, offset);
       run.push(pending);
-      if (pending.info === null || endsRun(pending.insn!)) break;
+      if (pending.shape === null || pending.shape.ends) break;
       offset = pending.next;
     }
     return run;
@@ -137,88 +132,83 @@ export class Predecoder {
 
   #decodeOne(page: CodePage, offset: number): Pending {
     const insn = this.#free.pop() ?? createInstruction();
-    const at = this.#memory.offset(page.hostPage * PAGE, PAGE) + offset;
+    const { u8 } = this.#memory;
+    const at = PRIVATE + page.hostPage * PAGE + offset;
     const available = Math.min(15, PAGE - offset);
-    const result = decode(this.#memory.u8.subarray(at, at + available), available, page.key.mode, insn);
-    if (result !== 'ok') {
-      this.#free.push(insn);
-      return { insn: null, normal: null, info: null, offset, next: offset };
-    }
-    const next = offset + insn.length;
-    if (!this.#generated(insn)) return { insn, normal: null, info: null, offset, next };
-    const normal = normalise(insn);
-    const info = page.key.handlers.info(formOf(insn, normal, page.key.key, this.#vendor));
-    return { insn, normal, info, offset, next };
-  }
-
-  /** Does generated code execute it? Otherwise JavaScript does: checks of privilege and intercepts live there. */
-  #generated(insn: Instruction): boolean {
-    const { row } = insn;
-    if (hasSystemPath(insn)) return !insn.lock && (insn.codeSize === 8 ? !row.no64 : !row.only64);
-    if (!hasSemantics(row.mnemonic) || row.unit !== 'integer') return false;
-    if (row.intercept !== 'none' || row.privileged || row.protectedOnly || row.blockEnd === 'system') return false;
-    if (row.feature !== undefined && !this.#allFeatures) return false;
-    if (insn.lock && (!row.lockable || insn.mod === 3)) return false;
-    return insn.codeSize === 8 ? !row.no64 : !row.only64;
+    const bytes = this.#bytes;
+    for (let i = 0; i < available; i++) bytes[i] = u8[at + i];
+    const result = decode(bytes, available, page.key.mode, insn);
+    if (result !== 'ok') return { insn, shape: null, offset, next: offset };
+    return { insn, shape: page.key.shapes.of(insn), offset, next: offset + insn.length };
   }
 
   #lay(page: CodePage, run: readonly Pending[]): number {
     const first = this.#next;
     const last = run[run.length - 1];
-    const open = last.info !== null && !endsRun(last.insn!);
+    const open = last.shape !== null && !last.shape.ends;
     const count = run.length + (open ? 1 : 0);
     if (first + count * R.size > RECORDS_END) throw new OutOfRecords();
     this.#next += count * R.size;
-    run.forEach((pending, i) => {
-      const at = first + i * R.size;
-      page.records[pending.offset] = at;
-      this.#write(page, pending, at);
-    });
+    for (let i = 0; i < run.length; i++) page.records[run[i].offset] = first + i * R.size;
     this.#chooseHandlers(page, run, first);
+    for (let i = 0; i < run.length; i++) this.#finish(page, run[i], first + i * R.size);
     if (open) this.#writeLink(page, last.next, first + run.length * R.size);
     page.runs.push({ first, count });
-    for (const pending of run) {
-      // What did not decode depends on all bytes that were looked at.
-      page.covered.fill(1, pending.offset, pending.insn === null ? pending.offset + 15 : pending.next);
-      this.#satisfy(page, pending.offset);
-      if (pending.normal !== null && !pending.info?.facts.mayHandBack) this.#free.push(pending.insn!);
-    }
     return first;
   }
 
-  #write(page: CodePage, pending: Pending, at: number): void {
-    const { view, u8 } = this.#memory;
-    const { insn, normal } = pending;
-    u8.fill(0, at, at + R.size);
-    view.setUint16(at + R.offset, pending.offset, true);
-    view.setUint16(at + R.next, pending.next, true);
-    if (insn === null || normal === null) {
-      view.setUint16(at + R.handler, Special.instruction, true);
-      view.setUint16(at + R.plain, Special.instruction, true);
-      if (insn !== null) this.#instructions.set(at, insn);
+  /** Everything of a record but its handlers, and what the page has to know about it. */
+  #finish(page: CodePage, pending: Pending, at: number): void {
+    const { insn, shape, offset, next } = pending;
+    // What did not decode depends on all bytes that were looked at.
+    const end = shape === null ? Math.min(offset + 15, PAGE) : next;
+    for (let i = offset; i < end; i++) page.covered[i] = 1;
+    if (page.wanted.size > 0) this.#satisfy(page, offset);
+    if (shape === null || shape.info === null) {
+      this.#writePlace(at, offset, next);
+      if (shape === null) this.#free.push(insn);
+      else this.#instructions.set(at, insn);
       return;
     }
-    const { rex } = insn;
-    const put = (field: number, value: number): void => view.setUint16(at + field, value, true);
-    const segment = segmentOperand(insn);
-    if (segment >= 0) put(R.reg, S.segments + segment * 16);
-    else put(R.reg, registerOffset(normal.reg, normal.byteReg, insn.vex.present ? 0x40 : rex));
-    if (pending.info?.facts.mayHandBack) this.#instructions.set(at, insn);
-    put(R.rm, registerOffset(normal.rm, normal.byteRm, rex));
-    put(R.vvvv, normal.vvvv >= 0 ? registerOffset(normal.vvvv, false, rex) : insn.imm2 & 0xffff);
-    put(R.base, registerOffset(insn.ripRelative ? -1 : insn.base, false, rex));
-    put(R.index, registerOffset(insn.index, false, rex));
-    u8[at + R.scale] = insn.scale;
-    u8[at + R.seg] = insn.seg;
-    view.setBigInt64(at + R.imm, BigInt.asIntN(64, normal.imm), true);
-    if (isDirectBranch(insn)) this.#linkBranch(page, insn, pending, at);
-    else view.setInt32(at + R.disp, Number(displacement(insn)), true);
+    this.#write(page, pending, shape, at);
+    if (shape.info.facts.mayHandBack) this.#instructions.set(at, insn);
+    else this.#free.push(insn);
   }
 
-  #linkBranch(page: CodePage, insn: Instruction, pending: Pending, at: number): void {
+  /** A record that is only a place. */
+  #writePlace(at: number, offset: number, next: number): void {
+    const words = this.#words;
+    const word = at >> 2;
+    words[word + 1] = next;
+    for (let i = 2; i < 8; i++) words[word + i] = 0;
+    words[word + (R.scale >> 2)] = offset << 16;
+  }
+
+  #write(page: CodePage, { insn, offset, next }: Pending, shape: Shape, at: number): void {
+    const { normal } = shape;
+    const { rex } = insn;
+    const words = this.#words;
+    const word = at >> 2;
+    const encodedRm = insn.modrm >= 0 ? insn.rm : insn.opReg;
+    const rm = normal.accumulator ? 0 : normal.swapped ? insn.reg : encodedRm;
+    const rmOffset = registerOffset(rm, normal.byteRm, normal.accumulator ? 0x40 : rex);
+    let regOffset = registerOffset(normal.swapped ? encodedRm : insn.reg, normal.byteReg, rex);
+    if (shape.segment) regOffset = S.segments + segmentOperand(insn) * 16;
+    const vvvv = normal.hasVvvv ? registerOffset(insn.vex.vvvv, false, rex) : insn.imm2 & 0xffff;
+    const base = registerOffset(insn.ripRelative ? -1 : insn.base, false, rex);
+    words[word + 1] = next | (regOffset << 16);
+    words[word + 2] = rmOffset | (vvvv << 16);
+    words[word + 3] = base | (registerOffset(insn.index, false, rex) << 16);
+    words[word + 4] = shape.direct ? 0 : displacement(insn, shape);
+    words[word + 5] = insn.scale | (insn.seg << 8) | (offset << 16);
+    this.#quads[(at + R.imm) >> 3] = insn.imm;
+    if (shape.direct) this.#linkBranch(page, insn, next, at);
+  }
+
+  #linkBranch(page: CodePage, insn: Instruction, next: number, at: number): void {
     // Targets that get truncated may lie elsewhere; so may those that wrap (their page is entered through the look-up).
     if (insn.opSize !== insn.codeSize) return;
-    const target = pending.next + Number(insn.imm);
+    const target = next + Number(insn.imm);
     if (target >= 0 && target < PAGE) this.#link(page, target, at);
   }
 
@@ -241,40 +231,35 @@ export class Predecoder {
   }
 
   #writeLink(page: CodePage, offset: number, at: number): void {
-    const { view, u8 } = this.#memory;
-    u8.fill(0, at, at + R.size);
-    view.setUint16(at + R.handler, Special.link, true);
-    view.setUint16(at + R.plain, Special.link, true);
-    view.setUint16(at + R.offset, offset, true);
-    view.setUint16(at + R.next, offset, true);
+    this.#words[at >> 2] = Special.link | (Special.link << 16);
+    this.#writePlace(at, offset, offset);
     if (offset < PAGE) this.#link(page, offset, at);
   }
 
   /** Backwards through the run: flags that nobody can see are not computed; a comparison goes with the jump behind it. */
   #chooseHandlers(page: CodePage, run: readonly Pending[], first: number): void {
-    const { view } = this.#memory;
     const { handlers } = page.key;
     let live = true;
     for (let i = run.length - 1; i >= 0; i--) {
-      const { info } = run[i];
+      const at = first + i * R.size;
+      const info = run[i].shape?.info ?? null;
       if (info === null) {
+        this.#words[at >> 2] = Special.instruction | (Special.instruction << 16);
         live = true;
         continue;
       }
       const { facts } = info;
-      const at = first + i * R.size;
       const plain = info.hot >= 0 ? info.hot : handlers.firstSlot + info.slot;
       if (info.hot < 0) this.#install(handlers, info);
-      let handler = plain;
       const dead = !live && facts.setsFlags && info.dead >= 0 && !facts.readsOwnFlags;
-      if (dead) handler = info.dead;
-      const next = run[i + 1]?.info;
-      const fused = next ? handlers.fused(info.form, next.form) : -1;
-      if (fused >= 0) handler = fused;
-      view.setUint16(at + R.handler, handler, true);
-      view.setUint16(at + R.plain, plain, true);
+      const fused = info.fuses ? this.#fused(handlers, info, run[i + 1]) : -1;
+      this.#words[at >> 2] = (fused >= 0 ? fused : dead ? info.dead : plain) | (plain << 16);
       live = flagsLiveBefore(live, facts, dead);
     }
+  }
+  #fused(handlers: HandlerSet, info: FormInfo, next: Pending | undefined): number {
+    const shape = next?.shape;
+    return shape?.info && shape.condition >= 0 ? handlers.fused(info, shape.info) : -1;
   }
 
   /** Do these bytes of one host page belong to predecoded instructions? */
@@ -332,15 +317,8 @@ function flagsLiveBefore(live: boolean, facts: FormInfo['facts'], dead: boolean)
   return facts.setsAllFlags ? false : live;
 }
 
-const UNCONDITIONAL = new Set(['jmp', 'call', 'ret']);
-const endsRun = (insn: Instruction): boolean => UNCONDITIONAL.has(insn.row.mnemonic);
-const isDirectBranch = (insn: Instruction): boolean => insn.row.operands.some((s) => s[0] === 'J');
-
 /** POP to memory counts RSP as moved when RSP is the base (APM vol. 3, POP). */
-function displacement(insn: Instruction): bigint {
-  const popped = insn.row.mnemonic === 'pop' && insn.base === 4 ? BigInt(insn.opSize) : 0n;
-  return insn.disp + popped;
+function displacement(insn: Instruction, shape: Shape): number {
+  const disp = Number(insn.disp);
+  return shape.pops && insn.base === 4 ? disp + insn.opSize : disp;
 }
-
-/** Where the state block's zero stands; a record's absent registers point there. */
-export const ZERO_SLOT = Layout.state + S.zero;

@@ -4,7 +4,7 @@
  * Manual: APM vol. 3 ch. 4 (CLI, STI, SWAPGS), ch. 3 (MOV, PUSH, POP, PUSHF, POPF), APM vol. 2 section 4.5 (segment registers in real mode).
  */
 import type { Cond, Operation, Value } from '../../builder/builder.ts';
-import type { Instruction } from '../../decode/instruction.ts';
+import type { Instruction, Row } from '../../decode/instruction.ts';
 import { Layout } from '../../memory/layout.ts';
 import { loadStack, push, setStackPointer, stackOffset, stackPointer } from '../../semantics/support.ts';
 import { Attrib, Flag, S, Seg } from '../../state-layout.ts';
@@ -172,6 +172,9 @@ export function segmentOperand(insn: Instruction): number {
   if (insn.row.mnemonic === 'movseg') return insn.reg & 7;
   return insn.row.mnemonic === 'pushseg' || insn.row.mnemonic === 'popseg' ? NAMES.indexOf(insn.row.operands[0]) : -1;
 }
+
+export const isSegmentInstruction = (row: Row): boolean =>
+  row.mnemonic === 'movseg' || row.mnemonic === 'pushseg' || row.mnemonic === 'popseg';
 
 /** Does a generated path exist for the instruction? */
 export const hasSystemPath = (insn: Instruction): boolean =>
