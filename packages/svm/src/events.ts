@@ -11,6 +11,7 @@ import {
   kvmClearExceptionQueue,
   kvmClearInterruptQueue,
   kvmEmulateInstruction,
+  kvmIsExceptionPending,
   kvmIsLinearRip,
   kvmMakeRequest,
   kvmQueueInterrupt,
@@ -115,7 +116,7 @@ export function svmCompleteInterrupts(vcpu: Vcpu): void {
     kvmMakeRequest(Req.EVENT, vcpu);
   }
   arch.nmiInjected = false;
-  kvmClearExceptionQueue(vcpu);
+  if (arch.exception.injected || kvmIsExceptionPending(vcpu)) kvmClearExceptionQueue(vcpu);
   kvmClearInterruptQueue(vcpu);
   const info = svm.vmcb.get32(V.exitIntInfo);
   if ((info & EventInfo.VALID) === 0) return;

@@ -35,6 +35,7 @@ import {
   kvmGetDr,
   kvmHandleInvalidOp,
   kvmHandleInvpcid,
+  kvmHandlePageFault,
   kvmMakeRequest,
   kvmMmuInvlpg,
   kvmMmuPageFault,
@@ -72,7 +73,7 @@ import { setDrIntercepts } from './intercepts.ts';
 import { nestedInstruction } from './nested.ts';
 import { DR6_ACTIVE_LOW, svmSetCr0, svmSetCr4 } from './registers.ts';
 import { sevEsStringIo, sevHandleVmgexit } from './sev.ts';
-import { sevEsGuest, svmModule, toSvm, vmloading } from './vcpu-svm.ts';
+import { SEEN, sevEsGuest, svmModule, toSvm, vmloading } from './vcpu-svm.ts';
 
 export type ExitHandler = (vcpu: Vcpu) => ExitOutcome;
 
@@ -232,12 +233,15 @@ function faultBytes(vcpu: Vcpu): Uint8Array | null {
   if (!decodeAssists(vcpu) || length === 0) return null;
   return Uint8Array.from({ length }, (_, n) => vmcb.get8(V.insnBytes + n));
 }
-/** A fault of shadow paging, or of nested tables. KVM: pf_interception, npf_interception. */
+/** A fault of nested tables. KVM: npf_interception. */
 const pageFault = (vcpu: Vcpu): ExitOutcome => {
   const bytes = faultBytes(vcpu);
   return kvmMmuPageFault(vcpu, Number(info2(vcpu)), info1(vcpu), bytes, bytes === null ? 0 : bytes.length);
 };
-const pfInterception = frame('pfInterception', pageFault);
+const pfInterception = frame('pfInterception', (vcpu: Vcpu): ExitOutcome => {
+  const bytes = faultBytes(vcpu);
+  return kvmHandlePageFault(vcpu, info1(vcpu), info2(vcpu), bytes, bytes === null ? 0 : bytes.length);
+});
 const npfInterception = frame('npfInterception', (vcpu: Vcpu): ExitOutcome => {
   trace(vcpu, 'kvm_page_fault', () => ({
     vcpuId: vcpu.vcpuId,
@@ -459,11 +463,11 @@ function failEntry(vcpu: Vcpu): ExitOutcome {
 
 /** KVM: svm_handle_exit. */
 export const svmHandleExit = frame('svmHandleExit', (vcpu: Vcpu, fastpath: FastPath): ExitOutcome => {
-  const { vmcb, sev } = toSvm(vcpu);
+  const { vmcb, sev, seen } = toSvm(vcpu);
   // What the guest may write without an exit is picked up now; an encrypted guest's is out of reach.
   if (sev === null) {
-    if (!vmcb.hasIntercept(SvmExit.WRITE_CR0)) vcpu.arch.cr0 = vmcb.get64(V.cr0);
-    if (svmModule(vcpu).params.npt) vcpu.arch.cr3 = vmcb.get64(V.cr3);
+    if (!vmcb.hasIntercept(SvmExit.WRITE_CR0) && vmcb.copyOut(V.cr0, seen, SEEN.CR0)) vcpu.arch.cr0 = vmcb.get64(V.cr0);
+    if (svmModule(vcpu).params.npt && vmcb.copyOut(V.cr3, seen, SEEN.CR3)) vcpu.arch.cr3 = vmcb.get64(V.cr3);
   }
   if (fastpath === Fast.EXIT_USERSPACE) return 0;
   const code = vmcb.get32(V.exitCode) | 0;

@@ -1,10 +1,10 @@
 /** One VM entry and exit. KVM: svm.c (svm_vcpu_run, svm_vcpu_enter_exit, pre_svm_run). */
 import {
+  Apic,
   type EntryInfo,
   type ExitInfo,
   FastPath,
   frame,
-  kvmGetCr8,
   kvmSetCr8,
   RunFlag,
   VCPU_REGS_RIP,
@@ -17,7 +17,7 @@ import { EventInfo, IntCtl, SvmExit, TlbCtl, V } from './hardware/index.ts';
 import { assignAsid } from './mmu.ts';
 import { DR6_ACTIVE_LOW, svmSetDr6 } from './registers.ts';
 import { sevEsUnmapGhcb, sevLaunchUpdateVmsa } from './sev.ts';
-import { svmModule, toSvm, type VcpuSvm } from './vcpu-svm.ts';
+import { SEEN, svmModule, toSvm, type VcpuSvm } from './vcpu-svm.ts';
 
 /** Guest-only host state: TSC_AUX, XCR0 and DR0-3 are not VMRUN's. KVM: svm_prepare_switch_to_guest. */
 export function svmPrepareSwitchToGuest(vcpu: Vcpu): void {
@@ -29,15 +29,18 @@ export function svmPrepareSwitchToGuest(vcpu: Vcpu): void {
   state.set64(S.tscAux, vcpu.arch.tscAux);
 }
 
+/** CR8 as KVM has it. */
+const guestTpr = (vcpu: Vcpu): number =>
+  vcpu.arch.apic ? (vcpu.arch.apic.get(Apic.TPR) >>> 4) & 0xf : Number(vcpu.arch.cr8 & 0xfn);
+
 /** V_TPR from the local APIC, and back. KVM: sync_lapic_to_cr8, sync_cr8_to_lapic. */
 function syncLapicToCr8(vcpu: Vcpu, svm: VcpuSvm): void {
-  const { vmcb } = svm;
-  vmcb.set8(V.intCtl, Number(kvmGetCr8(vcpu) & 0xfn));
+  svm.vmcb.set8(V.intCtl, guestTpr(vcpu));
 }
 function syncCr8ToLapic(vcpu: Vcpu, svm: VcpuSvm): void {
   if (svm.vmcb.hasIntercept(SvmExit.WRITE_CR8)) return;
-  const cr8 = BigInt(svm.vmcb.get32(V.intCtl) & IntCtl.V_TPR_MASK);
-  if (cr8 !== kvmGetCr8(vcpu)) kvmSetCr8(vcpu, cr8);
+  const tpr = svm.vmcb.get32(V.intCtl) & IntCtl.V_TPR_MASK;
+  if (tpr !== guestTpr(vcpu)) kvmSetCr8(vcpu, BigInt(tpr));
 }
 
 /** VMLOAD, VMRUN; VMSAVE comes when it is needed. A protected guest's registers stay in its VMSA. KVM: svm_vcpu_enter_exit. */
@@ -49,20 +52,23 @@ function enterExit(vcpu: Vcpu, svm: VcpuSvm): void {
     hw.vmrun(vmcb.pa, regs);
     return;
   }
-  vmcb.set64(V.rax, regs[RAX]);
-  vmcb.set64(V.rsp, regs[RSP]);
-  vmcb.set64(V.rip, regs[VCPU_REGS_RIP]);
+  const { regWords, seen } = svm;
+  vmcb.copyIn(V.rax, regWords, RAX * 2);
+  vmcb.copyIn(V.rsp, regWords, RSP * 2);
+  vmcb.copyIn(V.rip, regWords, VCPU_REGS_RIP * 2);
   vmcb.set64(V.cr2, vcpu.arch.cr2);
   if (svm.vmloadDue) hw.vmload(vmcb.pa);
   svm.vmloadDue = false;
+  vmcb.copyOut(V.cr2, seen, SEEN.CR2);
+  vmcb.copyOut(V.cr0, seen, SEEN.CR0);
+  vmcb.copyOut(V.cr3, seen, SEEN.CR3);
   hw.vmrun(vmcb.pa, regs);
   svm.vmsaveDue = true;
-  regs[RAX] = vmcb.get64(V.rax);
-  regs[RSP] = vmcb.get64(V.rsp);
-  regs[VCPU_REGS_RIP] = vmcb.get64(V.rip);
-  vcpu.arch.cr2 = vmcb.get64(V.cr2);
+  vmcb.copyOut(V.rax, regWords, RAX * 2);
+  vmcb.copyOut(V.rsp, regWords, RSP * 2);
+  vmcb.copyOut(V.rip, regWords, VCPU_REGS_RIP * 2);
+  if (vmcb.copyOut(V.cr2, seen, SEEN.CR2)) vcpu.arch.cr2 = vmcb.get64(V.cr2);
 }
-
 function traceExit(vcpu: Vcpu): void {
   const { tracer } = vcpu.kvm;
   if (tracer === null) return;
@@ -95,7 +101,8 @@ export const svmVcpuRun = frame('svmVcpuRun', (vcpu: Vcpu, runFlags: number): Fa
   if (svm.sev !== null) sevLaunchUpdateVmsa(vcpu);
   assignAsid(vcpu);
   syncLapicToCr8(vcpu, svm);
-  svmSetDr6(vcpu, (runFlags & RunFlag.LOAD_GUEST_DR6) !== 0 ? vcpu.arch.dr6 : DR6_ACTIVE_LOW);
+  if ((runFlags & RunFlag.LOAD_GUEST_DR6) !== 0) svmSetDr6(vcpu, vcpu.arch.dr6);
+  else if (vmcb.get32(V.dr6) !== DR6_INACTIVE) svmSetDr6(vcpu, DR6_ACTIVE_LOW);
   hw.clgi();
   enterExit(vcpu, svm);
   hw.stgi();
@@ -108,6 +115,7 @@ export const svmVcpuRun = frame('svmVcpuRun', (vcpu: Vcpu, runFlags: number): Fa
   svmCompleteInterrupts(vcpu);
   return FastPath.NONE;
 });
+const DR6_INACTIVE = Number(DR6_ACTIVE_LOW);
 /** All groups but the two that KVM always treats as dirty: int_ctl (3) and CR2 (9). */
 const ALWAYS_CLEAN = 0xffff_ffff & ~((1 << 3) | (1 << 9));
 

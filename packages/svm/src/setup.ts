@@ -137,6 +137,8 @@ export function svmVcpuCreate(vcpu: Vcpu): number {
   kvm.memory.fill(msrpm, MSRPM_PAGES * 4096, 0xff);
   const svm: VcpuSvm = {
     vmcb: new Vmcb(kvm.memory, kvm.allocPage()),
+    regWords: new Int32Array(vcpu.arch.regs.buffer, vcpu.arch.regs.byteOffset, 34),
+    seen: new Int32Array(6),
     vmsaveDue: false,
     vmloadDue: true,
     msrpm,

@@ -47,6 +47,10 @@ export interface KvmSvm {
 /** Part of a vCPU: `vcpu.vendor`. */
 export interface VcpuSvm {
   vmcb: Vmcb;
+  /** arch.regs as 32-bit words. */
+  readonly regWords: Int32Array;
+  /** CR0, CR2 and CR3 of the VMCB at the last entry, two words each: what the guest has not changed costs no bigint. */
+  readonly seen: Int32Array;
   /** FS, GS, LDTR, TR and the system-call MSRs are the processor's since the last run: VMSAVE before reading them. */
   vmsaveDue: boolean;
   /** They were written in the VMCB, or another vCPU ran: VMLOAD before the next run. */
@@ -69,6 +73,9 @@ export interface VcpuSvm {
   msrs: Map<number, bigint>;
   sev: GhcbState | null;
 }
+
+/** Words in `VcpuSvm.seen`. */
+export const SEEN = { CR2: 0, CR0: 2, CR3: 4 } as const;
 
 export const svmModule = (owner: { readonly kvm: Kvm }): SvmModule => owner.kvm.vendor as SvmModule;
 export const toSvm = (vcpu: Vcpu): VcpuSvm => vcpu.vendor as VcpuSvm;

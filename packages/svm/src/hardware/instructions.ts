@@ -27,7 +27,7 @@ import { SvmExit } from './exit-codes.ts';
 import { entryLimits, type OptionalFeature, type SvmSiliconFeatures, siliconFeatures } from './features.ts';
 import { EVENT_TYPE, pa64, SvmGuest } from './intercepts.ts';
 import { reservedHighMask } from './nested-paging.ts';
-import { EventInfo, IntCtl, IntState, SAVE_AREA, TlbCtl, V, VMSA } from './vmcb.ts';
+import { Clean, EventInfo, IntCtl, IntState, SAVE_AREA, TlbCtl, V, VMSA } from './vmcb.ts';
 import { WorldSwitch } from './world-switch.ts';
 
 export const MSR_EFER = 0xc000_0080;
@@ -35,6 +35,16 @@ export const MSR_VM_CR = 0xc001_0114;
 export const MSR_VM_HSAVE_PA = 0xc001_0117;
 /** VM_CR.SVMDIS: EFER.SVME cannot be set. */
 const VM_CR_SVMDIS = 1n << 4n;
+
+/** Groups that the consistency checks look at. */
+const CHECKED_GROUPS =
+  (1 << Clean.INTERCEPTS) |
+  (1 << Clean.PERM_MAP) |
+  (1 << Clean.ASID) |
+  (1 << Clean.NPT) |
+  (1 << Clean.CR) |
+  (1 << Clean.DR) |
+  (1 << Clean.SEG);
 
 const INTEGRITY_SECTION = 'APM vol. 2 15.35.2';
 
@@ -80,6 +90,7 @@ export class SvmHardware {
     this.#fused = fuseLimits(this.limits);
     this.guest = new SvmGuest(processor, memory, this.features);
     this.#switch = new WorldSwitch(processor.state);
+    this.#blockGprs = new Int32Array(memory.memory.buffer, processor.state.base + S.gpr, 34);
     this.#view = { control: memory.view, at: 0, save: memory.view, saveAt: 0, limits: this.limits };
     memory.onWrite((pa, length) => this.#noticeWrite(pa, length));
   }
@@ -180,23 +191,49 @@ export class SvmHardware {
     this.#needSvme('VMRUN');
     const at = this.#memory.offset(pa, 4096);
     const { guest } = this;
-    guest.loadControl(at);
+    const known = this.#cachedPa === pa && this.features.vmcbClean;
+    const clean = known ? this.#memory.view.getInt32(at + V.clean, true) : 0;
+    guest.loadControl(at, clean);
     this.#saveHost();
     this.gif = true;
     const vmsa = guest.sevEs ? this.#openVmsa(at) : undefined;
-    if (!this.#entryAllowed(at, vmsa)) {
+    if (!this.#entryAllowed(at, vmsa, clean)) {
       guest.record(SvmExit.INVALID, 0n);
+      this.#cachedPa = -1;
       this.gif = false;
       return;
     }
-    if (vmsa === undefined) this.#processor.state.gpr.set(gprs);
-    this.#enter(pa, at, vmsa);
+    if (vmsa === undefined) this.#loadGprs(gprs);
+    this.#enter(pa, at, vmsa, clean);
     this.#leave(at, vmsa);
-    if (vmsa === undefined) gprs.set(this.#processor.state.gpr);
+    if (vmsa === undefined) this.#saveGprs();
     this.gif = false;
   }
 
-  #entryAllowed(at: number, vmsa: Int32Array<ArrayBuffer> | undefined): boolean {
+  /** The other side of the general registers, as words. */
+  #gprs: BigUint64Array | undefined;
+  #gprWords: Int32Array = new Int32Array(0);
+  readonly #blockGprs: Int32Array;
+
+  #loadGprs(gprs: BigUint64Array): void {
+    if (this.#gprs !== gprs) {
+      this.#gprs = gprs;
+      this.#gprWords = new Int32Array(gprs.buffer, gprs.byteOffset, 34);
+    }
+    const from = this.#gprWords;
+    const to = this.#blockGprs;
+    for (let n = 0; n < 34; n += 1) to[n] = from[n];
+  }
+  #saveGprs(): void {
+    const from = this.#blockGprs;
+    const to = this.#gprWords;
+    for (let n = 0; n < 34; n += 1) to[n] = from[n];
+  }
+
+  #entryAllowed(at: number, vmsa: Int32Array<ArrayBuffer> | undefined, clean: number): boolean {
+    // What passed the last time and is clean passes again: no guest can make its own save area illegal.
+    if ((clean & CHECKED_GROUPS) === CHECKED_GROUPS && this.#memory.view.getInt32(at + V.eventInj, true) >= 0)
+      return true;
     const view = this.#view;
     view.at = at;
     if (this.guest.sevEs && vmsa === undefined) {
@@ -213,14 +250,14 @@ export class SvmHardware {
     return this.failures.length === 0;
   }
 
-  #enter(pa: number, at: number, vmsa: Int32Array<ArrayBuffer> | undefined): void {
+  #enter(pa: number, at: number, vmsa: Int32Array<ArrayBuffer> | undefined, known: number): void {
     const { guest } = this;
     const memory = this.#memory;
     const { u8, base } = this.#processor.state;
     const save = vmsa ?? this.#words;
     const saveAt = vmsa === undefined ? at + SAVE_AREA : 0;
-    const known = this.#cachedPa === pa && this.features.vmcbClean && vmsa === undefined;
-    const clean = known ? memory.view.getInt32(at + V.clean, true) : 0;
+    // A VMSA is always loaded whole.
+    const clean = vmsa === undefined ? known : 0;
     let segments = this.#switch.loadGuest(save, saveAt, clean) || this.#segmentsChanged;
     if (vmsa !== undefined) {
       segments = this.#switch.vmload(save, saveAt) || segments;

@@ -24,7 +24,7 @@ import {
 } from '@tskvm/emulator';
 import { NpfErrorHigh, SvmExit } from './exit-codes.ts';
 import { type HostPaging, NestedWalker } from './nested-paging.ts';
-import { EventInfo, IntCtl, V } from './vmcb.ts';
+import { Clean, EventInfo, IntCtl, V } from './vmcb.ts';
 
 /** What of AMD-V the processor has (CPUID Fn8000_000A_EDX), as far as a guest's exits depend on it. */
 export interface SvmFeatures {
@@ -106,6 +106,9 @@ const AUTOMATIC_EXITS: ReadonlySet<number> = new Set([
   SvmExit.BUS_LOCK,
 ]);
 
+/** Clean-bit groups that `loadControl` takes over. */
+const CONTROL_GROUPS = (1 << Clean.INTERCEPTS) | (1 << Clean.PERM_MAP) | (1 << Clean.ASID) | (1 << Clean.NPT);
+
 /** MSR of the GHCB protocol: a SEV-ES guest owns it; VMGEXIT puts it into the VMCB. */
 export const MSR_SEV_ES_GHCB = 0xc001_0130;
 
@@ -177,25 +180,34 @@ export class SvmGuest implements GuestMode {
     this.#walker = new NestedWalker(memory);
   }
 
-  /** Takes the control area over. @param at offset of the VMCB in linear memory */
-  loadControl(at: number): void {
+  /**
+   * Takes the control area over.
+   * @param at offset of the VMCB in linear memory
+   * @param clean groups that are as this object has them already
+   */
+  loadControl(at: number, clean: number): void {
     const view = this.#view;
     this.#at = at;
-    for (let word = 0; word < 6; word += 1) this.#words[word] = view.getInt32(at + word * 4, true);
-    this.#iopm = pa64(view, at + V.iopmBasePa);
-    this.#msrpm = pa64(view, at + V.msrpmBasePa);
+    if ((clean & CONTROL_GROUPS) !== CONTROL_GROUPS) this.#loadGroups(at);
     this.#pauses = view.getUint16(at + V.pauseFilterCount, true);
-    this.asid = view.getUint32(at + V.asid, true);
-    this.nestedRoot = view.getUint32(at + V.miscCtl, true) & 1 ? pa64(view, at + V.nestedCr3) : 0;
-    this.sevEs = (view.getUint32(at + V.miscCtl, true) & 4) !== 0;
-    this.tscOffset = view.getBigUint64(at + V.tscOffset, true);
     this.intCtl = view.getUint32(at + V.intCtl, true);
     this.boundaryWork = (this.intCtl & IntCtl.V_IRQ) !== 0;
-    this.interceptsFlagImages = this.has(SvmExit.PUSHF) || this.has(SvmExit.POPF);
     this.exited = false;
     this.advanceTo = undefined;
     this.exitEvent = undefined;
     this.bytesDue = false;
+  }
+
+  #loadGroups(at: number): void {
+    const view = this.#view;
+    for (let word = 0; word < 6; word += 1) this.#words[word] = view.getInt32(at + word * 4, true);
+    this.#iopm = pa64(view, at + V.iopmBasePa);
+    this.#msrpm = pa64(view, at + V.msrpmBasePa);
+    this.asid = view.getUint32(at + V.asid, true);
+    this.nestedRoot = view.getUint32(at + V.miscCtl, true) & 1 ? pa64(view, at + V.nestedCr3) : 0;
+    this.sevEs = (view.getUint32(at + V.miscCtl, true) & 4) !== 0;
+    this.tscOffset = view.getBigUint64(at + V.tscOffset, true);
+    this.interceptsFlagImages = this.has(SvmExit.PUSHF) || this.has(SvmExit.POPF);
   }
 
   has(bit: number): boolean {

@@ -174,6 +174,7 @@ export const segmentOffset = (seg: SegmentIndex): number => V.es + 16 * seg;
 /** One VMCB in host physical memory. Numbers are unsigned; 64-bit fields are `bigint`. */
 export class Vmcb {
   readonly #view: DataView;
+  readonly #words: Int32Array;
   readonly #at: number;
   readonly pa: number;
 
@@ -182,6 +183,7 @@ export class Vmcb {
     this.pa = pa;
     this.#view = memory.view;
     this.#at = memory.offset(pa, 4096);
+    this.#words = new Int32Array(memory.memory.buffer, this.#at, 1024);
   }
   get8(offset: number): number {
     return this.#view.getUint8(this.#at + offset);
@@ -206,6 +208,20 @@ export class Vmcb {
   }
   set64(offset: number, value: bigint): void {
     this.#view.setBigUint64(this.#at + offset, value, true);
+  }
+  /** Copies a 64-bit field to two words, without a bigint on the way; true if they differed. */
+  copyOut(offset: number, to: Int32Array, word: number): boolean {
+    const low = this.#words[offset >> 2];
+    const high = this.#words[(offset >> 2) + 1];
+    if (to[word] === low && to[word + 1] === high) return false;
+    to[word] = low;
+    to[word + 1] = high;
+    return true;
+  }
+  /** Sets a 64-bit field from two words. */
+  copyIn(offset: number, from: Int32Array, word: number): void {
+    this.#words[offset >> 2] = from[word];
+    this.#words[(offset >> 2) + 1] = from[word + 1];
   }
   /** Sets bits of a 32-bit field. */
   or32(offset: number, bits: number): void {
