@@ -118,7 +118,7 @@ function visible(machine: TestMachine): Record<string, string> {
 
 describe.each(['real', 'prot32', 'long'] as const)('evaluate and interpret agree in %s mode', (mode) => {
   it('on random code with handlers, interrupts and random slices', () => {
-    for (let seed = 1; seed <= 40; seed++) {
+    for (let seed = 1; seed <= 25; seed++) {
       const reference = prepare('evaluate', mode, seed);
       const tested = prepare('interpret', mode, seed);
       const expected = runSliced(reference, seed);

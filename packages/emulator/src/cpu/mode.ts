@@ -9,7 +9,7 @@ import type { CodeKey } from '../engines/engine.ts';
 import type { GuestMode } from '../guest-mode.ts';
 import type { PagingConfig, PagingMode } from '../memory/paging.ts';
 import { Rights } from '../memory/tlb.ts';
-import type { ModeChange, ModeName, ProcessorMode } from '../processor-api.ts';
+import type { ModeName, ProcessorMode } from '../processor-api.ts';
 import { Attrib, CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '../state-layout.ts';
 import type { EmulateMode } from '../system/context.ts';
 import type { StateBlock } from './state.ts';
@@ -225,27 +225,4 @@ export function pagingConfig(
     bit8Reserved: model.amd,
     pdpte,
   };
-}
-
-/** CR0, CR4 and EFER as they were, for the report of a change. Low halves: the upper ones hold no bit. */
-export class Controls {
-  #cr0 = 0;
-  #cr4 = 0;
-  #efer = 0;
-
-  read(state: StateBlock, view: ControlView = registers(state)): this {
-    this.#cr0 = view.cr0;
-    this.#cr4 = view.cr4;
-    this.#efer = eferOf(state);
-    return this;
-  }
-
-  static pairs(before: Controls, after: Controls): Pick<ModeChange, 'cr0' | 'cr4' | 'efer'> {
-    const pair = (from: number, to: number) => ({ before: BigInt(from >>> 0), after: BigInt(to >>> 0) });
-    return {
-      cr0: pair(before.#cr0, after.#cr0),
-      cr4: pair(before.#cr4, after.#cr4),
-      efer: pair(before.#efer, after.#efer),
-    };
-  }
 }

@@ -21,17 +21,8 @@ import { type CpuidResult, cpuidNow, modelCpuid } from './cpuid.ts';
 import { armedBreakpoints, type Breakpoint, codeHits, Dr6, dataHits, ioHits } from './debug.ts';
 import { EventUnit } from './events.ts';
 import { type CpuidLookup, type FeatureName, hasFeature } from './features.ts';
-import {
-  Controls,
-  type ControlView,
-  computeCodeKey,
-  computeMode,
-  emulateModeOf,
-  is64BitMode,
-  modeKey,
-  sameMode,
-  viewControls,
-} from './mode.ts';
+import { computeCodeKey, emulateModeOf, is64BitMode } from './mode.ts';
+import { ModeWatch } from './mode-watch.ts';
 import { installMsrHooks } from './msr-hooks.ts';
 import { Msrs } from './msrs.ts';
 import { SiliconOps } from './ops.ts';
@@ -86,11 +77,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   readonly #features = new Map<FeatureName, boolean>();
   readonly #tscPerTick: bigint;
   #guest: GuestMode | null = null;
-  #mode: ProcessorMode;
-  #modeKey = -1;
-  #listener: ((change: ModeChange) => void) | null = null;
-  #controls = new Controls();
-  readonly #view: ControlView = { cr0: 0, cr4: 0 };
+  readonly #watch: ModeWatch;
   #armed: readonly Breakpoint[] = [];
   /** DR6 bits that the running instruction's accesses hit. */
   #hits = 0n;
@@ -124,7 +111,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
       vendor: model.vendor,
       mode: () => emulateModeOf(this.state),
     });
-    this.#mode = computeMode(this.state, false, false);
+    this.#watch = new ModeWatch(this);
     this.reset(false);
   }
 
@@ -287,7 +274,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   }
 
   /** Linear address of the instruction that evaluate has just executed, whatever it did to CS. */
-  #executedAt(): bigint {
+  executedAt(): bigint {
     const { mode, rip } = this.evaluator.context;
     return mode === 'prot64' ? rip : (BigInt(this.#codeBase) + rip) & 0xffffffffn;
   }
@@ -332,66 +319,27 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   }
 
   mode(): ProcessorMode {
-    return computeMode(this.state, this.#guest !== null, this.nested, this.#look());
+    return this.#watch.mode();
   }
-  /** CR0 and CR4 as whoever runs sees them. */
-  #look(): ControlView {
-    return viewControls(this.state, this.#guest, this.#view);
-  }
-
   /** Fires for each change of mode. While nobody listens the mode is not even looked at. */
   get onModeChange(): ((change: ModeChange) => void) | null {
-    return this.#listener;
+    return this.#watch.listener;
   }
   set onModeChange(listener: ((change: ModeChange) => void) | null) {
-    if (this.#listener === null) this.#rememberMode();
-    this.#listener = listener;
+    if (this.#watch.listener === null) this.#watch.remember();
+    this.#watch.listener = listener;
   }
-
-  /**
-   * Looks at the mode and reports a change. Called wherever an instruction, an event or a world switch has ended.
-   * Outside a guest that a silicon wing runs the block still holds that guest's state: leaving is no change of mode, and entering is one
-   * only if the guest comes back in another mode.
-   */
+  /** Called wherever an instruction, an event or a world switch has ended. */
   noticeMode(cause: string, insn?: Instruction): void {
-    const { state } = this;
-    if (!state.modeStale || cause === 'vmexit') return;
-    state.modeStale = false;
-    const listener = this.#listener;
-    if (listener === null) return;
-    const view = this.#look();
-    const key = modeKey(state, this.#guest !== null, this.nested, view);
-    const before = this.#controls;
-    if (key === this.#modeKey) {
-      before.read(state, view);
-      return;
-    }
-    this.#modeKey = key;
-    const from = this.#mode;
-    const to = this.mode();
-    this.#controls = new Controls().read(state, view);
-    this.#mode = to;
-    if (sameMode(from, to)) return;
-    const rip = insn && this.#executedAt();
-    const bytes = insn?.bytes.slice(0, insn.length);
-    listener({ tick: this.tick, from, to, cause, rip, bytes, ...Controls.pairs(before, this.#controls) });
+    if (this.state.modeStale && cause !== 'vmexit') this.#watch.notice(cause, insn);
   }
 
   /** After a load: the mode is what the block says, and no switch has happened. */
   modeLoaded(): void {
-    const { state } = this;
-    state.derivedStale = true;
-    state.modeStale = false;
+    this.state.derivedStale = true;
+    this.state.modeStale = false;
     this.armBreakpoints();
-    this.#rememberMode();
-  }
-
-  /** What the next change is compared with. */
-  #rememberMode(): void {
-    const { state } = this;
-    this.#mode = this.mode();
-    this.#modeKey = modeKey(state, this.#guest !== null, this.nested, this.#look());
-    this.#controls = new Controls().read(state, this.#view);
+    this.#watch.remember();
   }
 
   reset(init: boolean): void {
