@@ -11,6 +11,7 @@ import type { FpFunction } from './context.ts';
 import { CONTROL } from './control.ts';
 import { x87ArithmeticFunction } from './x87-arithmetic.ts';
 import { x87MoveFunction } from './x87-move.ts';
+import { x87TranscendentalFunction } from './x87-transcendental.ts';
 
 const BY_MNEMONIC: Readonly<Record<string, FpFunction>> = { ...CONTROL };
 const UNITS = new Set<Row['unit']>(['mmx', 'sse']);
@@ -19,7 +20,7 @@ const UNITS = new Set<Row['unit']>(['mmx', 'sse']);
 export function fpFunction(row: Row): FpFunction | undefined {
   const known = BY_MNEMONIC[row.mnemonic];
   if (known !== undefined) return known;
-  if (row.unit === 'x87') return x87MoveFunction(row) ?? x87ArithmeticFunction(row);
+  if (row.unit === 'x87') return x87MoveFunction(row) ?? x87ArithmeticFunction(row) ?? x87TranscendentalFunction(row);
   if (!UNITS.has(row.unit)) return undefined;
   return moveFunction(row) ?? packedFunction(row) ?? floatFunction(row) ?? convertFunction(row);
 }
