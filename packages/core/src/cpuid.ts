@@ -16,8 +16,8 @@ export const CPUID_SIGNIFICANT_INDEX = 1;
 /** First leaf of KVM's own range: signature "KVMKVMKVM". */
 export const KVM_CPUID_SIGNATURE = 0x40000000;
 export const KVM_CPUID_FEATURES = 0x40000001;
-/** KVM_FEATURE_CLOCKSOURCE 0, CLOCKSOURCE2 3, CLOCKSOURCE_STABLE_BIT 24. */
-const KVM_FEATURES = (1 << 0) | (1 << 3) | (1 << 24);
+/** KVM_FEATURE_CLOCKSOURCE 0, CLOCKSOURCE2 3, PV_SEND_IPI 11, CLOCKSOURCE_STABLE_BIT 24. */
+const KVM_FEATURES = (1 << 0) | (1 << 3) | (1 << 11) | (1 << 24);
 
 /** Leaves that have sub-leaves. */
 const INDEXED = new Set([4, 7, 0xb, 0xd, 0xf, 0x10, 0x12, 0x14, 0x17, 0x18, 0x1d, 0x1e, 0x1f, 0x8000001d, 0x80000026]);

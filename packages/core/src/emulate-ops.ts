@@ -16,6 +16,7 @@ import {
 import { guestCpuidHas, guestCpuidIsIntelCompatible, kvmCpuid } from './cpuid.ts';
 import { kvmGetDr, kvmSetDr } from './debugregs.ts';
 import { EmulateMemory } from './emulate-memory.ts';
+import { fpuView } from './fpu.ts';
 import {
   isGuestMode,
   isSmm,
@@ -261,6 +262,9 @@ export class KvmEmulateOps implements X86EmulateOps {
   }
   setXcr(index: number, value: bigint): number {
     return kvmSetXcr(this.vcpu, index, value);
+  }
+  fpuArea(): DataView {
+    return fpuView(this.vcpu);
   }
   setInterruptShadow(kind: 1 | 2): void {
     this.shadow = kind;

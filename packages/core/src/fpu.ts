@@ -39,3 +39,15 @@ export const getFpu = (vcpu: Vcpu): Uint8Array => (isLoaded(vcpu) ? block(vcpu) 
 export function setFpu(vcpu: Vcpu, image: Uint8Array): void {
   (isLoaded(vcpu) ? block(vcpu) : vcpu.arch.guestFpu).set(image.subarray(0, LENGTH));
 }
+
+const views = new WeakMap<ArrayBufferLike, DataView>();
+/** The registers where they are now, for an emulated instruction. KVM: kvm_fpu_get and the emulator's accessors. */
+export function fpuView(vcpu: Vcpu): DataView {
+  const bytes = isLoaded(vcpu) ? block(vcpu) : vcpu.arch.guestFpu;
+  let view = views.get(bytes.buffer);
+  if (view === undefined || view.byteOffset !== bytes.byteOffset) {
+    view = new DataView(bytes.buffer, bytes.byteOffset, LENGTH);
+    views.set(bytes.buffer, view);
+  }
+  return view;
+}

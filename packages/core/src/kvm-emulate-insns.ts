@@ -12,6 +12,7 @@ import {
   kvmRegisterWriteRaw,
 } from './kvm-cache-regs.ts';
 import { kvmCompleteInsnGp, kvmHandleInvalidOp, kvmSkipEmulatedInstruction } from './kvm-emulate.ts';
+import { kvmPvSendIpi } from './lapic.ts';
 import { kvmGetMsr, kvmSetMsr, kvmSetXcr } from './msrs.ts';
 import { frame, trace } from './trace.ts';
 import { MpState } from './types.ts';
@@ -81,6 +82,7 @@ const KVM_ENOSYS = 1000n;
 const KVM_EPERM = 1n;
 const KVM_HC_VAPIC_POLL_IRQ = 1n;
 const KVM_HC_KICK_CPU = 5n;
+const KVM_HC_SEND_IPI = 10n;
 
 /** VMCALL/VMMCALL from the guest. KVM: kvm_emulate_hypercall. */
 export const kvmEmulateHypercall = frame('kvmEmulateHypercall', (vcpu: Vcpu): number => {
@@ -92,17 +94,21 @@ export const kvmEmulateHypercall = frame('kvmEmulateHypercall', (vcpu: Vcpu): nu
   const nr = read(RAX);
   const [a0, a1, a2, a3] = [RBX, RCX, RDX, RSI].map(read);
   trace(vcpu, 'kvm_hypercall', () => ({ vcpuId: vcpu.vcpuId, nr, a0, a1, a2, a3 }));
-  const ret = hypercall(vcpu, nr, a1);
+  const ret = hypercall(vcpu, nr, [a0, a1, a2, a3], wide);
   kvmRaxWrite(vcpu, wide ? BigInt.asUintN(64, ret) : BigInt.asUintN(32, ret));
   return kvmSkipEmulatedInstruction(vcpu);
 });
-function hypercall(vcpu: Vcpu, nr: bigint, a1: bigint): bigint {
+function hypercall(vcpu: Vcpu, nr: bigint, [a0, a1, a2, a3]: bigint[], wide: boolean): bigint {
   if (vcpu.kvm.calls.getCpl(vcpu) !== 0) return -KVM_EPERM;
   if (nr === KVM_HC_VAPIC_POLL_IRQ) return 0n;
   if (nr === KVM_HC_KICK_CPU) {
     const target = vcpu.vm.vcpus.find((other) => other.arch.apic?.id === Number(a1));
     if (target) target.arch.mpState = target.arch.mpState === MpState.HALTED ? MpState.RUNNABLE : target.arch.mpState;
     return 0n;
+  }
+  if (nr === KVM_HC_SEND_IPI) {
+    const bitmap = a0 | (a1 << (wide ? 64n : 32n));
+    return BigInt(kvmPvSendIpi(vcpu.vm, bitmap, Number(a2), Number(a3 & 0xffffffffn)));
   }
   return -KVM_ENOSYS;
 }

@@ -2,6 +2,7 @@
  * struct kvm_lapic: the local APIC in the kernel: registers, priorities, timer, interrupt messages, INIT and SIPI.
  * KVM: arch/x86/kvm/lapic.c; manual: SDM vol. 3 ch. 10, APM vol. 2 ch. 16.
  */
+import { kvmUpdateCpuidRuntime } from './cpuid.ts';
 import { kvmInjectNmi, kvmInjectSmi } from './exceptions.ts';
 import { isSmm } from './kvm-cache-regs.ts';
 import { LapicTimer } from './lapic-timer.ts';
@@ -332,6 +333,32 @@ function sendIpi(apic: Lapic, icrLow: number, dest: number): void {
   );
 }
 
+/**
+ * KVM_HC_SEND_IPI: one message to every vCPU whose bit is set, from APIC id `min` on.
+ * @param bitmap 128 bits for a 64-bit caller, 64 bits for others
+ * @returns how many took it, or -KVM_EINVAL (-22). KVM: kvm_pv_send_ipi
+ */
+export function kvmPvSendIpi(vm: Vm, bitmap: bigint, min: number, icr: number): number {
+  // Destination mode and shorthand make no sense beside a bitmap.
+  if ((icr & ((1 << 11) | (3 << 18))) !== 0) return -22;
+  const irq: Omit<LapicIrq, 'dest'> = {
+    vector: icr & 0xff,
+    deliveryMode: (icr >> 8) & 7,
+    destMode: 0,
+    level: ((icr >> 14) & 1) !== 0,
+    trigMode: ((icr >> 15) & 1) as 0 | 1,
+    shorthand: 0,
+    lowestPriority: false,
+  };
+  let count = 0;
+  for (const vcpu of vm.vcpus) {
+    const id = vcpu.arch.apic?.id;
+    if (id === undefined || id < min || ((bitmap >> BigInt(id - min)) & 1n) === 0n) continue;
+    if (kvmApicSetIrq(vcpu, { ...irq, dest: id })) count++;
+  }
+  return count;
+}
+
 /** Fires an LVT. KVM: kvm_apic_local_deliver. */
 export function kvmApicLocalDeliver(apic: Lapic, lvt: number): boolean {
   const value = apic.get(lvt);
@@ -452,10 +479,27 @@ export function lapicMmioWrite(apic: Lapic, gpa: number, value: bigint, size: nu
   if (size === 4 && (offset & 0xf) === 0) kvmLapicRegWrite(apic, offset, Number(value & 0xffffffffn));
 }
 
+/** Registers that can be read in x2APIC mode. KVM: kvm_lapic_readable_reg_mask. */
+const X2APIC_READABLE = new Set<number>([
+  Apic.ID,
+  Apic.LVR,
+  Apic.TPR,
+  Apic.PPR,
+  Apic.LDR,
+  Apic.SPIV,
+  ...[Apic.ISR, Apic.TMR, Apic.IRR].flatMap((first) => Array.from({ length: 8 }, (_, n) => first + 16 * n)),
+  Apic.ESR,
+  Apic.ICR,
+  ...LVTS,
+  Apic.TMICT,
+  Apic.TMCCT,
+  Apic.TDCR,
+]);
+
 /** x2APIC MSR 0x800..0x8FF. Undefined: #GP. KVM: kvm_x2apic_msr_read. */
 export function kvmX2apicMsrRead(apic: Lapic, msr: number): bigint | undefined {
   const reg = (msr - 0x800) << 4;
-  if (!apic.x2apic || reg === Apic.DFR || reg === Apic.ICR2 || reg === Apic.EOI || reg >= 0x400) return undefined;
+  if (!apic.x2apic || !X2APIC_READABLE.has(reg)) return undefined;
   if (reg === Apic.ICR) return BigInt(apic.get(Apic.ICR)) | (BigInt(apic.get(Apic.ICR2)) << 32n);
   return BigInt(kvmLapicRegRead(apic, reg));
 }
@@ -464,6 +508,7 @@ export function kvmX2apicMsrWrite(apic: Lapic, msr: number, value: bigint): numb
   const reg = (msr - 0x800) << 4;
   if (!apic.x2apic || reg === Apic.ICR2 || reg === Apic.ID || reg === Apic.LDR || reg === Apic.DFR) return 1;
   if (reg === Apic.EOI && value !== 0n) return 1;
+  if (reg === Apic.SELF_IPI && value > 0xffn) return 1;
   if (reg === Apic.ICR) kvmLapicRegWrite(apic, Apic.ICR2, Number(value >> 32n));
   else if (value >> 32n !== 0n) return 1;
   return kvmLapicRegWrite(apic, reg, Number(value & 0xffffffffn)) ? 0 : 1;
@@ -481,6 +526,7 @@ export function kvmSetApicBase(vcpu: Vcpu, value: bigint, hostInitiated: boolean
     if (mode(old) === 0n && mode(value) === (BASE_ENABLE | BASE_EXTD)) return 1;
   }
   vcpu.arch.apicBase = value;
+  if (((old ^ value) & BASE_ENABLE) !== 0n) kvmUpdateCpuidRuntime(vcpu);
   const { apic } = vcpu.arch;
   if (apic && mode(old) !== mode(value)) {
     apic.set(Apic.ID, apic.x2apic ? apic.id : (apic.id << 24) >>> 0);

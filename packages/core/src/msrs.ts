@@ -4,6 +4,7 @@ import { guestCpuidHas } from './cpuid.ts';
 import type { Kvm } from './kvm.ts';
 import { isPaging, kvmIsCr4BitSet } from './kvm-cache-regs.ts';
 import { kvmSetApicBase, kvmX2apicMsrRead, kvmX2apicMsrWrite } from './lapic.ts';
+import { getMsrMce, setMsrMce } from './mce.ts';
 import { kvmMmuResetContext } from './mmu/mmu.ts';
 import { kvmWriteSystemTime, kvmWriteWallClock } from './pvclock.ts';
 import { frame } from './trace.ts';
@@ -29,6 +30,7 @@ export const CoreMsr = {
   TSC_DEADLINE: 0x6e0,
   XSS: 0xda0,
   EFER: 0xc0000080,
+  HWCR: 0xc0010015,
   TSC_AUX: 0xc0000103,
   SMBASE: 0x9e,
   KVM_WALL_CLOCK: 0x11,
@@ -56,15 +58,20 @@ const isPlain = (index: number): boolean =>
   [0x250, 0x258, 0x259].includes(index) ||
   (index >= 0x268 && index <= 0x26f) ||
   index === CoreMsr.MTRR_DEF_TYPE ||
-  (index >= 0x400 && index < 0x480) ||
-  index === CoreMsr.MCG_STATUS ||
   index === CoreMsr.BIOS_SIGN_ID ||
   index === 0x140;
+/** P6's and K7's performance counters and selectors: there without CPUID bits, so they are swallowed where no PMU is given. */
+const isLegacyPmu = (index: number): boolean =>
+  index === 0xc1 ||
+  index === 0xc2 ||
+  index === 0x186 ||
+  index === 0x187 ||
+  (index >= 0xc0010000 && index <= 0xc0010007);
 /** MSRs that read as zero and swallow writes of zero (performance, power, microcode, AMD's configuration). */
 const ZERO = new Set([
   0x17, 0x2a, 0x33, 0x34, 0x79, 0xcd, 0xce, 0x198, 0x199, 0x19a, 0x19b, 0x19c, 0x1ac, 0x606, 0x611, 0x639, 0x641, 0x619,
-  0xc0010010, 0xc0010015, 0xc001001f, 0xc0010112, 0xc0010113, 0xc0010058, 0xc001102a, 0xc0011022, 0xc0011023,
-  0xc0010055, 0xc0010111, 0xc0010062, 0xc0010063, 0xc0010064, 0x3a, 0xc0000103,
+  0xc0010010, 0xc001001f, 0xc0010112, 0xc0010113, 0xc0010058, 0xc001102a, 0xc0011022, 0xc0011023, 0xc0010055,
+  0xc0010111, 0xc0010062, 0xc0010063, 0xc0010064, 0x3a, 0xc0000103,
 ]);
 
 type Reader = (vcpu: Vcpu, msr: MsrData) => bigint | undefined;
@@ -74,6 +81,7 @@ const READERS = new Map<number, Reader>([
   [CoreMsr.TSC, (vcpu) => kvmReadL1Tsc(vcpu, vcpu.kvm.hostTsc())],
   [CoreMsr.APIC_BASE, (vcpu) => vcpu.arch.apicBase],
   [CoreMsr.TSC_ADJUST, (vcpu) => vcpu.arch.msrs.get(CoreMsr.TSC_ADJUST) ?? 0n],
+  [CoreMsr.HWCR, (vcpu) => vcpu.arch.msrs.get(CoreMsr.HWCR) ?? 0n],
   [CoreMsr.MTRR_CAP, () => MTRR_CAP_VALUE],
   [CoreMsr.MTRR_DEF_TYPE, (vcpu) => vcpu.arch.msrs.get(CoreMsr.MTRR_DEF_TYPE) ?? MTRR_DEF_TYPE_DEFAULT],
   [CoreMsr.BIOS_SIGN_ID, (vcpu) => vcpu.arch.msrs.get(CoreMsr.BIOS_SIGN_ID) ?? 0x100000000n],
@@ -157,6 +165,15 @@ const WRITERS = new Map<number, Writer>([
       return 0;
     },
   ],
+  [
+    CoreMsr.HWCR,
+    (vcpu, msr) => {
+      // FFDIS, IGNNE and TLBCACHEDIS are dropped; McStatusWrEn and TscFreqSel are kept.
+      const data = msr.data & ~0x148n;
+      if ((data & ~((1n << 18n) | (1n << 24n))) !== 0n) return 1;
+      return store(vcpu, { ...msr, data });
+    },
+  ],
   [CoreMsr.MTRR_CAP, () => 1],
   [CoreMsr.MCG_CAP, (_vcpu, msr) => (msr.hostInitiated ? 0 : 1)],
   [CoreMsr.ARCH_CAPABILITIES, (_vcpu, msr) => (msr.hostInitiated ? 0 : 1)],
@@ -175,7 +192,7 @@ export function kvmGetMsrCommon(vcpu: Vcpu, msr: MsrData): number {
   else if (index >= 0x800 && index <= 0x8ff)
     data = vcpu.arch.apic ? kvmX2apicMsrRead(vcpu.arch.apic, index) : undefined;
   else if (isPlain(index)) data = vcpu.arch.msrs.get(index) ?? 0n;
-  else if (ZERO.has(index)) data = 0n;
+  else data = getMsrMce(vcpu, msr) ?? (ZERO.has(index) || isLegacyPmu(index) ? 0n : undefined);
   if (data === undefined) return 1;
   msr.data = data;
   return 0;
@@ -188,7 +205,7 @@ export function kvmSetMsrCommon(vcpu: Vcpu, msr: MsrData): number {
   if (writer) return writer(vcpu, msr);
   if (index >= 0x800 && index <= 0x8ff) return vcpu.arch.apic ? kvmX2apicMsrWrite(vcpu.arch.apic, index, msr.data) : 1;
   if (isPlain(index)) return store(vcpu, msr);
-  return ZERO.has(index) ? 0 : 1;
+  return setMsrMce(vcpu, msr) ?? (ZERO.has(index) || isLegacyPmu(index) ? 0 : 1);
 }
 
 /** Guest RDMSR with all checks. KVM: kvm_emulate_msr_read. */
