@@ -9,7 +9,7 @@ export * from './kvm.ts';
 export * from './lapic.ts';
 export * from './memslots.ts';
 export * from './mmu/mmu.ts';
-export { traceTrappedSwitch } from './mode-switch.ts';
+export { noteEmulatedSwitch, traceTrappedSwitch } from './mode-switch.ts';
 export * from './ops-table.ts';
 export { type RegName, RegSet } from './reg-set.ts';
 export { fromSegment, toSegment } from './segments.ts';

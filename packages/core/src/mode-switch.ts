@@ -1,12 +1,14 @@
 /** Joins the processor's mode changes with the exit and the call path that led to them: the mode_switch event. */
-import { type ModeChange, type ProcessorMode, Seg } from '@tskvm/emulator';
+import { CR0, CR4, EFER, Flag, type ModeChange, type ModeName, type ProcessorMode, Seg } from '@tskvm/emulator';
 import type { Kvm } from './kvm.ts';
-import { kvmRipRead } from './kvm-cache-regs.ts';
+import { isGuestMode, isSmm, kvmRipRead } from './kvm-cache-regs.ts';
 import type { ModeSwitch, Tracer } from './trace.ts';
 import type { Vcpu } from './vcpu.ts';
 
+/** Cause of a switch that happened in KVM's emulator, with no entry of the guest in between. */
+const EMULATION = 'emulation';
 /** Changes that come with a world switch, after KVM has changed the guest's state. */
-const WORLD_SWITCH = new Set(['vmentry', 'vmexit']);
+const WORLD_SWITCH = new Set(['vmentry', 'vmexit', EMULATION]);
 
 const controlsChanged = (change: ModeChange): boolean =>
   change.cr0.before !== change.cr0.after || change.cr4.before !== change.cr4.after;
@@ -28,6 +30,11 @@ function describe(kvm: Kvm, tracer: Tracer, change: ModeChange): ModeSwitch {
   const event = EVENT_CAUSES.find(([frame]) => path.includes(frame));
   const exit = setter?.exit ?? tracer.lastExit;
   if (event) return { ...change, cause: event[1], vcpuId, exit, path, why: null };
+  if (change.cause === EMULATION) {
+    const by = setter?.instruction ?? tracer.instruction;
+    const why = setter ? null : 'emulated by KVM: VM entry would refuse this guest state';
+    return { ...change, rip: by?.rip, bytes: by?.bytes, vcpuId, exit, path, why };
+  }
   return { ...change, rip: setter?.instruction?.rip, bytes: setter?.instruction?.bytes, vcpuId, exit, path, why: null };
 }
 
@@ -101,7 +108,7 @@ interface Last {
  * vCPU is no switch. Control registers are the guest's view: the hardware's differ in bits that KVM forces.
  */
 export function joinModeChanges(kvm: Kvm, tracer: Tracer): void {
-  const lastOf = new WeakMap<Vcpu, Last>();
+  const lastOf = lastModes(tracer);
   kvm.processor.onModeChange = (change) => {
     const vcpu = kvm.runningVcpu;
     if (!vcpu || !change.to.guest) return;
@@ -109,10 +116,62 @@ export function joinModeChanges(kvm: Kvm, tracer: Tracer): void {
     const last = lastOf.get(vcpu) ?? (change.from.guest ? { mode: change.from, view: viewOf(vcpu) } : undefined);
     const native = !WORLD_SWITCH.has(change.cause);
     const view = native ? nativeView(last?.view ?? viewOf(vcpu), change) : viewOf(vcpu);
-    lastOf.set(vcpu, { mode: change.to, view });
-    if (!last || !differs(last.mode, change.to)) return;
-    tracer.emit('mode_switch', describe(kvm, tracer, { ...change, from: last.mode, ...pairs(last.view, view) }));
+    // The guest's SMM is KVM's business: the processor knows only its own.
+    const to = { ...change.to, smm: isSmm(vcpu) };
+    lastOf.set(vcpu, { mode: to, view });
+    if (!last || !differs(last.mode, to)) return;
+    tracer.emit('mode_switch', describe(kvm, tracer, { ...change, from: last.mode, to, ...pairs(last.view, view) }));
   };
+}
+
+const memories = new WeakMap<Tracer, WeakMap<Vcpu, Last>>();
+/** What a tracer remembers of each vCPU. */
+function lastModes(tracer: Tracer): WeakMap<Vcpu, Last> {
+  let memory = memories.get(tracer);
+  if (!memory) memories.set(tracer, (memory = new WeakMap()));
+  return memory;
+}
+
+/** The mode that KVM's own view of the guest makes. */
+function guestMode(vcpu: Vcpu): ProcessorMode {
+  const { cr0, cr4, efer } = vcpu.arch;
+  const long = (efer & EFER.LMA) !== 0n;
+  const paged = long ? '4-level' : (cr4 & CR4.PAE) !== 0n ? 'PAE' : '32-bit';
+  return {
+    name: guestModeName(vcpu, long),
+    paging: (cr0 & CR0.PG) === 0n ? 'off' : paged,
+    smm: isSmm(vcpu),
+    guest: true,
+    nested: isGuestMode(vcpu),
+  };
+}
+const DATA_AND_CODE = [Seg.ES, Seg.CS, Seg.SS, Seg.DS, Seg.FS, Seg.GS] as const;
+function guestModeName(vcpu: Vcpu, long: boolean): ModeName {
+  const { calls } = vcpu.kvm;
+  if ((vcpu.arch.cr0 & CR0.PE) === 0n) {
+    return DATA_AND_CODE.some((seg) => calls.getSegment(vcpu, seg).limit > 0xffff) ? 'unreal' : 'real';
+  }
+  if ((calls.getRflags(vcpu) & BigInt(Flag.VM)) !== 0n) return 'virtual8086';
+  const { db, l } = calls.getCsDbLBits(vcpu);
+  if (long) return l ? 'long' : db ? 'compatibility32' : 'compatibility16';
+  return db ? 'protected32' : 'protected16';
+}
+
+/**
+ * Reports a switch of a guest that KVM emulates instruction by instruction (VMX without unrestricted guest): the processor does not see
+ * it before the next entry, which may be many switches away. Without effect when nobody traces.
+ */
+export function noteEmulatedSwitch(vcpu: Vcpu): void {
+  const { tracer } = vcpu.kvm;
+  if (tracer === null) return;
+  const lastOf = lastModes(tracer);
+  const last = lastOf.get(vcpu);
+  const to = guestMode(vcpu);
+  const view = viewOf(vcpu);
+  lastOf.set(vcpu, { mode: to, view });
+  if (!last || !differs(last.mode, to)) return;
+  const change = { tick: vcpu.kvm.now(), from: last.mode, to, cause: EMULATION, rip: undefined, bytes: undefined };
+  tracer.emit('mode_switch', describe(vcpu.kvm, tracer, { ...change, ...pairs(last.view, view) }));
 }
 
 /** The bits that the guest changed by itself, on top of its view before. */

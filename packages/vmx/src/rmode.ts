@@ -12,6 +12,7 @@ import {
   kvmQueueException,
   kvmSetMemoryRegion,
   kvmTestRequest,
+  noteEmulatedSwitch,
   Req,
   USER_MEM_SLOTS,
   type Vcpu,
@@ -200,10 +201,13 @@ const EMULATION_BATCH = 130;
 export const handleInvalidGuestState = frame('handleInvalidGuestState', (vcpu: Vcpu): number => {
   const { arch } = vcpu;
   const window = (controlsGet(vcpu, F.CPU_BASED_VM_EXEC_CONTROL) & Primary.interruptWindow) !== 0;
+  noteEmulatedSwitch(vcpu);
   for (let count = EMULATION_BATCH; arch.emulationRequired && count > 0; count--) {
     if (window && !vmxInterruptBlocked(vcpu)) return handleInterruptWindow(vcpu);
     if (kvmTestRequest(Req.EVENT, vcpu)) return 1;
-    if (!kvmEmulateInstruction(vcpu, 0)) return 0;
+    const goOn = kvmEmulateInstruction(vcpu, 0);
+    noteEmulatedSwitch(vcpu);
+    if (!goOn) return 0;
     if (vmxUnhandleableEmulationRequired(vcpu)) {
       kvmPrepareEmulationFailureExit(vcpu);
       return 0;
