@@ -53,7 +53,7 @@ const L = {
   context: 9,
 } as const;
 const FIXED: ValType[] = [I32, I32, I32, I64, I64, I64, I64, I64];
-const POOL = 24;
+const POOL = 12;
 const FIRST_I64 = 2 + FIXED.length;
 const FIRST_I32 = FIRST_I64 + POOL;
 
