@@ -150,8 +150,9 @@ function fyl2xp1(x: Unpacked, y: Unpacked): Unpacked {
     const { sig, exp } = divideExact(x, finite(false, ln2(), -W), 200);
     return scaled(y, { value: x.sign ? -sig : sig, exp });
   }
-  // Undefined at -1 and below: the operand is the result. Above 1 there is no cancellation.
-  if (lead(x) >= 0) return x.sign ? outOfRange(x) : scaled(y, { value: log2Fixed(plusOne(x)), exp: -W });
+  // Undefined at -1 and below: the operand is the result. Away from 0 there is no cancellation, and near -1 no convergence.
+  if (lead(x) >= 0 && x.sign) return outOfRange(x);
+  if (lead(x) >= -2) return scaled(y, { value: log2Fixed(plusOne(x)), exp: -W });
   const v = toFixed(x);
   const z = divideFixed(v, 2n * FIXED_ONE + v);
   return scaled(y, { value: divideFixed(2n * atanhFixed(z), ln2()), exp: -W });
