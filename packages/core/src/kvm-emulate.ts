@@ -442,11 +442,23 @@ function fastPioOut(vcpu: Vcpu, size: number, port: number): number {
   vcpu.arch.completeUserspaceIo = { kind: 'fastPioOut', data: { linearRip: kvmGetLinearRip(vcpu) } };
   return 0;
 }
+/** What waits while user space does a fast port access. `decode`: the vendor's length of the instruction was lost on a move. */
+interface FastPio {
+  linearRip: bigint;
+  decode?: boolean;
+}
+function skipFastPio(vcpu: Vcpu, { decode }: FastPio): number {
+  if (!decode) return kvmSkipEmulatedInstruction(vcpu);
+  vcpu.kvm.calls.setInterruptShadow(vcpu, 0);
+  retire(vcpu);
+  return kvmEmulateInstruction(vcpu, EmulType.SKIP);
+}
+
 /** Skips OUT unless user space has moved RIP meanwhile (a reset). KVM: complete_fast_pio_out. */
 export function completeFastPioOut(vcpu: Vcpu, data: unknown): number {
   vcpu.arch.pio.count = 0;
-  if (!kvmIsLinearRip(vcpu, (data as { linearRip: bigint }).linearRip)) return 1;
-  return kvmSkipEmulatedInstruction(vcpu);
+  if (!kvmIsLinearRip(vcpu, (data as FastPio).linearRip)) return 1;
+  return skipFastPio(vcpu, data as FastPio);
 }
 
 /** RAX with the low bytes replaced; a 32-bit result clears the upper half. */
@@ -467,9 +479,9 @@ function fastPioIn(vcpu: Vcpu, size: number, port: number): number {
 /** KVM: complete_fast_pio_in. */
 export function completeFastPioIn(vcpu: Vcpu, data: unknown): number {
   const value = pioInput(vcpu);
-  if (!kvmIsLinearRip(vcpu, (data as { linearRip: bigint }).linearRip)) return 1;
+  if (!kvmIsLinearRip(vcpu, (data as FastPio).linearRip)) return 1;
   mergeIn(vcpu, vcpu.arch.pio.size, value);
-  return kvmSkipEmulatedInstruction(vcpu);
+  return skipFastPio(vcpu, data as FastPio);
 }
 
 /** KVM: kvm_handle_invalid_op. */

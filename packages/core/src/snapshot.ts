@@ -67,11 +67,18 @@ export function saveVcpu(vcpu: Vcpu): VcpuSave {
     nested: vcpu.kvm.calls.getNestedState(vcpu),
     requests: [...vcpu.requests] as Req[],
     exit: structuredClone(vcpu.exit),
-    completion: structuredClone(arch.completeUserspaceIo),
+    completion: movable(arch.completeUserspaceIo),
     pio: { ...arch.pio },
     session: emulateCtxt(vcpu).evaluator.context.session.save(),
     tscOffset: arch.tscOffset,
   };
+}
+
+/** A fast port access ends by a skip whose length only the vendor's control block knows: elsewhere it is decoded. */
+function movable(completion: UserspaceCompletion | null): UserspaceCompletion | null {
+  const copy = structuredClone(completion);
+  if (copy?.kind.startsWith('fastPio')) (copy.data as { decode?: boolean }).decode = true;
+  return copy;
 }
 
 /** Puts it back, in the order that user space uses (CPUID first, events last). */

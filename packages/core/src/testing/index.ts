@@ -13,6 +13,7 @@ import type { KvmSregs } from '../vcpu-state.ts';
 import { CR0_SCENARIOS, type Cr0Scenario } from './cr0-scenarios.ts';
 import { bytes, finish, type Guest, makeGuest, type Outcome, Place } from './guest.ts';
 import { irqSuite } from './irq-suite.ts';
+import { stateSuite } from './state-suite.ts';
 
 export { CR0_SCENARIOS, type Cr0Scenario } from './cr0-scenarios.ts';
 export * from './guest.ts';
@@ -36,6 +37,7 @@ export function backendSuite(make: () => Backend, differences: readonly Differen
     exitSuite(make);
     smmSuite(make);
     irqSuite(make);
+    stateSuite(make);
   });
 }
 

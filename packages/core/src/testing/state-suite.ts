@@ -1,0 +1,162 @@
+/** Snapshots, debugging, events from outside and user-space interrupts. */
+import { CR0, Flag } from '@tskvm/emulator';
+import { describe, expect, test } from 'vitest';
+import type { Backend } from '../backend.ts';
+import type { TraceEvents } from '../trace.ts';
+import type { KvmExit } from '../types.ts';
+import { GuestDebug } from '../vcpu-state.ts';
+import { bytes, DONE_PORT, finish, type Guest, makeGuest, movCr0, Place } from './guest.ts';
+
+const portOf = (exit: KvmExit): number => (exit.reason === 'io' ? exit.port : -1);
+/** Plain data: what a snapshot must survive. */
+const throughStructuredClone = <T>(value: T): T => structuredClone(value);
+
+export function stateSuite(make: () => Backend): void {
+  snapshotSuite(make);
+  debugSuite(make);
+  outsideSuite(make);
+  traceSuite(make);
+}
+
+function snapshotSuite(make: () => Backend): void {
+  describe('save() and load()', () => {
+    // in al, 81h; add [5000h], al; mov ebx, [fed00000h]; out F1h
+    const code = [0xe4, 0x81, 0x00, 0x05, 0, 0x50, 0, 0, 0x8b, 0x1d, 0, 0, 0xd0, 0xfe];
+    const twin = async (guest: Guest): Promise<Guest> => {
+      const other = await makeGuest(make(), { mode: 'protected', code: [], kvm: { shuffleFrames: 9 } });
+      other.vm.load(throughStructuredClone(guest.vm.save()));
+      return other;
+    };
+    test('in the middle of an IN: the answer may come after the move', async () => {
+      const guest = await makeGuest(make(), { mode: 'protected', code });
+      expect(portOf(guest.vcpu.run({ budget: 1000 }))).toBe(0x81);
+      const other = await twin(guest);
+      const { exit } = other.vcpu;
+      if (exit.reason === 'io') exit.data[0] = 0x21;
+      expect(other.vcpu.run({ budget: 1000 }).reason).toBe('mmio');
+      expect(other.vm.readGuestValue(0x5000, 1)).toBe(0x21n);
+    });
+    test('in the middle of an MMIO read', async () => {
+      const guest = await makeGuest(make(), { mode: 'protected', code });
+      guest.vcpu.run({ budget: 1000 });
+      expect(guest.vcpu.run({ budget: 1000 }).reason).toBe('mmio');
+      const other = await twin(guest);
+      const { exit } = other.vcpu;
+      if (exit.reason === 'mmio') exit.data.set([1, 2, 3, 4]);
+      expect(portOf(other.vcpu.run({ budget: 1000 }))).toBe(DONE_PORT);
+      expect(other.vcpu.getRegs().rbx).toBe(0x04030201n);
+    });
+    test('a long-mode guest goes on as if nothing had happened', async () => {
+      const loop = [0x48, 0xff, 0xc0, 0xe6, 0x80, 0xeb, 0xf9];
+      const guest = await makeGuest(make(), { mode: 'long', code: loop });
+      for (let i = 0; i < 3; i++) guest.vcpu.run({ budget: 1000 });
+      const other = await twin(guest);
+      for (const { vcpu } of [guest, other]) for (let i = 0; i < 2; i++) vcpu.run({ budget: 1000 });
+      expect(other.vcpu.getRegs()).toEqual(guest.vcpu.getRegs());
+      expect(other.vcpu.getSregs()).toEqual(guest.vcpu.getSregs());
+      expect(other.vcpu.getRegs().rax).toBe(5n);
+    });
+  });
+}
+
+function debugSuite(make: () => Backend): void {
+  describe('KVM_SET_GUEST_DEBUG', () => {
+    test('single steps, also over an instruction that KVM executes', async () => {
+      // nop; cpuid; nop
+      const { vcpu } = await makeGuest(make(), { mode: 'protected', code: [0x90, 0x0f, 0xa2, 0x90] });
+      vcpu.setGuestDebug(GuestDebug.ENABLE | GuestDebug.SINGLESTEP);
+      const places: number[] = [];
+      for (let i = 0; i < 3; i++) {
+        const exit = vcpu.run({ budget: 1000 });
+        expect(exit).toMatchObject({ reason: 'debug', exception: 1 });
+        if (exit.reason === 'debug') places.push(Number(exit.pc) - Place.code);
+        vcpu.setGuestDebug(GuestDebug.ENABLE | GuestDebug.SINGLESTEP);
+      }
+      expect(places).toEqual([1, 3, 4]);
+      expect(vcpu.getRegs().rflags & BigInt(Flag.TF)).toBe(0n);
+    });
+    test('int3 comes to user space while software breakpoints are on', async () => {
+      const { vcpu } = await makeGuest(make(), { mode: 'protected', code: [0x90, 0xcc] });
+      vcpu.setGuestDebug(GuestDebug.ENABLE | GuestDebug.USE_SW_BP);
+      expect(vcpu.run({ budget: 1000 })).toMatchObject({ reason: 'debug', exception: 3, pc: BigInt(Place.code + 1) });
+    });
+    test('a hardware breakpoint of user space', async () => {
+      const { vcpu } = await makeGuest(make(), { mode: 'protected', code: [0x90, 0x90, 0x90] });
+      vcpu.setGuestDebug(GuestDebug.ENABLE | GuestDebug.USE_HW_BP, { db: [BigInt(Place.code + 2)], dr7: 0x401n });
+      expect(vcpu.run({ budget: 1000 })).toMatchObject({ reason: 'debug', exception: 1, pc: BigInt(Place.code + 2) });
+    });
+  });
+}
+
+function outsideSuite(make: () => Backend): void {
+  describe('user space as the interrupt controller', () => {
+    const handler = 0x700;
+    const options = (code: number[]) => ({
+      mode: 'real' as const,
+      code,
+      prepare: (vm: Guest['vm']) => {
+        vm.writeGuest(handler, Uint8Array.from([0xe6, 0x80, 0xcf]));
+        vm.writeGuestValue(0x40 * 4, BigInt(handler), 4);
+      },
+    });
+    test('KVM_INTERRUPT is delivered when IF is set', async () => {
+      const { vcpu } = await makeGuest(make(), options([0xfb, 0x90, 0x90]));
+      vcpu.interrupt(0x40);
+      expect(portOf(vcpu.run({ budget: 1000 }))).toBe(0x80);
+      expect(portOf(vcpu.run({ budget: 1000 }))).toBe(DONE_PORT);
+    });
+    test('request_interrupt_window: an exit as soon as an interrupt could be taken', async () => {
+      const { vcpu } = await makeGuest(make(), options([0x90, 0xfb, 0x90, 0x90]));
+      vcpu.runIo.requestInterruptWindow = true;
+      expect(vcpu.run({ budget: 1000 })).toEqual({ reason: 'irq_window_open' });
+      expect(vcpu.runIo.readyForInterruptInjection).toBe(true);
+      expect(vcpu.runIo.ifFlag).toBe(true);
+      expect(vcpu.getRegs().rip).toBe(BigInt(Place.code + 3));
+    });
+    test('immediate_exit finishes the pending access and runs nothing', async () => {
+      const { vcpu } = await makeGuest(make(), { mode: 'protected', code: [0xe4, 0x81, 0x90] });
+      const exit = vcpu.run({ budget: 1000 });
+      if (exit.reason === 'io') exit.data[0] = 0x77;
+      vcpu.runIo.immediateExit = true;
+      expect(vcpu.run({ budget: 1000 })).toEqual({ reason: 'intr' });
+      expect(vcpu.getRegs()).toMatchObject({ rax: 0x77n, rip: BigInt(Place.code + 2) });
+    });
+  });
+}
+
+function traceSuite(make: () => Backend): void {
+  describe('tracing', () => {
+    test('a CR0 write is a mode switch with its path, from KVM_RUN to the vendor', async () => {
+      const guest = await makeGuest(make(), { mode: 'real', code: [0x66, ...movCr0(CR0.PE | CR0.ET)] });
+      const switches: TraceEvents['mode_switch'][] = [];
+      const crs: TraceEvents['kvm_cr'][] = [];
+      guest.kvm.on('mode_switch', (event) => switches.push(event));
+      guest.kvm.on('kvm_cr', (event) => crs.push(event));
+      expect(finish(guest)).toBe('done');
+      const last = switches.at(-1);
+      expect([last?.from.name, last?.to.name]).toEqual(['real', 'protected16']);
+      expect(last?.path[0]).toBe('kvmArchVcpuIoctlRun');
+      expect(last?.path).toContain('kvmSetCr0');
+      expect(last?.path).toContain('staticCall.setCr0');
+      expect(last?.cr0.after).toBe(CR0.PE | CR0.ET);
+    });
+    test('callers of kvmSetCr0 are counted', async () => {
+      const guest = await makeGuest(make(), {
+        mode: 'protected',
+        code: [...movCr0(CR0.PE | CR0.ET | CR0.MP), ...movCr0(CR0.PE | CR0.ET | CR0.WP), ...bytes(0x90n, 1)],
+      });
+      const tracer = guest.kvm.enableTracing();
+      expect(finish(guest)).toBe('done');
+      const edges = tracer.edges().filter((edge) => edge.callee === 'kvmSetCr0');
+      expect(edges.reduce((n, edge) => n + edge.count, 0)).toBeGreaterThan(0);
+    });
+    test('without listeners nothing is kept', async () => {
+      const guest = await makeGuest(make(), { mode: 'real', code: [0x90] });
+      const off = guest.kvm.on('kvm_exit', () => undefined);
+      expect(guest.kvm.tracer).not.toBeNull();
+      off();
+      expect(guest.kvm.tracer).toBeNull();
+      expect(finish(guest)).toBe('done');
+    });
+  });
+}
