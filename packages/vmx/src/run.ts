@@ -190,8 +190,8 @@ function advanceRip(vcpu: Vcpu, vmx: VcpuVmx, length: number): void {
 /** RIP behind the exiting instruction; the shadow ends. KVM: vmx_skip_emulated_instruction. */
 export function vmxSkipEmulatedInstruction(vcpu: Vcpu): number {
   const vmx = toVmx(vcpu);
-  if (vmx.exitReason === Reason.EPT_MISCONFIG) {
-    // Hardware gives no length there.
+  if (vmx.exitReason === Reason.EPT_MISCONFIG || vcpu.arch.regsDirty.has('rip')) {
+    // Hardware gives no length there; and a RIP that was written since the exit (a snapshot was loaded) is not the one whose length it gave.
     if (!kvmEmulateInstruction(vcpu, EmulType.SKIP)) return 0;
   } else {
     advanceRip(vcpu, vmx, vmcsOf(vcpu).read32(F.VM_EXIT_INSTRUCTION_LEN));
