@@ -7,6 +7,7 @@ import { convertFunction } from '../simd/convert.ts';
 import { floatFunction } from '../simd/float.ts';
 import { moveFunction } from '../simd/move.ts';
 import { packedFunction } from '../simd/packed.ts';
+import { STRING_FUNCTIONS } from '../simd/string.ts';
 import type { FpFunction } from './context.ts';
 import { CONTROL } from './control.ts';
 import { x87ArithmeticFunction } from './x87-arithmetic.ts';
@@ -22,5 +23,11 @@ export function fpFunction(row: Row): FpFunction | undefined {
   if (known !== undefined) return known;
   if (row.unit === 'x87') return x87MoveFunction(row) ?? x87ArithmeticFunction(row) ?? x87TranscendentalFunction(row);
   if (!UNITS.has(row.unit)) return undefined;
-  return moveFunction(row) ?? packedFunction(row) ?? floatFunction(row) ?? convertFunction(row);
+  return (
+    moveFunction(row) ??
+    packedFunction(row) ??
+    floatFunction(row) ??
+    convertFunction(row) ??
+    STRING_FUNCTIONS[row.mnemonic]?.(row)
+  );
 }

@@ -22,18 +22,28 @@ const UNALIGNED: ReadonlySet<string> = new Set([
   'pcmpistri',
 ]);
 
+/** SHA instructions: only Intel's demand alignment (SDM vol. 2 table 2-21; AMD processors do not, although APM vol. 4 lists #GP). */
+const isAligned = (ctx: FpContext, operand: VectorOperand): boolean =>
+  operand.aligned && !(operand.sha && ctx.vendor === 'amd');
+
 export interface VectorOperand {
   letter: string;
   /** Bytes as memory operand; 0: by operand size. */
   size: number;
   aligned: boolean;
+  sha: boolean;
 }
 
 export function vectorOperand(row: Row, n: number): VectorOperand {
   const spec: OperandSpec = row.operands[n] ?? '';
   const [first = '', memory] = spec.split('/');
   const size = SIZES[(memory ?? first).slice(1)] ?? 0;
-  return { letter: first.charAt(0), size, aligned: size === 16 && !UNALIGNED.has(row.mnemonic) };
+  return {
+    letter: first.charAt(0),
+    size,
+    aligned: size === 16 && !UNALIGNED.has(row.mnemonic),
+    sha: row.mnemonic.startsWith('sha') && row.feature === 'sha',
+  };
 }
 
 export const isMmx = (operand: VectorOperand): boolean =>
@@ -71,7 +81,7 @@ export function writeMemory(ctx: FpContext, value: bigint, size: number, aligned
 export function readVector(ctx: FpContext, fpu: FpuArea, operand: VectorOperand, into: Lanes): void {
   const { insn } = ctx;
   if (inMemory(ctx, operand)) {
-    into.load(readMemory(ctx, operand.size, operand.aligned), operand.size);
+    into.load(readMemory(ctx, operand.size, isAligned(ctx, operand)), operand.size);
     return;
   }
   switch (operand.letter) {

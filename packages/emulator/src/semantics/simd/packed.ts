@@ -5,6 +5,7 @@
 import type { Row } from '../../decode/instruction.ts';
 import { Flag } from '../../state-layout.ts';
 import { done, type FpContext, type FpFunction, fpuOf } from '../fp/context.ts';
+import { CRYPTO_KERNELS, sha256rnds2 } from './crypto.ts';
 import { KERNELS, SHIFTS, type ShiftKernel } from './integer.ts';
 import { type Kernel, Lanes } from './lanes.ts';
 import {
@@ -166,6 +167,20 @@ function ptest(row: Row): FpFunction {
   };
 }
 
+/** XMM0 holds the words. */
+function sha256Rounds(row: Row): FpFunction {
+  const src = vectorOperand(row, 1);
+  return (ctx) => {
+    const fpu = fpuOf(ctx);
+    readVector(ctx, fpu, src, b);
+    fpu.readXmm(ctx.insn.reg, a);
+    fpu.readXmm(0, mask);
+    sha256rnds2(r, a, b, mask);
+    fpu.writeXmm(ctx.insn.reg, r);
+    return done();
+  };
+}
+
 const OTHERS: Readonly<Record<string, (row: Row) => FpFunction>> = {
   pmovmskb: toGeneral(topBits('i8')),
   movmskps: toGeneral(topBits('i32')),
@@ -177,6 +192,7 @@ const OTHERS: Readonly<Record<string, (row: Row) => FpFunction>> = {
   pinsrw: insert,
   pinsrd: insert,
   insertps,
+  sha256rnds2: sha256Rounds,
   ptest,
   pblendvb: variableBlend('i8'),
   blendvps: variableBlend('i32'),
@@ -192,6 +208,6 @@ export function packedFunction(row: Row): FpFunction | undefined {
   }
   if (mnemonic in OTHERS) return OTHERS[mnemonic]!(row);
   if (mnemonic in SHIFTS) return shifts(row, SHIFTS[mnemonic]!);
-  const kernel = KERNELS[mnemonic];
+  const kernel = KERNELS[mnemonic] ?? CRYPTO_KERNELS[mnemonic];
   return kernel === undefined ? undefined : packed(row, kernel);
 }
