@@ -1,22 +1,12 @@
-import type { CpuModel } from '@tskvm/emulator';
-import { EPYC } from '@tskvm/emulator';
+import { type CpuModel, EPYC } from '@tskvm/emulator';
 import { describe, expect, test } from 'vitest';
 import { type Backend, defineBackend, resolveBackend } from './backend.ts';
 import { KvmError } from './diagnostics.ts';
 import { Kvm } from './kvm.ts';
-import { KVM_X86_OPS, type KvmX86Ops, type OpName } from './ops-table.ts';
+import type { KvmX86Ops } from './ops-table.ts';
 import { kvmOpsUpdate } from './static-calls.ts';
+import { idleBackend as idle, idleOps } from './testing/idle-backend.ts';
 
-/** Every required op, doing nothing: what loading needs and no guest ever runs on. */
-function idleOps(): KvmX86Ops {
-  const ops: Record<string, () => unknown> = {};
-  for (const name of Object.keys(KVM_X86_OPS) as OpName[]) {
-    if (KVM_X86_OPS[name].kind === 'required') ops[name] = () => 0;
-  }
-  return ops as unknown as KvmX86Ops;
-}
-const idle = (over: Partial<KvmX86Ops> = {}, name = 'idle'): Backend =>
-  defineBackend({ name, apiVersion: 1, ops: { ...idleOps(), ...over }, model: EPYC });
 const code = async (work: () => unknown): Promise<string> => {
   try {
     await work();

@@ -1,16 +1,11 @@
-import { EPYC, PAGE } from '@tskvm/emulator';
+import { PAGE } from '@tskvm/emulator';
 import { beforeEach, describe, expect, test } from 'vitest';
-import { defineBackend } from './backend.ts';
 import { KvmError } from './diagnostics.ts';
 import { Kvm } from './kvm.ts';
-import { KVM_X86_OPS, type KvmX86Ops, type OpName } from './ops-table.ts';
+import { idleBackend } from './testing/idle-backend.ts';
 import type { Vm } from './vm.ts';
 
-const ops: Record<string, () => unknown> = {};
-for (const name of Object.keys(KVM_X86_OPS) as OpName[]) {
-  if (KVM_X86_OPS[name].kind === 'required') ops[name] = () => 0;
-}
-const backend = defineBackend({ name: 'idle', apiVersion: 1, ops: ops as unknown as KvmX86Ops, model: EPYC });
+const backend = idleBackend();
 const errno = (work: () => void): number => {
   try {
     work();

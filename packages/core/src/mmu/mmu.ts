@@ -8,11 +8,24 @@ import { frame, trace } from '../trace.ts';
 import { EmulType, Req } from '../types.ts';
 import type { Vcpu } from '../vcpu.ts';
 import type { Vm } from '../vm.ts';
+import { kvmNestedTranslate, nestedMmuOf, nestedRoot } from './nested.ts';
 import { kvmCalcCpuRole, kvmCalcTdpMmuRootPageRole, Role, vcpuToRoleRegs } from './role.ts';
 import { shadowClear, shadowInvalidate, shadowPageFault, shadowRole, shadowRoot } from './shadow.ts';
-import { isMmioSpte, mmioSpteGeneration, tdpFreeRoot, tdpLookup, tdpMap, tdpRoot, tdpWriteProtectSlot } from './tdp.ts';
+import {
+  isMmioSpte,
+  mmioSpteGeneration,
+  type RetPf,
+  type TdpRoot,
+  tdpFreeRoot,
+  tdpLookup,
+  tdpMap,
+  tdpRoot,
+  tdpWriteProtectSlot,
+} from './tdp.ts';
+import { Pferr } from './walker.ts';
 
 export { kvmConfigureMmu, kvmMmuSetEptMasks, kvmMmuSetMmioSpteMask } from './config.ts';
+export * from './nested.ts';
 export { ExtRole, kvmCalcCpuRole, Role } from './role.ts';
 export { type MmuVm, newMmuVm, type TdpRoot } from './tdp.ts';
 export { cplAccess, IMPLICIT_ACCESS, kvmMmuGvaToGpa, kvmMmuGvaToGpaSystem, noFault, Pferr } from './walker.ts';
@@ -99,11 +112,18 @@ export const kvmMmuReload = frame('kvmMmuReload', (vcpu: Vcpu): number =>
 
 function kvmMmuLoad(vcpu: Vcpu): number {
   const { mmu } = vcpu.arch;
-  const root = vcpu.kvm.caps.tdpEnabled ? tdpRoot(vcpu.vm, mmu.role, mmu.level) : shadowRoot(vcpu);
+  const root = currentRoot(vcpu);
   mmu.hpa = root.hpa;
   kvmMmuLoadPgd(vcpu);
   vcpu.kvm.calls.flushTlbCurrent(vcpu);
   return 0;
+}
+
+/** The root that the vCPU runs on now. */
+function currentRoot(vcpu: Vcpu): TdpRoot {
+  const { mmu, nestedTdp } = vcpu.arch;
+  if (!vcpu.kvm.caps.tdpEnabled) return shadowRoot(vcpu);
+  return nestedTdp ? nestedRoot(vcpu) : tdpRoot(vcpu.vm, mmu.role, mmu.level);
 }
 
 /** Hands the root to the hardware. KVM: kvm_mmu_load_pgd. */
@@ -138,9 +158,8 @@ export function kvmMmuSlotWriteProtect(vm: Vm, slot: Memslot): void {
 
 /** A fault on an MMIO entry of the current generation. KVM: handle_mmio_page_fault. */
 function handleMmioPageFault(vcpu: Vcpu, gpa: number): boolean {
-  const root = vcpu.vm.mmu.roots.get(vcpu.arch.mmu.role.toString(16));
   const gfn = Math.floor(gpa / PAGE);
-  const found = root && tdpLookup(vcpu.vm, root, gfn);
+  const found = tdpLookup(vcpu.vm, currentRoot(vcpu), gfn);
   if (!found || !isMmioSpte(vcpu.kvm, found.spte)) return false;
   if (mmioSpteGeneration(found.spte) !== (vcpu.vm.generation & 0x7ffff)) return false;
   trace(vcpu, 'handle_mmio_page_fault', () => ({ addr: gpa, gfn, access: 7 }));
@@ -160,8 +179,9 @@ export const kvmMmuPageFault = frame(
     if ((errorCode & PFERR_RSVD) !== 0n && handleMmioPageFault(vcpu, cr2OrGpa)) {
       return x86EmulateInstruction(vcpu, cr2OrGpa, EmulType.PF, insn, insnLen);
     }
-    const root = tdpRoot(vcpu.vm, vcpu.arch.mmu.role, vcpu.arch.mmu.level);
-    const ret = tdpMap(vcpu, root, Math.floor(cr2OrGpa / PAGE), (errorCode & PFERR_WRITE) !== 0n);
+    const ret = vcpu.arch.nestedTdp
+      ? nestedPageFault(vcpu, cr2OrGpa, errorCode)
+      : tdpMap(vcpu, currentRoot(vcpu), Math.floor(cr2OrGpa / PAGE), (errorCode & PFERR_WRITE) !== 0n);
     if (ret !== 'emulate') {
       if (ret === 'spurious') vcpu.kvm.calls.flushTlbCurrent(vcpu);
       return 1;
@@ -169,6 +189,20 @@ export const kvmMmuPageFault = frame(
     return x86EmulateInstruction(vcpu, cr2OrGpa, EmulType.PF, insn, insnLen);
   },
 );
+
+/** L2 faulted in the shadow of L1's nested tables: L1's own fault is L1's exit, else the page is mapped with L1's rights. */
+function nestedPageFault(vcpu: Vcpu, gpa: number, errorCode: bigint): RetPf {
+  const access = Number(errorCode & 0x16n);
+  const result = kvmNestedTranslate(vcpu, gpa, access);
+  if (!result.ok) {
+    nestedMmuOf(vcpu)?.inject(vcpu, result.fault);
+    return 'fixed';
+  }
+  const { mapping } = result;
+  const rights = { write: mapping.writable, exec: mapping.executable };
+  const write = (access & Pferr.write) !== 0;
+  return tdpMap(vcpu, currentRoot(vcpu), Math.floor(gpa / PAGE), write, Math.floor(mapping.gpa / PAGE), rights);
+}
 
 /** An intercepted #PF: its address has 64 bits. KVM: kvm_handle_page_fault. */
 export const kvmHandlePageFault = frame(
