@@ -114,6 +114,9 @@ export function addCallersCommand(program: Command): void {
       process.stderr.write(`tskvm: wrote ${flags.svg}\n`);
     }
     if (flags.json) process.stdout.write(`${JSON.stringify(treeData(tree))}\n`);
-    else process.stdout.write(`${treeLines(tree, mark).join('\n')}\n\ntaken: in ${what}; possible: from the source\n`);
+    else
+      process.stdout.write(
+        `${treeLines(tree, mark).join('\n')}\n\ntaken: in ${what}; possible: from the source; … stands elsewhere in the tree\n`,
+      );
   });
 }

@@ -64,7 +64,7 @@ export function addRunOptions(command: Command): Command {
     .option('--engine <name>', 'interpret (default) or evaluate')
     .option('--input <text>', 'type this on the serial console (\\r, \\n, \\xNN are understood) besides standard input')
     .option('--until <text>', 'stop with status 0 as soon as the serial console has shown this text')
-    .option('--debugcon', "show what the firmware writes to its debug ports (0x402, 0xE9) on stderr")
+    .option('--debugcon', 'show what the firmware writes to its debug ports (0x402, 0xE9) on stderr')
     .option('--json', 'print the outcome as JSON');
 }
 

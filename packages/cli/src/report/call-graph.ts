@@ -20,7 +20,7 @@ export interface CallerNode {
   /** How often this edge ran; 0: possible, not taken. */
   count: number;
   callers: CallerNode[];
-  /** Callers left out because the function stands above itself, or stands elsewhere in the tree already. */
+  /** Callers left out because the function stands elsewhere in the tree, nearer to the root. */
   again: boolean;
 }
 
@@ -53,7 +53,7 @@ function framedCallers(name: string): { name: string; label: string }[] {
     for (const caller of callersOf.get(item.name) ?? []) {
       if (seen.has(caller.name)) continue;
       seen.add(caller.name);
-      const label = caller.label || item.label;
+      const label = /^\d*$/.test(caller.label) ? item.label : caller.label;
       if (isVisible(caller.name)) found.set(caller.name, label);
       else queue.push({ name: caller.name, label });
     }
@@ -62,39 +62,49 @@ function framedCallers(name: string): { name: string; label: string }[] {
 }
 
 /**
- * The tree of callers: possible ones from the source, counts from recorded edges.
+ * The tree of callers: possible ones from the source, counts from recorded edges. Each function is expanded once, where it stands
+ * nearest to the root.
  * @param edges what ran; edges that ran but that the analysis does not show are added
  */
 export function callerTree(name: string, edges: readonly CallerEdge[], depth = 14): CallerNode {
-  const expanded = new Set<string>();
-  const build = (
-    current: string,
-    label: string,
-    count: number,
-    above: ReadonlySet<string>,
-    left: number,
-  ): CallerNode => {
-    const node: CallerNode = {
-      name: current,
-      file: rows.get(current)?.[2] ?? '',
-      label,
-      count,
-      callers: [],
-      again: false,
-    };
-    if (above.has(current) || expanded.has(current) || left === 0) {
-      node.again = callersFor(current, edges).length > 0;
-      return node;
-    }
-    expanded.add(current);
-    const next = new Set(above).add(current);
-    const callers = callersFor(current, edges).sort((a, b) => b.count - a.count || (a.name < b.name ? -1 : 1));
-    node.callers = callers.map((c) => build(c.name, c.label, c.count, next, left - 1));
-    return node;
-  };
   const total = edges.filter((e) => e.callee === name).reduce((sum, e) => sum + e.count, 0);
-  return build(name, '', total, new Set(), depth);
+  const make = (of: string, label: string, count: number): CallerNode => ({
+    name: of,
+    file: rows.get(of)?.[2] ?? '',
+    label,
+    count,
+    callers: [],
+    again: false,
+  });
+  const root = make(name, '', total);
+  const other = otherVendor(root.file);
+  const expanded = new Set<string>();
+  let level = [root];
+  for (let left = depth; level.length > 0 && left > 0; left--) {
+    const next: CallerNode[] = [];
+    for (const node of level) {
+      const callers = callersFor(node.name, edges).filter((c) => !foreign(c.name, other));
+      if (expanded.has(node.name)) {
+        node.again = callers.length > 0;
+        continue;
+      }
+      expanded.add(node.name);
+      callers.sort((x, y) => y.count - x.count || (x.name < y.name ? -1 : 1));
+      node.callers = callers.map((c) => make(c.name, c.label, c.count));
+      next.push(...node.callers);
+    }
+    level = next;
+  }
+  for (const node of level) node.again = callersFor(node.name, edges).length > 0;
+  return root;
 }
+
+/** Both vendors can't be loaded into one kernel: a vendor's function has no callers in the other's. */
+const otherVendor = (file: string): string | null =>
+  file.startsWith('packages/svm/') ? 'packages/vmx/' : file.startsWith('packages/vmx/') ? 'packages/svm/' : null;
+const foreign = (name: string, other: string | null): boolean =>
+  other !== null && (rows.get(name)?.[2] ?? '').startsWith(other);
+
 function callersFor(name: string, edges: readonly CallerEdge[]): { name: string; label: string; count: number }[] {
   const callers = new Map(framedCallers(name).map((c) => [c.name, { ...c, count: 0 }]));
   for (const { caller, callee, count } of edges) {
@@ -113,7 +123,7 @@ export function treeLines(node: CallerNode, mark: (node: CallerNode, text: strin
     const branch = isRoot ? '' : isLast ? '└─ ' : '├─ ';
     const label = n.label ? ` [${n.label}]` : '';
     const taken = n.count > 0 ? `  taken ${n.count}x` : '  possible, not taken';
-    lines.push(prefix + branch + mark(n, `${n.name}${label}${taken}${n.again ? ' (see above)' : ''}`));
+    lines.push(prefix + branch + mark(n, `${n.name}${label}${taken}${n.again ? ' …' : ''}`));
     for (const [i, caller] of n.callers.entries()) {
       walk(caller, prefix + (isRoot ? '' : isLast ? '   ' : '│  '), i === n.callers.length - 1, false);
     }
