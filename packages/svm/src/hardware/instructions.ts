@@ -28,7 +28,7 @@ import { entryLimits, type OptionalFeature, type SvmSiliconFeatures, siliconFeat
 import { EVENT_TYPE, pa64, SvmGuest } from './intercepts.ts';
 import { reservedHighMask } from './nested-paging.ts';
 import { Clean, EventInfo, IntCtl, IntState, SAVE_AREA, TlbCtl, V, VMSA } from './vmcb.ts';
-import { WorldSwitch } from './world-switch.ts';
+import { type SaveMemory, saveMemory, WorldSwitch } from './world-switch.ts';
 
 export const MSR_EFER = 0xc000_0080;
 export const MSR_VM_CR = 0xc001_0114;
@@ -60,7 +60,7 @@ export class SvmHardware {
 
   readonly #processor: ProcessorApi;
   readonly #memory: PhysicalMemory;
-  readonly #words: Int32Array;
+  readonly #save: SaveMemory;
   readonly #switch: WorldSwitch;
   readonly #fused: FusedLimits;
   readonly #view: EntryView;
@@ -72,7 +72,7 @@ export class SvmHardware {
   /** VMCB whose guest state the block holds since its last #VMEXIT, -1: none. */
   #cachedPa = -1;
   /** Sealed VMSAs: out of reach of everything but this class. */
-  readonly #vmsas = new Map<number, Int32Array<ArrayBuffer>>();
+  readonly #vmsas = new Map<number, SaveMemory>();
   readonly #tampered = new Set<number>();
 
   constructor(
@@ -84,13 +84,12 @@ export class SvmHardware {
     this.#processor = processor;
     this.#memory = memory;
     this.#maxphyaddr = model.maxphyaddr;
-    this.#words = new Int32Array(memory.memory.buffer);
+    this.#save = saveMemory(memory.memory.buffer);
     this.features = siliconFeatures(processor, without);
     this.limits = entryLimits(processor, model.maxphyaddr, this.features);
     this.#fused = fuseLimits(this.limits);
     this.guest = new SvmGuest(processor, memory, this.features);
     this.#switch = new WorldSwitch(processor.state);
-    this.#blockGprs = new Int32Array(memory.memory.buffer, processor.state.base + S.gpr, 34);
     this.#view = { control: memory.view, at: 0, save: memory.view, saveAt: 0, limits: this.limits };
     memory.onWrite((pa, length) => this.#noticeWrite(pa, length));
   }
@@ -162,12 +161,12 @@ export class SvmHardware {
   vmload(pa: number): void {
     this.#needSvme('VMLOAD');
     const at = this.#memory.offset(pa, 4096);
-    if (this.#switch.vmload(this.#words, at + SAVE_AREA)) this.#segmentsChanged = true;
+    if (this.#switch.vmload(this.#save, at + SAVE_AREA)) this.#segmentsChanged = true;
   }
   /** VMSAVE. */
   vmsave(pa: number): void {
     this.#needSvme('VMSAVE');
-    this.#switch.vmsave(this.#words, this.#memory.offset(pa, 4096) + SAVE_AREA);
+    this.#switch.vmsave(this.#save, this.#memory.offset(pa, 4096) + SAVE_AREA);
   }
   #segmentsChanged = true;
 
@@ -203,34 +202,14 @@ export class SvmHardware {
       this.gif = false;
       return;
     }
-    if (vmsa === undefined) this.#loadGprs(gprs);
+    if (vmsa === undefined) this.#switch.loadGprs(gprs);
     this.#enter(pa, at, vmsa, clean);
     this.#leave(at, vmsa);
-    if (vmsa === undefined) this.#saveGprs();
+    if (vmsa === undefined) this.#switch.saveGprs(gprs);
     this.gif = false;
   }
 
-  /** The other side of the general registers, as words. */
-  #gprs: BigUint64Array | undefined;
-  #gprWords: Int32Array = new Int32Array(0);
-  readonly #blockGprs: Int32Array;
-
-  #loadGprs(gprs: BigUint64Array): void {
-    if (this.#gprs !== gprs) {
-      this.#gprs = gprs;
-      this.#gprWords = new Int32Array(gprs.buffer, gprs.byteOffset, 34);
-    }
-    const from = this.#gprWords;
-    const to = this.#blockGprs;
-    for (let n = 0; n < 34; n += 1) to[n] = from[n];
-  }
-  #saveGprs(): void {
-    const from = this.#blockGprs;
-    const to = this.#gprWords;
-    for (let n = 0; n < 34; n += 1) to[n] = from[n];
-  }
-
-  #entryAllowed(at: number, vmsa: Int32Array<ArrayBuffer> | undefined, clean: number): boolean {
+  #entryAllowed(at: number, vmsa: SaveMemory | undefined, clean: number): boolean {
     // What passed the last time and is clean passes again: no guest can make its own save area illegal.
     if ((clean & CHECKED_GROUPS) === CHECKED_GROUPS && this.#memory.view.getInt32(at + V.eventInj, true) >= 0)
       return true;
@@ -240,7 +219,7 @@ export class SvmHardware {
       this.failures = [this.#vmsaFailure(at)];
       return false;
     }
-    view.save = vmsa === undefined ? this.#memory.view : new DataView(vmsa.buffer);
+    view.save = vmsa === undefined ? this.#memory.view : new DataView(vmsa.words.buffer);
     view.saveAt = vmsa === undefined ? at + SAVE_AREA : 0;
     if (entryAllowed(view, this.#fused)) {
       if (this.failures.length > 0) this.failures = [];
@@ -250,18 +229,18 @@ export class SvmHardware {
     return this.failures.length === 0;
   }
 
-  #enter(pa: number, at: number, vmsa: Int32Array<ArrayBuffer> | undefined, known: number): void {
+  #enter(pa: number, at: number, vmsa: SaveMemory | undefined, known: number): void {
     const { guest } = this;
     const memory = this.#memory;
     const { u8, base } = this.#processor.state;
-    const save = vmsa ?? this.#words;
+    const save = vmsa ?? this.#save;
     const saveAt = vmsa === undefined ? at + SAVE_AREA : 0;
     // A VMSA is always loaded whole.
     const clean = vmsa === undefined ? known : 0;
     let segments = this.#switch.loadGuest(save, saveAt, clean) || this.#segmentsChanged;
     if (vmsa !== undefined) {
       segments = this.#switch.vmload(save, saveAt) || segments;
-      this.#switch.loadProtected(save, saveAt);
+      this.#switch.loadProtected(save);
       guest.ghcb = memory.view.getBigUint64(at + V.ghcbGpa, true);
     }
     if (guest.nestedRoot !== 0) this.#switch.loadPat(save, saveAt);
@@ -306,7 +285,7 @@ export class SvmHardware {
     return { kind, vector, errorCode, instructionLength: length > 0 && length <= 15 ? length : 0 };
   }
 
-  #leave(at: number, vmsa: Int32Array<ArrayBuffer> | undefined): void {
+  #leave(at: number, vmsa: SaveMemory | undefined): void {
     const { guest } = this;
     const { view } = this.#memory;
     const { state } = this.#processor;
@@ -314,12 +293,12 @@ export class SvmHardware {
     if (guest.bytesDue) guest.saveInstructionBytes();
     this.#processor.guest = null;
     if (guest.advanceTo !== undefined) state.rip = guest.advanceTo;
-    const save = vmsa ?? this.#words;
+    const save = vmsa ?? this.#save;
     const saveAt = vmsa === undefined ? at + SAVE_AREA : 0;
     this.#switch.saveGuest(save, saveAt);
     if (vmsa !== undefined) {
       this.#switch.vmsave(save, saveAt);
-      this.#switch.saveProtected(save, saveAt);
+      this.#switch.saveProtected(save);
       view.setBigUint64(at + V.ghcbGpa, guest.ghcb, true);
     }
     if (guest.nestedRoot !== 0) this.#switch.savePat(save, saveAt);
@@ -358,7 +337,7 @@ export class SvmHardware {
     if (this.#hostSaved) return;
     this.#hostSaved = true;
     if (this.#hsavePa === 0) throw new AssertionError('VMRUN with VM_HSAVE_PA=0');
-    this.#switch.saveGuest(this.#words, this.#memory.offset(this.#hsavePa, 4096) + SAVE_AREA);
+    this.#switch.saveGuest(this.#save, this.#memory.offset(this.#hsavePa, 4096) + SAVE_AREA);
   }
 
   // SEV-ES
@@ -370,7 +349,7 @@ export class SvmHardware {
    */
   launchUpdateVmsa(pa: number): void {
     const plain = this.#memory.readBytes(pa, 4096);
-    this.#vmsas.set(pa, new Int32Array(plain.slice().buffer));
+    this.#vmsas.set(pa, saveMemory(plain.slice().buffer));
     this.#memory.writeBytes(pa, ciphertext(pa));
     this.#tampered.delete(pa);
   }
@@ -380,7 +359,7 @@ export class SvmHardware {
     this.#tampered.delete(pa);
   }
 
-  #openVmsa(at: number): Int32Array<ArrayBuffer> | undefined {
+  #openVmsa(at: number): SaveMemory | undefined {
     const pa = pa64(this.#memory.view, at + V.vmsaPa);
     return this.#tampered.has(pa) ? undefined : this.#vmsas.get(pa);
   }
