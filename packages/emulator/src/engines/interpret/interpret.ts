@@ -5,13 +5,13 @@
 import type { Instruction } from '../../decode/instruction.ts';
 import { Layout, TlbEntry } from '../../memory/layout.ts';
 import { PAGE } from '../../memory/physical.ts';
-import { Attrib, Flag, S } from '../../state-layout.ts';
+import { Attrib, Flag, S, Seg } from '../../state-layout.ts';
 import type { CodeKey, Engine, EngineHost, EngineStop } from '../engine.ts';
 import { HELPERS } from './emit.ts';
 import { type FormInfo, type HandlerSet, handlerSet } from './handlers.ts';
 import type { HostImport } from './helpers.ts';
 import { type CodePage, type KeyState, OutOfRecords, Predecoder } from './predecode.ts';
-import { ENTRY_RECORD, MAX_RUN, P, R, SCRATCH_RECORDS, Special, Status } from './records.ts';
+import { ENTRY_RECORD, MAX_RUN, P, R, RECORDS_END, SCRATCH_RECORDS, Special, Status } from './records.ts';
 import { ShapeTable } from './shape.ts';
 
 export interface InterpretOptions {
@@ -23,6 +23,8 @@ export interface InterpretOptions {
 /** Instructions in one wasm call: V8 does not replace a running function, so long calls would stay in slow code. */
 const SLICE = 200_000;
 
+const CS_LIMIT = Layout.state + S.segments + Seg.CS * 16 + 4;
+const CS_BASE = CS_LIMIT + 4;
 const SHADOW = Layout.state + S.shadow;
 const RFLAGS = Layout.state + S.rflags;
 
@@ -49,6 +51,8 @@ export class InterpretEngine implements Engine {
   readonly #instances = new Map<HandlerSet, Instance>();
   readonly #view: DataView;
   readonly #u8: Uint8Array;
+  /** The private part of memory as 32-bit words. */
+  readonly #words: Int32Array;
   readonly #protect = (hostPage: number): void => this.#host.protectCodePage(hostPage);
   /** Records that the scratch copies were made from. */
   #stepped = 0;
@@ -61,6 +65,7 @@ export class InterpretEngine implements Engine {
     this.#options = options;
     this.#view = host.memory.view;
     this.#u8 = host.memory.u8;
+    this.#words = new Int32Array(host.memory.memory.buffer, 0, RECORDS_END >> 2);
     const install = (handlers: HandlerSet, info: FormInfo): void => this.#install(handlers, info);
     this.#predecoder = new Predecoder(host.memory, install);
     this.invalidateAll();
@@ -145,8 +150,8 @@ export class InterpretEngine implements Engine {
     const { run } = this.#instance(key.handlers);
     this.#prepare(key);
     this.#running = true;
-    const resume = this.#view.getUint32(RFLAGS, true) & Flag.RF;
-    if (resume !== 0) this.#view.setUint32(RFLAGS, this.#view.getUint32(RFLAGS, true) & ~Flag.RF, true);
+    const resume = this.#words[RFLAGS >> 2] & Flag.RF;
+    if (resume !== 0) this.#words[RFLAGS >> 2] &= ~Flag.RF;
     let left = maxTicks;
     let at = ENTRY_RECORD;
     let shadowed = false;
@@ -157,7 +162,7 @@ export class InterpretEngine implements Engine {
       if (exact && at === ENTRY_RECORD && (at = this.#enter(key)) === 0) break;
       if (exact) this.#copyRun(at, slice);
       const status = run(exact ? SCRATCH_RECORDS : at, slice);
-      const used = slice - this.#view.getInt32(P.remaining, true);
+      const used = slice - this.#words[P.remaining >> 2];
       left -= used;
       stop = this.#after(status);
       if (shadowed && used > 0) {
@@ -177,8 +182,7 @@ export class InterpretEngine implements Engine {
     }
     if (at === 0) stop = this.#entryStop;
     // Nothing retired: RF is still in force.
-    if (resume !== 0 && left === maxTicks)
-      this.#view.setUint32(RFLAGS, this.#view.getUint32(RFLAGS, true) | Flag.RF, true);
+    if (resume !== 0 && left === maxTicks) this.#words[RFLAGS >> 2] |= Flag.RF;
     this.#running = false;
     this.retired = maxTicks - left;
     return stop ?? 'budget';
@@ -194,23 +198,23 @@ export class InterpretEngine implements Engine {
     return 'instruction';
   }
 
-  /** Facts of this run, for generated code. */
+  /** Facts of this run, for generated code. By 32-bit words: runs are often short. */
   #prepare({ key, id }: KeyState): void {
-    const view = this.#view;
-    const context = this.#host.tlbContext();
+    const words = this.#words;
+    const host = this.#host;
     const long = key.codeSize === 8;
-    view.setUint32(P.context, context, true);
-    view.setUint32(P.context + 4, 0, true);
-    view.setUint32(P.contextHash, ((context * 37) % Layout.tlbEntries) * TlbEntry.size, true);
-    const cs = Layout.state + S.segments + 16;
-    const base = long ? 0n : view.getBigUint64(cs + 8, true);
-    view.setBigUint64(P.codeBase, base, true);
-    view.setBigInt64(P.linearMask, long ? -1n : 0xffffffffn, true);
-    view.setBigInt64(P.codeLimit, long ? -1n : BigInt(view.getUint32(cs + 4, true)), true);
-    view.setUint32(P.awaited, this.#host.awaitsInterrupts() ? 1 : 0, true);
-    view.setUint32(P.flagsIntercepted, this.#host.plainFlagImages() ? 0 : 1, true);
-    view.setUint32(P.key, 0, true);
-    view.setUint32(P.key + 4, id, true);
+    const context = host.tlbContext();
+    words[P.context >> 2] = context;
+    words[P.contextHash >> 2] = ((context * 37) % Layout.tlbEntries) * TlbEntry.size;
+    words[P.codeBase >> 2] = long ? 0 : words[CS_BASE >> 2];
+    words[(P.codeBase >> 2) + 1] = long ? 0 : words[(CS_BASE >> 2) + 1];
+    words[P.linearMask >> 2] = -1;
+    words[(P.linearMask >> 2) + 1] = long ? -1 : 0;
+    words[P.codeLimit >> 2] = long ? -1 : words[CS_LIMIT >> 2];
+    words[(P.codeLimit >> 2) + 1] = long ? -1 : 0;
+    words[P.awaited >> 2] = host.awaitsInterrupts() ? 1 : 0;
+    words[P.flagsIntercepted >> 2] = host.plainFlagImages() ? 0 : 1;
+    words[(P.key >> 2) + 1] = id;
   }
 
   #entryStop: EngineStop = 'fault';
