@@ -2,14 +2,15 @@
  * An AMD EPYC of the third generation, as far as tskvm implements it: the model on which SVM runs.
  * Manual: APM vol. 3 appendix E; vol. 2 section 15.1 (SVM features).
  *
- * What is not implemented is not announced: SSE3 to SSE4.2, AVX and its kin, AES, XSAVE, RDRAND, AVIC, LBR virtualisation, virtual GIF.
+ * What is not implemented is not announced: AVX and its kin, XSAVE, SSE4A, RDRAND, AVIC, LBR virtualisation, virtual GIF.
  */
 import type { CpuModel } from '../../cpu-model-types.ts';
 import type { FeatureName } from '../features.ts';
-import { BASE_FEATURES, featureLeaf, nameLeaves, vendorLeaf } from './topology.ts';
+import { BASE_FEATURES, featureLeaf, nameLeaves, SSE_EXTENSIONS, vendorLeaf } from './topology.ts';
 
 const FEATURES: readonly FeatureName[] = [
   ...BASE_FEATURES,
+  ...SSE_EXTENSIONS,
   'monitor',
   'movbe',
   'pcid',

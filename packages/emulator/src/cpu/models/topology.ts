@@ -75,3 +75,6 @@ export const BASE_FEATURES: readonly FeatureName[] = [
   'nx',
   'lm',
 ];
+
+/** Vector extensions that the server models have besides. */
+export const SSE_EXTENSIONS: readonly FeatureName[] = ['sse3', 'pclmulqdq', 'ssse3', 'sse41', 'sse42', 'aes', 'sha'];

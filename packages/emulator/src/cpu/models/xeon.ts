@@ -2,14 +2,15 @@
  * An Intel Xeon of the Ice Lake generation, as far as tskvm implements it: the model on which VMX runs.
  * Manual: SDM vol. 2 CPUID; vol. 3 appendix A (VMX capability reporting).
  *
- * What is not implemented is not announced: SSE3 to SSE4.2, AVX and its kin, AES, XSAVE, RDRAND, APIC virtualisation, VMFUNC, shadow VMCS.
+ * What is not implemented is not announced: AVX and its kin, GFNI, XSAVE, RDRAND, APIC virtualisation, VMFUNC, shadow VMCS.
  */
 import type { CpuModel } from '../../cpu-model-types.ts';
 import type { FeatureName } from '../features.ts';
-import { BASE_FEATURES, featureLeaf, nameLeaves, vendorLeaf } from './topology.ts';
+import { BASE_FEATURES, featureLeaf, nameLeaves, SSE_EXTENSIONS, vendorLeaf } from './topology.ts';
 
 const FEATURES: readonly FeatureName[] = [
   ...BASE_FEATURES,
+  ...SSE_EXTENSIONS,
   'monitor',
   'vmx',
   'pcid',
