@@ -71,8 +71,14 @@ export function kvmCpuCapClear(kvm: Kvm, feature: string): void {
 export const kvmCpuCapHas = (kvm: Kvm, feature: string): boolean => kvm.cpuCaps.has(feature);
 
 /** The entry of a leaf, undefined if the guest has none. KVM: kvm_find_cpuid_entry_index. */
-export const kvmFindCpuidEntry = (vcpu: Vcpu, fn: number, index = 0): CpuidEntry | undefined =>
-  vcpu.cpuid.find((e) => e.function === fn && ((e.flags & CPUID_SIGNIFICANT_INDEX) === 0 || e.index === index));
+export function kvmFindCpuidEntry(vcpu: Vcpu, fn: number, index = 0): CpuidEntry | undefined {
+  const { cpuid } = vcpu;
+  for (let n = 0; n < cpuid.length; n++) {
+    const e = cpuid[n];
+    if (e.function === fn && ((e.flags & CPUID_SIGNIFICANT_INDEX) === 0 || e.index === index)) return e;
+  }
+  return undefined;
+}
 
 /** Does the guest's CPUID announce a feature (names: FEATURES of the emulator). KVM: guest_cpu_cap_has. */
 export function guestCpuidHas(vcpu: Vcpu, feature: string): boolean {

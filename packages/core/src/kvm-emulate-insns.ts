@@ -20,18 +20,16 @@ import type { Vcpu } from './vcpu.ts';
 
 /** KVM: kvm_emulate_cpuid. */
 export const kvmEmulateCpuid = frame('kvmEmulateCpuid', (vcpu: Vcpu): number => {
-  const fn = Number(kvmRegisterReadRaw(vcpu, RAX) & 0xffffffffn);
-  const index = Number(kvmRegisterReadRaw(vcpu, RCX) & 0xffffffffn);
+  const { regs } = vcpu.arch;
+  const fn = Number(BigInt.asUintN(32, regs[RAX]));
+  const index = Number(BigInt.asUintN(32, regs[RCX]));
   const { eax, ebx, ecx, edx, found } = kvmCpuid(vcpu, fn, index);
   trace(vcpu, 'kvm_cpuid', () => ({ function: fn, index, rax: eax, rbx: ebx, rcx: ecx, rdx: edx, found }));
-  for (const [reg, value] of [
-    [RAX, eax],
-    [RBX, ebx],
-    [RCX, ecx],
-    [RDX, edx],
-  ] as const) {
-    kvmRegisterWriteRaw(vcpu, reg, BigInt(value));
-  }
+  // None of the four is RSP or RIP: nothing to mark dirty.
+  regs[RAX] = BigInt(eax);
+  regs[RBX] = BigInt(ebx);
+  regs[RCX] = BigInt(ecx);
+  regs[RDX] = BigInt(edx);
   return kvmSkipEmulatedInstruction(vcpu);
 });
 
