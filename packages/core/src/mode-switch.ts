@@ -120,7 +120,11 @@ export function joinModeChanges(kvm: Kvm, tracer: Tracer): void {
     const to = { ...change.to, smm: isSmm(vcpu) };
     lastOf.set(vcpu, { mode: to, view });
     if (!last || !differs(last.mode, to)) return;
-    tracer.emit('mode_switch', describe(kvm, tracer, { ...change, from: last.mode, to, ...pairs(last.view, view) }));
+    const event = describe(kvm, tracer, { ...change, from: last.mode, to, ...pairs(last.view, view) });
+    releaseHeld(tracer);
+    // The trap behind a protected guest's write says who mirrors it: `traceTrappedSwitch` reports it with that exit.
+    if (native && vcpu.arch.guestStateProtected && controlsChanged(change)) tracer.held = event;
+    else tracer.emit('mode_switch', event);
   };
 }
 
