@@ -83,7 +83,7 @@ export function callerTree(name: string, edges: readonly CallerEdge[], depth = 1
   for (let left = depth; level.length > 0 && left > 0; left--) {
     const next: CallerNode[] = [];
     for (const node of level) {
-      const callers = callersFor(node.name, edges).filter((c) => !foreign(c.name, other));
+      const callers = callersFor(node.name, edges).filter((c) => !foreign(c, other));
       if (expanded.has(node.name)) {
         node.again = callers.length > 0;
         continue;
@@ -102,8 +102,8 @@ export function callerTree(name: string, edges: readonly CallerEdge[], depth = 1
 /** Both vendors can't be loaded into one kernel: a vendor's function has no callers in the other's. */
 const otherVendor = (file: string): string | null =>
   file.startsWith('packages/svm/') ? 'packages/vmx/' : file.startsWith('packages/vmx/') ? 'packages/svm/' : null;
-const foreign = (name: string, other: string | null): boolean =>
-  other !== null && (rows.get(name)?.[2] ?? '').startsWith(other);
+const foreign = (caller: { name: string; label: string }, other: string | null): boolean =>
+  other !== null && ((rows.get(caller.name)?.[2] ?? '').startsWith(other) || other === `packages/${caller.label}/`);
 
 function callersFor(name: string, edges: readonly CallerEdge[]): { name: string; label: string; count: number }[] {
   const callers = new Map(framedCallers(name).map((c) => [c.name, { ...c, count: 0 }]));
