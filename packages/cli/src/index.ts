@@ -1,4 +1,6 @@
 /** @module tskvm: the PC as a library, free of Node. */
+export { expandImage, type SparseImage } from './guests/image.ts';
+export { GUEST_IMAGES } from './guests/images.ts';
 export * from './machine/bus.ts';
 export { type BlockImage, memoryImage } from './machine/devices/ide.ts';
 export { UsageError } from './machine/errors.ts';
