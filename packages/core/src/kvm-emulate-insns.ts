@@ -20,16 +20,19 @@ import type { Vcpu } from './vcpu.ts';
 
 /** KVM: kvm_emulate_cpuid. */
 export const kvmEmulateCpuid = frame('kvmEmulateCpuid', (vcpu: Vcpu): number => {
-  const { regs } = vcpu.arch;
-  const fn = Number(BigInt.asUintN(32, regs[RAX]));
-  const index = Number(BigInt.asUintN(32, regs[RCX]));
+  const { regs32 } = vcpu.arch;
+  const fn = regs32[RAX * 2];
+  const index = regs32[RCX * 2];
   const { eax, ebx, ecx, edx, found } = kvmCpuid(vcpu, fn, index);
-  trace(vcpu, 'kvm_cpuid', () => ({ function: fn, index, rax: eax, rbx: ebx, rcx: ecx, rdx: edx, found }));
+  if (vcpu.kvm.tracer !== null) {
+    vcpu.kvm.tracer.emit('kvm_cpuid', { function: fn, index, rax: eax, rbx: ebx, rcx: ecx, rdx: edx, found });
+  }
   // None of the four is RSP or RIP: nothing to mark dirty.
-  regs[RAX] = BigInt(eax);
-  regs[RBX] = BigInt(ebx);
-  regs[RCX] = BigInt(ecx);
-  regs[RDX] = BigInt(edx);
+  regs32[RAX * 2] = eax;
+  regs32[RBX * 2] = ebx;
+  regs32[RCX * 2] = ecx;
+  regs32[RDX * 2] = edx;
+  regs32[RAX * 2 + 1] = regs32[RBX * 2 + 1] = regs32[RCX * 2 + 1] = regs32[RDX * 2 + 1] = 0;
   return kvmSkipEmulatedInstruction(vcpu);
 });
 

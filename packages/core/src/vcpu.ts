@@ -49,6 +49,8 @@ export interface UserspaceCompletion {
 export interface VcpuArch {
   /** RAX..R15 and RIP (index 16). Filled by the vendor's exit path; never aliases the processor's block. */
   regs: BigUint64Array;
+  /** The same as 32-bit halves, low half first: what fits 32 bits needs no bigint. */
+  readonly regs32: Uint32Array;
   /** Names of registers that are cached / dirty (KVM: regs_avail, regs_dirty): 'rip','rsp','rflags','cr0','cr3','cr4','pdptr','segments','exitInfo1','exitInfo2'. */
   regsAvail: RegSet;
   regsDirty: RegSet;
@@ -151,8 +153,10 @@ const noException = (): QueuedException => ({
 });
 
 function newArch(): VcpuArch {
+  const regs = new BigUint64Array(17);
   return {
-    regs: new BigUint64Array(17),
+    regs,
+    regs32: new Uint32Array(regs.buffer),
     regsAvail: new RegSet(),
     regsDirty: new RegSet(),
     cr0: 0n,

@@ -19,6 +19,7 @@ import {
   kvmRipRead,
   kvmRipWrite,
   Req,
+  VCPU_REGS_RIP,
   type Vcpu,
 } from '@tskvm/core';
 import { Flag, Vector } from '@tskvm/emulator';
@@ -37,9 +38,9 @@ const softException = (vector: number): boolean => vector === Vector.BP || vecto
 function skipInstruction(vcpu: Vcpu, emulType: number, commit: boolean): number {
   const svm = toSvm(vcpu);
   if (!sevEsGuest(vcpu)) {
-    const fromField = svmModule(vcpu).params.nrips ? svm.vmcb.get64(V.nextRip) : 0n;
-    if (fromField !== 0n) svm.nextRip = fromField;
-    if (svm.nextRip !== 0n) kvmRipWrite(vcpu, svm.nextRip);
+    if (svmModule(vcpu).params.nrips && !svm.vmcb.isZero64(V.nextRip)) {
+      svm.vmcb.copyOut(V.nextRip, svm.regWords, VCPU_REGS_RIP * 2);
+    } else if (svm.nextRip !== 0n) kvmRipWrite(vcpu, svm.nextRip);
     else if (!decodeToSkip(vcpu, emulType, commit)) return 0;
   }
   if (commit) svmSetInterruptShadow(vcpu, 0);

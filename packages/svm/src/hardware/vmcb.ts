@@ -218,6 +218,9 @@ export class Vmcb {
     to[word + 1] = high;
     return true;
   }
+  isZero64(offset: number): boolean {
+    return (this.#words[offset >> 2] | this.#words[(offset >> 2) + 1]) === 0;
+  }
   /** Sets a 64-bit field from two words. */
   copyIn(offset: number, from: Int32Array, word: number): void {
     this.#words[offset >> 2] = from[word];
