@@ -27,6 +27,12 @@ const writeInstructionLength = (vcpu: Vcpu): void => {
   vmcsOf(vcpu).write32(F.VM_ENTRY_INSTRUCTION_LEN, toVmx(vcpu).eventExitInstLen);
 };
 
+/** The emulator stands in for the delivery; like one it ends the shadow (with IF clear, entry would refuse blocking by STI). */
+function injectRealmode(vcpu: Vcpu, vector: number, instructionLength: number): void {
+  kvmInjectRealmodeInterrupt(vcpu, vector, instructionLength);
+  vmxSetInterruptShadow(vcpu, 0);
+}
+
 /** KVM: vmx_inject_irq. */
 export function vmxInjectIrq(vcpu: Vcpu, reinjected: boolean): void {
   const { interrupt } = vcpu.arch;
@@ -37,7 +43,7 @@ export function vmxInjectIrq(vcpu: Vcpu, reinjected: boolean): void {
     reinjected,
   }));
   if (toVmx(vcpu).rmode.vm86Active) {
-    kvmInjectRealmodeInterrupt(vcpu, interrupt.nr, interrupt.soft ? toVmx(vcpu).eventExitInstLen : 0);
+    injectRealmode(vcpu, interrupt.nr, interrupt.soft ? toVmx(vcpu).eventExitInstLen : 0);
     return;
   }
   if (interrupt.soft) writeInstructionLength(vcpu);
@@ -49,7 +55,7 @@ export function vmxInjectNmi(vcpu: Vcpu): void {
   const vmx = toVmx(vcpu);
   if (!vmx.module.params.vnmi) vmx.softVnmiBlocked = true;
   if (vmx.rmode.vm86Active) {
-    kvmInjectRealmodeInterrupt(vcpu, Vector.NMI, 0);
+    injectRealmode(vcpu, Vector.NMI, 0);
     return;
   }
   writeIntrInfo(vcpu, IntrType.nmi, Vector.NMI);
@@ -60,7 +66,7 @@ export function vmxInjectException(vcpu: Vcpu): void {
   const ex = vcpu.arch.exception;
   const soft = isSoftException(ex.vector);
   if (toVmx(vcpu).rmode.vm86Active) {
-    kvmInjectRealmodeInterrupt(vcpu, ex.vector, soft ? toVmx(vcpu).eventExitInstLen : 0);
+    injectRealmode(vcpu, ex.vector, soft ? toVmx(vcpu).eventExitInstLen : 0);
     return;
   }
   // The field has 32 bits, the guest's stack frame only 16 that mean something.

@@ -17,8 +17,8 @@ import {
   type Vcpu,
 } from '@tskvm/core';
 import { type ProcessorState, S } from '@tskvm/emulator';
-import { vmxCompleteInterrupts, vmxSetInterruptShadow } from './events.ts';
-import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, Reason } from './hardware/bits.ts';
+import { vmxCompleteInterrupts, vmxGetInterruptShadow, vmxSetInterruptShadow } from './events.ts';
+import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, PendingDebug, Reason } from './hardware/bits.ts';
 import { F } from './hardware/vmcs.ts';
 import { vmxLoadGuestMsrs } from './msrs.ts';
 import { vmxCacheReg, vmxEptLoadPdptrs } from './registers.ts';
@@ -83,6 +83,15 @@ function loadDebugRegisters(vcpu: Vcpu, runFlags: number): void {
   if (runFlags & RunFlag.LOAD_GUEST_DR6) state.set64(S.dr6, vcpu.arch.dr6);
 }
 
+/** Entry wants BS pending exactly if TF is set under a shadow (SDM vol. 3 26.3.1.5), also when the emulator made the shadow. */
+function matchPendingTrap(vcpu: Vcpu): void {
+  const v = vmcsOf(vcpu);
+  const stepping = (v.readLow(F.GUEST_RFLAGS) & 0x100) !== 0 && !(v.readLow(F.GUEST_IA32_DEBUGCTL) & 2);
+  const pending = v.read64(F.GUEST_PENDING_DBG_EXCEPTIONS);
+  const wanted = stepping ? pending | PendingDebug.bs : pending & ~PendingDebug.bs;
+  if (wanted !== pending) v.write64(F.GUEST_PENDING_DBG_EXCEPTIONS, wanted);
+}
+
 const GUESTDBG_SINGLESTEP = 2;
 /** One entry and one exit. KVM: vmx_vcpu_run. */
 export const vmxVcpuRun = frame('vmxVcpuRun', (vcpu: Vcpu, runFlags: number): FastPath => {
@@ -96,6 +105,7 @@ export const vmxVcpuRun = frame('vmxVcpuRun', (vcpu: Vcpu, runFlags: number): Fa
   }
   flushRegisters(vcpu);
   if (vcpu.guestDebug & GUESTDBG_SINGLESTEP) vmxSetInterruptShadow(vcpu, 0);
+  if (vmxGetInterruptShadow(vcpu) !== 0) matchPendingTrap(vcpu);
   if (vcpu.arch.switchDbRegs !== 0) loadDebugRegisters(vcpu, runFlags);
   // A self-IPI that arrives as soon as the guest has been entered (KVM without the preemption timer: smp_send_reschedule).
   if (runFlags & RunFlag.FORCE_IMMEDIATE_EXIT) vcpu.kvm.processor.interruptPending = true;
