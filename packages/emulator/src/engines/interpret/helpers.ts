@@ -15,7 +15,7 @@ import {
   OP,
   type ValType,
 } from '../wasm/emitter.ts';
-import type { Helper } from './emit.ts';
+import type { Helper } from './frame.ts';
 import { P } from './records.ts';
 
 const type = (params: ValType[], results: ValType[]): FuncType => ({ params, results });

@@ -5,9 +5,9 @@
 import type { Instruction } from '../../decode/instruction.ts';
 import { Layout, TlbEntry } from '../../memory/layout.ts';
 import { PAGE } from '../../memory/physical.ts';
-import { Attrib, Flag, S, Seg } from '../../state-layout.ts';
+import { Flag, S, Seg } from '../../state-layout.ts';
 import type { CodeKey, Engine, EngineHost, EngineStop } from '../engine.ts';
-import { HELPERS } from './emit.ts';
+import { HELPERS } from './frame.ts';
 import { type FormInfo, type HandlerSet, handlerSet } from './handlers.ts';
 import type { HostImport } from './helpers.ts';
 import { type CodePage, type KeyState, OutOfRecords, Predecoder } from './predecode.ts';
@@ -289,10 +289,3 @@ export class InterpretEngine implements Engine {
     this.#view.setUint16(ENTRY_RECORD + R.handler, Special.entry, true);
   }
 }
-
-/** Is a segment usable without checks: base 0, 4 GiB, present, writable data or readable code? For hosts that compute {@link CodeKey}. */
-export const isFlatSegment = (attrib: number, limit: number, base: bigint, write: boolean): boolean =>
-  base === 0n &&
-  limit === 0xffffffff &&
-  (attrib & (Attrib.unusable | Attrib.P | Attrib.S)) === (Attrib.P | Attrib.S) &&
-  ((write ? 0x000c : 0xcc0f) >> (attrib & 15)) % 2 === 1;

@@ -16,8 +16,9 @@ import {
   OP,
   type ValType,
 } from '../wasm/emitter.ts';
-import { type Frame, HandlerEmitter, type Helper } from './emit.ts';
+import { HandlerEmitter } from './emit.ts';
 import type { Form } from './form.ts';
+import type { Frame, Helper } from './frame.ts';
 import { helperFunctions, helperIndex, hostImports } from './helpers.ts';
 import type { Recording } from './ir.ts';
 import { Recorder } from './recorder.ts';

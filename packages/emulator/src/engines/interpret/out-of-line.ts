@@ -16,7 +16,8 @@ import {
   OP,
   type ValType,
 } from '../wasm/emitter.ts';
-import { type Frame, HandlerEmitter, HELPERS, type Helper, pushContext, pushContextHash } from './emit.ts';
+import { HandlerEmitter } from './emit.ts';
+import { type Frame, HELPERS, type Helper, pushContext, pushContextHash } from './frame.ts';
 import { HELPER_TYPES } from './helpers.ts';
 import type { Recording } from './ir.ts';
 import { OUT_OF_LINE } from './main-module.ts';
