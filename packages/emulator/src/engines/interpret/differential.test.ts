@@ -259,7 +259,7 @@ const slices = fc.array(fc.oneof(fc.integer({ min: 1, max: 70 }), fc.integer({ m
   minLength: 3,
   maxLength: 8,
 });
-const runs = Number(globalThis.process?.env.TSKVM_RUNS ?? 60);
+const runs = Number(globalThis.process?.env.TSKVM_RUNS ?? 25);
 
 // In real mode the same bytes mean something else, which is as good.
 describe.each(['long', 'prot32', 'real'] as const)(
