@@ -1,18 +1,25 @@
 /**
- * Draws the repository's sample from a directory of test vectors: tsx scripts/vector-sample.ts DIR [--seed N] [--budget BYTES]
- * Every template of the integer groups is in it; how many of its cases is chosen so that all files together fit the budget.
+ * Draws the repository's sample from a directory of test vectors: tsx scripts/vector-sample.ts DIR [--seed N] [--budget BYTES] [--group REGEXP]
+ * Every template of the groups (default: the integer ones) is in it; how many of its cases is chosen so that all files together fit the budget.
  */
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { gunzipSync, gzipSync } from 'node:zlib';
 
+const INTEGER = '^(16|32|64)_(alu|bit|branch|fault|misc|mov|muldiv|seg|shift|stack|string)$';
+
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { seed: { type: 'string', default: '1' }, budget: { type: 'string', default: '2000000' } },
+  options: {
+    seed: { type: 'string', default: '1' },
+    budget: { type: 'string', default: '2000000' },
+    group: { type: 'string', default: INTEGER },
+  },
 });
 const OUT = new URL('../packages/emulator/test/vectors/sample/', import.meta.url).pathname;
-const INTEGER = /^(16|32|64)_(alu|bit|branch|fault|misc|mov|muldiv|seg|shift|stack|string)\.jsonl\.gz$/;
+
+const SUFFIX = '.jsonl.gz';
 
 /** A 32-bit xorshift: the draw depends on the seed alone. */
 function generator(seed: number): () => number {
@@ -56,13 +63,16 @@ function draw(source: Source, count: number, random: () => number): Buffer {
 function main(): number {
   const [directory] = positionals;
   if (directory === undefined) {
-    console.error('usage: vector-sample DIR [--seed N] [--budget BYTES]');
+    console.error('usage: vector-sample DIR [--seed N] [--budget BYTES] [--group REGEXP]');
     return 2;
   }
-  const names = readdirSync(directory).filter((name) => INTEGER.test(name));
+  const group = new RegExp(values.group);
+  const names = readdirSync(directory).filter(
+    (name) => name.endsWith(SUFFIX) && group.test(name.slice(0, -SUFFIX.length)),
+  );
   const sources = names.sort().map((name) => readSource(directory, name));
   let best: Buffer[] = [];
-  for (let count = 4; ; count += 2) {
+  for (let count = 2; ; count += 2) {
     const files = sources.map((source) => draw(source, count, generator(Number(values.seed))));
     const total = files.reduce((sum, file) => sum + file.length, 0);
     console.log(`${count} cases per template: ${total} bytes`);
