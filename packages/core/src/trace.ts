@@ -144,7 +144,15 @@ export class Tracer {
   lastSetter: Setter | null = null;
   /** The instruction that exited last, or that KVM emulates now; null where KVM can't see it (protected state). */
   instruction: { rip: bigint; bytes: Uint8Array } | null = null;
-  lastExit: { reason: number; name: string } | null = null;
+  #lastExit: { reason: number; name: string } | null = null;
+  /** The last hardware exit. A new one ends what the setters before it explain. */
+  get lastExit(): { reason: number; name: string } | null {
+    return this.#lastExit;
+  }
+  set lastExit(exit: { reason: number; name: string } | null) {
+    this.#lastExit = exit;
+    this.lastSetter = null;
+  }
   /** A switch of a protected guest whose write trap is still to be handled. */
   held: ModeSwitch | null = null;
 
@@ -179,7 +187,9 @@ export class Tracer {
     callees.set(name, (callees.get(name) ?? 0) + 1);
     this.stack.push(name);
     // The path goes down to the vendor's function below the static call.
-    if (MODE_SETTERS.has(name) || MODE_SETTERS.has(caller)) {
+    const setter = MODE_SETTERS.has(name) ? name : MODE_SETTERS.has(caller) ? caller : undefined;
+    // CR0 decides most; EFER and CR4 explain a switch only where CR0 was not written.
+    if (setter && (setter === 'staticCall.setCr0' || !this.lastSetter?.path.includes('staticCall.setCr0'))) {
       this.lastSetter = { path: this.stack.slice(), exit: this.lastExit, instruction: this.instruction };
     }
   }

@@ -116,11 +116,15 @@ export class Vm {
     const space = this.addressSpace(smm);
     const last = this.#lastSlot;
     if (last && last.addressSpace === space && gfn >= last.baseGfn && gfn < last.baseGfn + last.npages) return last;
-    const found = this.memslots.find(
-      (slot) => slot.addressSpace === space && gfn >= slot.baseGfn && gfn < slot.baseGfn + slot.npages,
-    );
+    const found = this.#findSlot(gfn, space);
     if (found) this.#lastSlot = found;
     return found;
+  }
+  #findSlot(gfn: number, space: number): Memslot | undefined {
+    for (const slot of this.memslots) {
+      if (slot.addressSpace === space && gfn >= slot.baseGfn && gfn < slot.baseGfn + slot.npages) return slot;
+    }
+    return undefined;
   }
   /** Host page frame number of a guest one, -1 without a slot. */
   gfnToHfn(gfn: number, smm = false): number {

@@ -41,7 +41,8 @@ const NO_TABLE = new Error('page table outside memory');
 class GuestTables implements WalkMemory {
   /** Guest frame of the entry last translated: its write marks the page dirty. */
   #gfn = 0;
-  /** Guest (L1) physical address at which the last entry lay. */
+  /** A debugger's walk: A and D bits stay as they are. */
+  readOnly = false;
   constructor(readonly vcpu: Vcpu) {}
 
   entryAddress(gpa: number, write: boolean): number {
@@ -65,17 +66,51 @@ class GuestTables implements WalkMemory {
     return this.vcpu.kvm.memory.read32(hpa) | 0;
   }
   write32(hpa: number, value: number): void {
+    if (this.readOnly) return;
     this.vcpu.kvm.memory.write32(hpa, value >>> 0);
     this.vcpu.vm.markPageDirty(this.#gfn, isSmm(this.vcpu));
   }
 }
 
-/** One walker per vCPU, made on first use. */
-const walkers = new WeakMap<Vcpu, PageWalker>();
-function walkerOf(vcpu: Vcpu): PageWalker {
-  let walker = walkers.get(vcpu);
-  if (!walker) walkers.set(vcpu, (walker = new PageWalker(new GuestTables(vcpu))));
-  return walker;
+/** A vCPU's walker and the registers that it was configured from. */
+interface Walk {
+  tables: GuestTables;
+  walker: PageWalker;
+  config: PagingConfig;
+  cr0: bigint;
+  cr3: bigint;
+  cr4: bigint;
+  efer: bigint;
+  cpuid: Vcpu['cpuid'];
+}
+/** One per vCPU, made on first use. */
+const walks = new WeakMap<Vcpu, Walk>();
+/** The walker, configured anew only if the registers have changed. */
+function walkOf(vcpu: Vcpu): Walk {
+  const known = walks.get(vcpu);
+  const cr0 = kvmReadCr0(vcpu);
+  const cr3 = kvmReadCr3(vcpu);
+  const cr4 = kvmReadCr4(vcpu);
+  const { efer } = vcpu.arch;
+  if (
+    known &&
+    known.cr0 === cr0 &&
+    known.cr3 === cr3 &&
+    known.cr4 === cr4 &&
+    known.efer === efer &&
+    known.cpuid === vcpu.cpuid &&
+    // PDPTEs come from registers that can change by themselves.
+    known.config.mode !== 'PAE'
+  ) {
+    return known;
+  }
+  const tables = known?.tables ?? new GuestTables(vcpu);
+  const walker = known?.walker ?? new PageWalker(tables);
+  const config = configOf(vcpu);
+  walker.configure(config);
+  const walk = { tables, walker, config, cr0, cr3, cr4, efer, cpuid: vcpu.cpuid };
+  walks.set(vcpu, walk);
+  return walk;
 }
 
 function pagingModeOf(vcpu: Vcpu): PagingMode {
@@ -138,9 +173,7 @@ function fill(fault: X86ExceptionInfo, errorCode: number, address: bigint): -1 {
  * @returns the walker with its result (guest physical address before L1's nested tables), or null with `fault` filled (#PF)
  */
 export function kvmMmuWalk(vcpu: Vcpu, gva: bigint, access: number, fault: X86ExceptionInfo): PageWalker | null {
-  const config = configOf(vcpu);
-  const walker = walkerOf(vcpu);
-  walker.configure(config);
+  const { walker, config } = walkOf(vcpu);
   const kind =
     (access & Pferr.write ? AccessKind.write : 0) |
     (access & Pferr.fetch ? AccessKind.fetch : 0) |
@@ -186,8 +219,14 @@ export const noFault = (): X86ExceptionInfo => ({
 /** Access bits of the current CPL. */
 export const cplAccess = (vcpu: Vcpu): number => (vcpu.kvm.calls.getCpl(vcpu) === 3 ? Pferr.user : 0);
 
-/** KVM_TRANSLATE and debuggers: a supervisor read that faults nobody; undefined: not mapped. KVM: kvm_mmu_gva_to_gpa_system. */
+/** KVM_TRANSLATE and debuggers: a supervisor read that faults nobody and marks nothing; undefined: not mapped. */
 export function kvmMmuGvaToGpaSystem(vcpu: Vcpu, gva: bigint): number | undefined {
-  const gpa = kvmMmuGvaToGpa(vcpu, gva, IMPLICIT_ACCESS, noFault());
-  return gpa < 0 ? undefined : gpa;
+  const { tables } = walkOf(vcpu);
+  tables.readOnly = true;
+  try {
+    const gpa = kvmMmuGvaToGpa(vcpu, gva, IMPLICIT_ACCESS, noFault());
+    return gpa < 0 ? undefined : gpa;
+  } finally {
+    tables.readOnly = false;
+  }
 }
