@@ -395,8 +395,12 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     return this.#guest === null || this.#guest.interceptsFlagImages === false;
   }
   codeWritten(pa: number, length: number): void {
-    if (this.engine !== null && !this.engine.holdsCode(pa, length)) return;
     const hostPage = Math.floor(pa / PAGE);
+    if (this.engine !== null && !this.engine.holdsCode(pa, length)) {
+      // Beside the code, or the engine has forgotten the page altogether.
+      if (!this.engine.holdsCode(hostPage * PAGE, PAGE)) this.access.codePages[hostPage] = 0;
+      return;
+    }
     this.access.codePages[hostPage] = 0;
     this.#codeHit = true;
     this.engine?.invalidatePage(hostPage);

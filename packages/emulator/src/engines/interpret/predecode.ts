@@ -267,6 +267,7 @@ export class Predecoder {
     const from = pa % PAGE;
     const list = this.#pages.get(Math.floor(pa / PAGE));
     if (list === undefined) return false;
+    if (length === PAGE) return list.some(({ runs }) => runs.length > 0);
     return list.some(({ covered }) => covered.subarray(from, from + length).includes(1));
   }
 
