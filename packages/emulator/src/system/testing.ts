@@ -14,6 +14,7 @@ import {
   type DescriptorTable,
   EFER,
   Flag,
+  S,
   Seg,
   type Segment,
   type SegmentIndex,
@@ -113,6 +114,9 @@ export class TestMachine implements X86EmulateOps {
   tripleFaulted = false;
   gdt: DescriptorTable = { base: 0n, limit: 0xffff };
   idt: DescriptorTable = { base: 0n, limit: 0xffff };
+  readonly fpu = new DataView(new ArrayBuffer(S.mxcsr + 4 - S.ymm));
+  /** FERR# was asserted. */
+  ferr = false;
   readonly evaluator: Evaluator;
 
   constructor(
@@ -402,6 +406,12 @@ export class TestMachine implements X86EmulateOps {
     if (!(value & 1n)) return 1;
     this.xcr0 = value;
     return 0;
+  }
+  fpuArea(): DataView {
+    return this.fpu;
+  }
+  assertFerr(): void {
+    this.ferr = true;
   }
   setInterruptShadow(kind: 1 | 2): void {
     this.shadow = kind;
