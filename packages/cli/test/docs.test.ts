@@ -4,7 +4,7 @@
  * ```ts blocks that import something are written to a file and executed; `// prints: text` lines must appear in the output in order.
  */
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, test } from 'vitest';
@@ -86,15 +86,28 @@ const files = [
     .filter((f) => f.endsWith('.md'))
     .map((f) => `docs/${f}`),
 ];
+const isExample = ({ language, text }: Block): boolean =>
+  (language === 'console' && /^\$ tskvm/m.test(text)) ||
+  (language === 'ts' && /^import /m.test(text) && !text.includes('vitest'));
+
 for (const file of files) {
+  const examples = blocks(file).filter(isExample);
+  if (examples.length === 0) continue;
   describe(file, () => {
-    blocks(file).forEach((block, index) => {
-      if (block.language === 'console' && /^\$ tskvm/m.test(block.text)) {
-        const needsPackages = GUEST_FILES.test(block.text) && process.env.TSKVM_REQUIRE_GUESTS === undefined;
-        test.skipIf(needsPackages)(`console example at line ${block.line}`, () => runConsole(block, file), 240_000);
-      }
-      if (block.language === 'ts' && /^import /m.test(block.text) && !block.text.includes('vitest'))
-        test(`example at line ${block.line}`, () => runTypeScript(block, file, index), 120_000);
-    });
+    for (const [index, block] of examples.entries()) {
+      const needsPackages = GUEST_FILES.test(block.text) && process.env.TSKVM_REQUIRE_GUESTS === undefined;
+      test.skipIf(needsPackages)(
+        `${block.language} example at line ${block.line}`,
+        () => (block.language === 'console' ? runConsole(block, file) : runTypeScript(block, file, index)),
+        240_000,
+      );
+    }
   });
 }
+
+test('docs/READING.md names files and folders that exist', () => {
+  const text = readFileSync(join(root, 'docs/READING.md'), 'utf8');
+  const named = [...text.matchAll(/`((?:packages|guests|docs)\/[\w./-]+)`/g)].map((match) => match[1]);
+  expect(named.length).toBeGreaterThan(15);
+  expect(named.filter((path) => !existsSync(join(root, path)))).toEqual([]);
+});
