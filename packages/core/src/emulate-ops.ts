@@ -78,7 +78,7 @@ export class KvmEmulateOps implements X86EmulateOps {
   /** Port output for user space, or an input that it must supply. */
   pio: PendingPio | null = null;
   /** An input that user space has supplied. */
-  pioAnswer: { port: number; size: number; value: number } | null = null;
+  #answer: { port: number; size: number; rip: bigint; data: Uint8Array; at: number } | null = null;
   /** Nested intercepts are asked (L2, and not a restart). */
   checkIntercepts = false;
 
@@ -141,12 +141,30 @@ export class KvmEmulateOps implements X86EmulateOps {
     kvmMmuInvlpg(this.vcpu, linear);
   }
 
-  pioIn(size: number, port: number): number {
-    const answer = this.pioAnswer;
-    if (answer && answer.port === port && answer.size === size) {
-      this.pioAnswer = null;
-      return answer.value;
+  /** User space has answered an input: elements for the instruction at RIP. KVM: struct read_cache io_read. */
+  answerPio(port: number, size: number, data: Uint8Array): void {
+    this.#answer = { port, size, rip: kvmRipRead(this.vcpu), data: data.slice(), at: 0 };
+  }
+  /** Elements that were read ahead are left. */
+  get hasAnswer(): boolean {
+    return this.#answer !== null;
+  }
+  #takeAnswer(size: number, port: number): number | undefined {
+    const answer = this.#answer;
+    if (!answer) return undefined;
+    if (answer.port !== port || answer.size !== size || answer.rip !== kvmRipRead(this.vcpu)) {
+      this.#answer = null;
+      return undefined;
     }
+    let value = 0;
+    for (let i = size - 1; i >= 0; i--) value = value * 256 + answer.data[answer.at + i];
+    answer.at += size;
+    if (answer.at >= answer.data.length) this.#answer = null;
+    return value;
+  }
+  pioIn(size: number, port: number): number {
+    const answered = this.#takeAnswer(size, port);
+    if (answered !== undefined) return answered;
     const value = kernelPioIn(this.vcpu, size, port);
     if (value !== undefined) return value;
     this.pio = { port, size, in: true, value: 0 };

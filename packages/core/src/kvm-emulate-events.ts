@@ -78,6 +78,8 @@ export const kvmInjectRealmodeInterrupt = frame(
       deliverEvent(context, { kind: 'external', vector: irq, errorCode: undefined, instructionLength: 0 });
       kvmRipWrite(vcpu, context.eip);
       kvmSetRflags(vcpu, context.rflags);
+      // A soft event ends its INT here; the exit that interrupted the delivery took no tick.
+      if (incEip !== 0) vcpu.kvm.processor.tick++;
     } catch (error) {
       if (!(error instanceof GuestException) && !(error instanceof Unwind)) throw error;
       kvmClearExceptionQueue(vcpu);

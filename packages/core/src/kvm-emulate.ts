@@ -2,7 +2,7 @@
  * Emulation on behalf of exits: x86_emulate_instruction, skipping, and completion of what user space answers.
  * KVM: x86.c (x86_emulate_instruction, kvm_skip_emulated_instruction, complete_emulated_*).
  */
-import { Evaluator, Flag, Seg, Vector, X86Emul } from '@tskvm/emulator';
+import { Evaluator, Flag, PAGE, RCX, RDI, Seg, Vector, X86Emul } from '@tskvm/emulator';
 import { guestCpuidIsIntelCompatible } from './cpuid.ts';
 import type { MmioAccess } from './emulate-memory.ts';
 import { KvmEmulateOps, kernelPioIn, kernelPioOut } from './emulate-ops.ts';
@@ -13,7 +13,15 @@ import {
   kvmQueueException,
   kvmQueueExceptionP,
 } from './exceptions.ts';
-import { is64BitMode, isGuestMode, kvmRaxRead, kvmRaxWrite, kvmRipRead, kvmRipWrite } from './kvm-cache-regs.ts';
+import {
+  is64BitMode,
+  isGuestMode,
+  kvmRaxRead,
+  kvmRaxWrite,
+  kvmRegisterReadRaw,
+  kvmRipRead,
+  kvmRipWrite,
+} from './kvm-cache-regs.ts';
 import { kvmGetRflags, kvmSetRflagsRaw } from './regs.ts';
 import { kvmMakeRequest } from './requests.ts';
 import { frame, trace } from './trace.ts';
@@ -29,6 +37,7 @@ const GUESTDBG_SINGLESTEP = 2;
 const QUIRK_OUT_7E_INC_RIP = 8;
 const DR6_BS = 0x4000n;
 const DR6_INIT = 0xffff0ff0n;
+const DF = BigInt(Flag.DF);
 const RF = BigInt(Flag.RF);
 const TF = BigInt(Flag.TF);
 const IF = BigInt(Flag.IF);
@@ -203,6 +212,12 @@ function decodeStep(vcpu: Vcpu, ctxt: EmulateCtxt, type: number, insn: Uint8Arra
   return handleEmulationFailure(vcpu, type);
 }
 
+/** An interrupted instruction goes on. After a move it has to be decoded once more, from the bytes that were saved. */
+function resumeStep(ctxt: EmulateCtxt): void {
+  ctxt.ops.begin();
+  if (ctxt.evaluator.instruction.length === 0) ctxt.evaluator.decode();
+}
+
 function injectFault(vcpu: Vcpu, ctxt: EmulateCtxt): void {
   const ex = ctxt.evaluator.exception;
   kvmInjectEmulatedException(vcpu, {
@@ -267,7 +282,9 @@ function executeLoop(vcpu: Vcpu, ctxt: EmulateCtxt): X86Emul {
   for (let n = 0; ; n++) {
     const code = evaluator.execute(evaluator.instruction);
     if (code !== X86Emul.CONTINUE || !evaluator.context.restart) return code;
-    if (ops.pio || ops.memory.pending || n >= MAX_REP_ITERATIONS) return code;
+    if (ops.pio || ops.memory.pending) return code;
+    // What was read ahead must be used before events get their turn.
+    if (n >= MAX_REP_ITERATIONS && !ops.hasAnswer) return code;
     retire(vcpu);
   }
 }
@@ -276,7 +293,8 @@ function executeLoop(vcpu: Vcpu, ctxt: EmulateCtxt): X86Emul {
 function prepareIoExit(vcpu: Vcpu, ctxt: EmulateCtxt): void {
   const { ops } = ctxt;
   if (ops.pio) {
-    preparePioExit(vcpu, ops.pio.in, ops.pio.size, ops.pio.port, ops.pio.value);
+    const { port, size, value } = ops.pio;
+    preparePioExit(vcpu, ops.pio.in, size, port, value, ops.pio.in ? readAheadCount(vcpu, ctxt, size) : 1);
     if (ops.pio.in) vcpu.arch.completeUserspaceIo = { kind: 'emulatedPio', data: null };
     return;
   }
@@ -287,11 +305,25 @@ function prepareIoExit(vcpu: Vcpu, ctxt: EmulateCtxt): void {
   prepareMmioExit(vcpu, access);
 }
 
-function preparePioExit(vcpu: Vcpu, isIn: boolean, size: number, port: number, value: number): void {
-  const data = new Uint8Array(size);
+/** Bytes that REP INS reads from user space at once. KVM: sizeof(rc->data) in struct read_cache. */
+const READ_AHEAD = 1024;
+
+/** Elements that REP INS may take in one exit: the count, and what fits before the end of the page. KVM: pio_in_emulated. */
+function readAheadCount(vcpu: Vcpu, ctxt: EmulateCtxt, size: number): number {
+  const { row, rep, addrSize } = ctxt.evaluator.instruction;
+  if (row.mnemonic !== 'ins' || rep === 0 || (ctxt.ops.rflags & DF) !== 0n) return 1;
+  const mask = (1n << BigInt(8 * addrSize)) - 1n;
+  const left = kvmRegisterReadRaw(vcpu, RCX) & mask;
+  const linear = vcpu.kvm.calls.getSegmentBase(vcpu, Seg.ES) + (kvmRegisterReadRaw(vcpu, RDI) & mask);
+  const room = Math.min(READ_AHEAD, PAGE - Number(linear & BigInt(PAGE - 1)));
+  return Math.max(1, Math.min(Math.floor(room / size), left > BigInt(READ_AHEAD) ? READ_AHEAD : Number(left)));
+}
+
+function preparePioExit(vcpu: Vcpu, isIn: boolean, size: number, port: number, value: number, count = 1): void {
+  const data = new Uint8Array(size * count);
   if (!isIn) for (let i = 0; i < size; i++) data[i] = (value >>> (8 * i)) & 0xff;
-  vcpu.arch.pio = { port, in: isIn, size, count: isIn ? 1 : 0 };
-  vcpu.exit = { reason: 'io', direction: isIn ? 'in' : 'out', size, port, count: 1, data };
+  vcpu.arch.pio = { port, in: isIn, size, count: isIn ? count : 0 };
+  vcpu.exit = { reason: 'io', direction: isIn ? 'in' : 'out', size, port, count, data };
 }
 function prepareMmioExit(vcpu: Vcpu, access: MmioAccess): void {
   const { gpa, len, value } = access.fragments[access.at];
@@ -308,9 +340,9 @@ function exitData(vcpu: Vcpu): Uint8Array {
 function pioInput(vcpu: Vcpu): number {
   const { pio } = vcpu.arch;
   const value = Number(littleEndian(exitData(vcpu), pio.size));
+  const { port, size, count } = pio;
   pio.count = 0;
-  const { port, size } = pio;
-  trace(vcpu, 'kvm_pio', () => ({ vcpuId: vcpu.vcpuId, rw: 'read', port, size, count: 1, val: value }));
+  trace(vcpu, 'kvm_pio', () => ({ vcpuId: vcpu.vcpuId, rw: 'read', port, size, count, val: value }));
   return value;
 }
 const littleEndian = (data: Uint8Array, len: number): bigint => {
@@ -375,7 +407,7 @@ export const x86EmulateInstruction = frame(
       const bytes = insn && insnLen > 0 ? insn.subarray(0, insnLen) : null;
       const decoded = decodeStep(vcpu, ctxt, emulType, bytes);
       if (decoded !== undefined) return decoded;
-    } else ctxt.ops.begin();
+    } else resumeStep(ctxt);
     if ((emulType & EmulType.VMWARE_GP) !== 0 && ctxt.evaluator.instruction.row.intercept === 'none') {
       kvmInjectGp(vcpu, 0);
       return 1;
@@ -396,7 +428,8 @@ export const kvmEmulateInstructionFromBuffer = (vcpu: Vcpu, insn: Uint8Array, in
 /** User space has answered IN of an emulated instruction. KVM: complete_emulated_pio. */
 export function completeEmulatedPio(vcpu: Vcpu): number {
   const { port, size } = vcpu.arch.pio;
-  emulateCtxt(vcpu).ops.pioAnswer = { port, size, value: pioInput(vcpu) };
+  pioInput(vcpu);
+  emulateCtxt(vcpu).ops.answerPio(port, size, exitData(vcpu));
   return resume(vcpu);
 }
 const resume = (vcpu: Vcpu): number => x86EmulateInstruction(vcpu, 0, EmulType.NO_DECODE, null, 0);

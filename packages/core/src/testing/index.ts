@@ -209,8 +209,18 @@ function exitSuite(make: () => Backend): void {
         // mov edi, 5000h; mov ecx, 2; mov edx, 80h; rep insw
         code: [0xbf, 0, 0x50, 0, 0, 0xb9, 2, 0, 0, 0, 0xba, 0x80, 0, 0, 0, 0xf3, 0x66, 0x6d],
       });
-      expect(logged(guest, 0x77)).toEqual({ outcome: 'done', log: ['in 80 77 77', 'in 80 77 77'] });
+      expect(logged(guest, 0x77)).toEqual({ outcome: 'done', log: ['in 80 77 77 77 77'] });
       expect(guest.vm.readGuestValue(0x5000, 4)).toBe(0x77777777n);
+    });
+    test('rep insb reads ahead to the end of the page, and no further', async () => {
+      const guest = await makeGuest(make(), {
+        mode: 'protected',
+        // mov edi, 5ffdh; mov ecx, 5; mov edx, 80h; rep insb
+        code: [0xbf, 0xfd, 0x5f, 0, 0, 0xb9, 5, 0, 0, 0, 0xba, 0x80, 0, 0, 0, 0xf3, 0x6c],
+      });
+      expect(logged(guest, 7)).toEqual({ outcome: 'done', log: ['in 80 7 7 7', 'in 80 7 7'] });
+      expect(guest.vm.readGuest(0x5ffc, 7)).toEqual(Uint8Array.from([0, 7, 7, 7, 7, 7, 0]));
+      expect(guest.vcpu.getRegs()).toMatchObject({ rcx: 0n, rdi: 0x6002n });
     });
     test('MMIO: mov [fed00000h], eax; mov ebx, [fed00004h]', async () => {
       const guest = await makeGuest(make(), {
