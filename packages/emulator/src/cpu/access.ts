@@ -345,6 +345,7 @@ export class MemoryAccess implements WalkMemory {
     if (size === 4) return BigInt(this.#view.getUint32(at, true));
     if (size === 2) return BigInt(this.#view.getUint16(at, true));
     if (size === 1) return BigInt(this.#view.getUint8(at));
+    if (size === 16) return (this.#view.getBigUint64(at + 8, true) << 64n) | this.#view.getBigUint64(at, true);
     let value = 0n;
     for (let n = size - 1; n >= 0; n--) value = (value << 8n) | BigInt(this.#view.getUint8(at + n));
     return value;
@@ -370,7 +371,10 @@ export class MemoryAccess implements WalkMemory {
     const at = PRIVATE + hpa;
     if (size === 8) this.#view.setBigUint64(at, value, true);
     else if (size <= 4 && size !== 3) this.#storeSmall(at, size, Number(value & LOW32));
-    else for (let n = 0; n < size; n++) this.#view.setUint8(at + n, Number((value >> BigInt(n * 8)) & 0xffn));
+    else if (size === 16) {
+      this.#view.setBigUint64(at, BigInt.asUintN(64, value), true);
+      this.#view.setBigUint64(at + 8, value >> 64n, true);
+    } else for (let n = 0; n < size; n++) this.#view.setUint8(at + n, Number((value >> BigInt(n * 8)) & 0xffn));
     if (this.codePages[Math.floor(hpa / PAGE)] !== 0) this.#host.codeWritten(hpa, size);
   }
 
