@@ -25,8 +25,6 @@ export interface GhcbState {
   sealed: boolean;
   /** Guest physical address of the GHCB that the exit in progress came through, -1: none. */
   ghcbGpa: number;
-  /** Bytes of that GHCB. */
-  ghcb: Uint8Array | null;
   /** AP_HLT_LOOP or AP_RESET_HOLD: wait for a SIPI. */
   apResetHold: 'none' | 'nae' | 'msr';
 }
@@ -96,7 +94,7 @@ const GHCB_VERSION_MIN = 1n;
 /** The VMSA page of a new vCPU. KVM: sev_es part of svm_vcpu_create. */
 export function sevVcpuCreate(vcpu: Vcpu): GhcbState {
   const vmsaPa = vcpu.kvm.allocPage();
-  return { vmsaPa, sealed: false, ghcbGpa: -1, ghcb: null, apResetHold: 'none' };
+  return { vmsaPa, sealed: false, ghcbGpa: -1, apResetHold: 'none' };
 }
 export function sevVcpuFree(vcpu: Vcpu): void {
   const { sev } = toSvm(vcpu);
@@ -164,17 +162,18 @@ const VMSA_REGISTERS = [
 const ghcbView = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 const isValid = (bytes: Uint8Array, offset: number): boolean =>
   (bytes[Ghcb.VALID + (offset >> 6)] & (1 << ((offset >> 3) & 7))) !== 0;
-function markValid(bytes: Uint8Array, offset: number): void {
-  bytes[Ghcb.VALID + (offset >> 6)] |= 1 << ((offset >> 3) & 7);
-}
-function put(sev: GhcbState, offset: number, value: bigint): void {
-  if (sev.ghcb === null) return;
-  ghcbView(sev.ghcb).setBigUint64(offset, value, true);
-  markValid(sev.ghcb, offset);
+/** Writes a field of the mapped GHCB and marks it valid. */
+function put(vcpu: Vcpu, offset: number, value: bigint): void {
+  const { sev } = toSvm(vcpu);
+  if (sev === null || sev.ghcbGpa < 0 || !vcpu.vm.hasMemory(sev.ghcbGpa, 4096)) return;
+  const at = sev.ghcbGpa + Ghcb.VALID + (offset >> 6);
+  const valid = vcpu.vm.readGuestValue(at, 1) | (1n << BigInt((offset >> 3) & 7));
+  vcpu.vm.writeGuestValue(sev.ghcbGpa + offset, BigInt.asUintN(64, value), 8);
+  vcpu.vm.writeGuestValue(at, valid, 1);
 }
 
 /** What the guest shows: registers whose valid bit is set; the others are zero. KVM: sev_es_sync_from_ghcb. */
-function syncFromGhcb(vcpu: Vcpu, ghcb: Uint8Array): void {
+function syncFromGhcb(vcpu: Vcpu, gpa: number, ghcb: Uint8Array): void {
   const { vmcb } = toSvm(vcpu);
   const view = ghcbView(ghcb);
   vcpu.arch.regs.fill(0n);
@@ -185,36 +184,35 @@ function syncFromGhcb(vcpu: Vcpu, ghcb: Uint8Array): void {
   vmcb.set64(V.exitCode, view.getBigUint64(Ghcb.SW_EXITCODE, true));
   vmcb.set64(V.exitInfo1, view.getBigUint64(Ghcb.SW_EXITINFO1, true));
   vmcb.set64(V.exitInfo2, view.getBigUint64(Ghcb.SW_EXITINFO2, true));
-  ghcb.fill(0, Ghcb.VALID, Ghcb.VALID + 16);
+  vcpu.vm.writeGuest(gpa + Ghcb.VALID, new Uint8Array(16));
 }
 
 /** Before the guest runs again its GHCB gets the registers that the handler may have changed. KVM: sev_es_unmap_ghcb. */
 export function sevEsUnmapGhcb(vcpu: Vcpu): void {
   const { sev } = toSvm(vcpu);
-  if (sev === null || sev.ghcb === null) return;
+  if (sev === null || sev.ghcbGpa < 0) return;
   for (const [offset, reg] of GHCB_REGISTERS) {
-    if (reg !== RSI) put(sev, offset, vcpu.arch.regs[reg]);
+    if (reg !== RSI) put(vcpu, offset, vcpu.arch.regs[reg]);
   }
-  trace(vcpu, 'kvm_vmgexit_exit', () => vmgexitEvent(vcpu, sev));
-  if (vcpu.vm.hasMemory(sev.ghcbGpa, 4096)) vcpu.vm.writeGuest(sev.ghcbGpa, sev.ghcb);
-  sev.ghcb = null;
+  if (vcpu.kvm.tracer !== null) vcpu.kvm.tracer.emit('kvm_vmgexit_exit', vmgexitEvent(vcpu, sev.ghcbGpa));
   sev.ghcbGpa = -1;
   vcpu.arch.regs.fill(0n);
 }
-function vmgexitEvent(vcpu: Vcpu, sev: GhcbState) {
-  const view = ghcbView(sev.ghcb ?? new Uint8Array(4096));
+function vmgexitEvent(vcpu: Vcpu, gpa: number) {
+  const field = (offset: number): bigint =>
+    vcpu.vm.hasMemory(gpa, 4096) ? vcpu.vm.readGuestValue(gpa + offset, 8) : 0n;
   return {
     vcpuId: vcpu.vcpuId,
-    exitReason: Number(view.getBigUint64(Ghcb.SW_EXITCODE, true) & 0xffff_ffffn),
-    info1: view.getBigUint64(Ghcb.SW_EXITINFO1, true),
-    info2: view.getBigUint64(Ghcb.SW_EXITINFO2, true),
+    exitReason: Number(field(Ghcb.SW_EXITCODE) & 0xffff_ffffn),
+    info1: field(Ghcb.SW_EXITINFO1),
+    info2: field(Ghcb.SW_EXITINFO2),
   };
 }
 
 /** Malformed input, with the reason. KVM: svm_vmgexit_bad_input. */
-function badInput(sev: GhcbState, reason: number): ExitOutcome {
-  put(sev, Ghcb.SW_EXITINFO1, 2n);
-  put(sev, Ghcb.SW_EXITINFO2, BigInt(reason));
+function badInput(vcpu: Vcpu, reason: number): ExitOutcome {
+  put(vcpu, Ghcb.SW_EXITINFO1, 2n);
+  put(vcpu, Ghcb.SW_EXITINFO2, BigInt(reason));
   return 1;
 }
 
@@ -247,16 +245,15 @@ export function sevHandleVmgexit(vcpu: Vcpu): ExitOutcome {
   const at = Number(gpa);
   // Without a GHCB there is nowhere to put an answer: back to the guest.
   if (gpa === 0n || !vcpu.vm.hasMemory(at, 4096)) return 1;
-  const ghcb = vcpu.vm.readGuest(at, 4096).slice();
+  const ghcb = vcpu.vm.readGuest(at, 4096);
   sev.ghcbGpa = at;
-  sev.ghcb = ghcb;
-  trace(vcpu, 'kvm_vmgexit_enter', () => vmgexitEvent(vcpu, sev));
+  trace(vcpu, 'kvm_vmgexit_enter', () => vmgexitEvent(vcpu, at));
   const code = Number(ghcbView(ghcb).getBigUint64(Ghcb.SW_EXITCODE, true) & 0xffff_ffffn);
   const reason = validate(vcpu, ghcb, code);
-  syncFromGhcb(vcpu, ghcb);
-  put(sev, Ghcb.SW_EXITINFO1, 0n);
-  put(sev, Ghcb.SW_EXITINFO2, 0n);
-  return reason === 0 ? dispatch(vcpu, sev, code) : badInput(sev, reason);
+  syncFromGhcb(vcpu, at, ghcb);
+  put(vcpu, Ghcb.SW_EXITINFO1, 0n);
+  put(vcpu, Ghcb.SW_EXITINFO2, 0n);
+  return reason === 0 ? dispatch(vcpu, sev, code) : badInput(vcpu, reason);
 }
 
 function dispatch(vcpu: Vcpu, sev: GhcbState, code: number): ExitOutcome {
@@ -276,7 +273,7 @@ function dispatch(vcpu: Vcpu, sev: GhcbState, code: number): ExitOutcome {
       return terminate(vcpu, toSvm(vcpu).vmcb.get64(V.ghcbGpa));
     case Nae.AP_JUMP_TABLE:
     case Nae.UNSUPPORTED:
-      return badInput(sev, GhcbError.INVALID_EVENT);
+      return badInput(vcpu, GhcbError.INVALID_EVENT);
     default:
       return svmInvokeExitHandler(vcpu, code);
   }
@@ -296,10 +293,10 @@ export function sevEsStringIo(_vcpu: Vcpu, _size: number, _port: number, _isIn: 
 /** An MSR access that the guest asked for failed: tell it to raise #GP itself. KVM: svm_complete_emulated_msr. */
 export function svmCompleteEmulatedMsr(vcpu: Vcpu, err: number): number {
   const { sev } = toSvm(vcpu);
-  if (err === 0 || sev === null || sev.ghcb === null) return kvmCompleteInsnGp(vcpu, err);
-  put(sev, Ghcb.SW_EXITINFO1, 1n);
+  if (err === 0 || sev === null || sev.ghcbGpa < 0) return kvmCompleteInsnGp(vcpu, err);
+  put(vcpu, Ghcb.SW_EXITINFO1, 1n);
   const exception = EventInfo.VALID | EventInfo.TYPE_EXCEPTION | EventInfo.ERROR_VALID | Vector.GP;
-  put(sev, Ghcb.SW_EXITINFO2, BigInt(exception >>> 0));
+  put(vcpu, Ghcb.SW_EXITINFO2, BigInt(exception >>> 0));
   return 1;
 }
 
@@ -361,7 +358,7 @@ function handleMsrProtocol(vcpu: Vcpu, request: bigint): ExitOutcome {
 export function sevDeliverSipiVector(vcpu: Vcpu): void {
   const { sev, vmcb } = toSvm(vcpu);
   if (sev === null) return;
-  if (sev.apResetHold === 'nae') put(sev, Ghcb.SW_EXITINFO2, 1n);
+  if (sev.apResetHold === 'nae') put(vcpu, Ghcb.SW_EXITINFO2, 1n);
   else if (sev.apResetHold === 'msr') vmcb.set64(V.ghcbGpa, (1n << 12n) | 7n);
   sev.apResetHold = 'none';
 }
