@@ -233,3 +233,19 @@ describe('entries and parameters', () => {
     expect(m.kvm.calls.getSegment(m.vcpu, Seg.DS)).toMatchObject({ selector: 0x1234, base: 0x12340n, dpl: 0 });
   });
 });
+
+describe('loading and unloading', () => {
+  it('the module can go and come again', async () => {
+    const kvm = await Kvm.create(vmx(), { memory: 16 << 20 });
+    for (let round = 0; round < 2; round++) {
+      const vm = kvm.createVm();
+      vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memorySize: RAM });
+      vm.createVcpu(0);
+      expect(() => kvm.unload()).toThrow(/exist/);
+      vm.destroy();
+      kvm.unload();
+      kvm.load(vmx({ unrestrictedGuest: round === 0 }));
+    }
+    expect(kvm.backend?.name).toBe('vmx');
+  });
+});

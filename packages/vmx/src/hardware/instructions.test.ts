@@ -64,6 +64,19 @@ describe('VM entry and exit', () => {
   });
 });
 
+describe('snapshots', () => {
+  it('another silicon goes on where this one stood', async () => {
+    const vm = (await realModeGuest()).load([0x0f, 0xa2, 0xf4]);
+    vm.enter();
+    const other = await realModeGuest();
+    other.memory.u8.set(vm.memory.u8);
+    other.cpu.load(structuredClone(vm.cpu.save()));
+    other.vt.load(structuredClone(vm.vt.save()));
+    expect(other.skip().enter()).toBe('HLT');
+    expect(other.get('GUEST_RIP')).toBe(2n);
+  });
+});
+
 describe('CR0 guest/host mask', () => {
   const MOV_CR0 = [0x0f, 0x22, 0xc0, 0xf4]; // mov cr0,eax; hlt
 

@@ -87,6 +87,15 @@ export class VmxSilicon {
     this.#checks = new CheckContext(this.vmcs, this.caps, memory);
   }
 
+  /** For a snapshot between two entries; goes with the processor's own and the memory's. */
+  save(): { version: 1; vmxon: number; exited: boolean; vmcs: ReturnType<Vmcs['save']> } {
+    return { version: 1, vmxon: this.#vmxon, exited: this.#exited, vmcs: this.vmcs.save() };
+  }
+  load(saved: ReturnType<VmxSilicon['save']>): void {
+    this.#vmxon = saved.vmxon;
+    this.#exited = saved.exited;
+    this.vmcs.load(saved.vmcs);
+  }
   get inVmxOperation(): boolean {
     return this.#vmxon >= 0;
   }

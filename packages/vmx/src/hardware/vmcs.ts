@@ -404,6 +404,16 @@ export class Vmcs {
     if (pa >= 0) this.#fetch();
     else for (let i = 0; i < LIVE.length; i++) this.u32[this.#block + LIVE[i]] = this.#host[i];
   }
+  /** Beside the processor's and the memory's state: which region is current, and the host's values of the live words. */
+  save(): { pa: number; host: number[] } {
+    return { pa: this.pa, host: [...this.#host] };
+  }
+  load(saved: { pa: number; host: readonly number[] }): void {
+    this.pa = saved.pa;
+    this.base = saved.pa < 0 ? 0 : this.#memory.offset(saved.pa, 4096);
+    this.#host.set(saved.host);
+    this.dirty = Dirty.all;
+  }
   get #region(): number {
     return (this.base + GUEST_AREA - S.segments) / 4;
   }
