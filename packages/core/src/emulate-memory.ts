@@ -4,7 +4,7 @@
  */
 import { type GuestException, IO_NEEDED, PAGE, UNHANDLEABLE, Vector } from '@tskvm/emulator';
 import { isSmm } from './kvm-cache-regs.ts';
-import { lapicContains, lapicMmioRead, lapicMmioWrite } from './lapic.ts';
+import { lapicContains, lapicMmioRead, lapicMmioWrite } from './lapic-regs.ts';
 import { cplAccess, IMPLICIT_ACCESS, kvmMmuGvaToGpa, noFault, Pferr } from './mmu/walker.ts';
 import { trace } from './trace.ts';
 import type { Vcpu } from './vcpu.ts';
@@ -14,6 +14,8 @@ export interface MmioFragment {
   gpa: number;
   len: number;
   value: bigint;
+  /** RAM beside MMIO in one access: read already, nothing to ask user space for. */
+  done?: boolean;
 }
 /** An access that user space completes piece by piece. */
 export interface MmioAccess {
@@ -137,6 +139,12 @@ export class EmulateMemory {
     return out;
   }
 
+  #readFragments(piece: Piece): MmioFragment[] {
+    const done = this.#isRam(piece.gpa);
+    const value = done ? this.#readRam(piece.gpa, piece.size) : 0n;
+    return this.#fragments(piece, value).map((fragment) => ({ ...fragment, done }));
+  }
+
   read(linear: bigint, size: number, forWrite: boolean): bigint {
     const done = this.completed;
     if (done && done.linear === linear && done.size === size) {
@@ -151,10 +159,9 @@ export class EmulateMemory {
       const value = this.#kernelRead(pieces[0].gpa, size);
       if (value !== undefined) return value;
     }
-    const fragments = pieces.flatMap((piece) =>
-      this.#fragments(piece, this.#isRam(piece.gpa) ? this.#readRam(piece.gpa, piece.size) : 0n),
-    );
-    this.pending = { isWrite: false, linear, size, fragments, at: 0 };
+    const fragments = pieces.flatMap((piece) => this.#readFragments(piece));
+    const at = fragments.findIndex((fragment) => !fragment.done);
+    this.pending = { isWrite: false, linear, size, fragments, at };
     throw IO_NEEDED;
   }
 

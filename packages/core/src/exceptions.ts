@@ -2,8 +2,8 @@
  * Queues of exceptions, interrupts, NMIs and SMIs that wait for the next entry.
  * KVM: kvm_multiple_exception and its neighbours in x86.c; manual: APM vol. 2 8.2.9 (double faults).
  */
-import { hasErrorCode, Vector } from '@tskvm/emulator';
-import { isGuestMode, isProtmode } from './kvm-cache-regs.ts';
+import { CR4, hasErrorCode, Vector } from '@tskvm/emulator';
+import { isGuestMode, isProtmode, kvmIsCr4BitSet } from './kvm-cache-regs.ts';
 import { kvmMakeRequest } from './requests.ts';
 import { frame } from './trace.ts';
 import { Req, type X86ExceptionInfo } from './types.ts';
@@ -143,7 +143,7 @@ export function kvmRequireCpl(vcpu: Vcpu, required: number): boolean {
 }
 /** DR access with CR4.DE set and DR4/5 is #UD. KVM: kvm_require_dr. */
 export function kvmRequireDr(vcpu: Vcpu, dr: number): boolean {
-  if ((dr !== 4 && dr !== 5) || (vcpu.arch.cr4 & 8n) === 0n) return true;
+  if ((dr !== 4 && dr !== 5) || !kvmIsCr4BitSet(vcpu, CR4.DE)) return true;
   kvmQueueException(vcpu, Vector.UD);
   return false;
 }

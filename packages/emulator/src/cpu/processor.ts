@@ -45,6 +45,8 @@ export interface ProcessorOptions {
 const SLICE = 1_000_000;
 /** Flags that keep an engine away: each instruction must be looked at. RF matters to armed breakpoints only, which do so by themselves. */
 const STEP_FLAGS = Flag.TF;
+/** Shadow left by MOV SS. */
+const MOV_SS = 2;
 
 export class Processor implements ProcessorApi, EngineHost, AccessHost {
   readonly memory: PhysicalMemory;
@@ -236,6 +238,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   #codeBreakpoints(): bigint {
     if (this.#armed.length === 0 || (this.state.rflagsLow & Flag.RF) !== 0) return 0n;
+    // Intel holds instruction breakpoints back behind MOV SS too, and they are lost (SDM vol. 3 section 6.8.3).
+    if ((this.state.shadow & MOV_SS) !== 0 && this.model.vendor === 'intel') return 0n;
     return codeHits(this.#armed, this.linearRip());
   }
 

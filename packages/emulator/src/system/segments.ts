@@ -125,7 +125,8 @@ export const loadSegmentRegister = (ctx: EventContext, seg: DataSegment, selecto
 
 /**
  * Nulls the data segments that code at `cpl` may not use, after a return to an outer level (APM vol. 2 section 4.11). Null selectors 1 to 3
- * become 0 too: their hidden DPL is 0.
+ * become 0 too: their hidden DPL is 0. Only the selector goes and the segment becomes invalid (SDM vol. 2, RET): 64-bit code still sees
+ * the bases of FS and GS.
  */
 export const dropInnerSegments = (ctx: EventContext, cpl: number): void => {
   for (const seg of [Seg.ES, Seg.DS, Seg.FS, Seg.GS] as const) {
@@ -133,7 +134,7 @@ export const dropInnerSegments = (ctx: EventContext, cpl: number): void => {
     const conforming = (s.attrib & (Attrib.S | 12)) === (Attrib.S | 12);
     const dpl = (s.attrib >> Attrib.dplShift) & 3;
     if (s.attrib & Attrib.unusable ? s.selector === 0 : conforming || dpl >= cpl) continue;
-    ctx.ops.setSegment(seg, nullDataSegment(ctx, seg, 0));
+    ctx.ops.setSegment(seg, { ...s, selector: 0, attrib: Attrib.unusable });
   }
 };
 

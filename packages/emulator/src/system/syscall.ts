@@ -90,7 +90,10 @@ const sysret: SystemFunction = (ctx) => {
   const selector = Number((msr(ctx, MSR.STAR) >> 48n) & 0xffffn);
   const cs = flatCode(((selector + (to64 ? 16 : 0)) & 0xffff) | 3, 3, to64);
   const ss = sysretStack(ctx, (selector + 8) & 0xffff);
-  return commit(ctx, cs, ss, to64 ? rcx : rcx & LOW, sysretFlags(ctx));
+  const rflags = sysretFlags(ctx);
+  // As SYSCALL: the TF at the end of the instruction decides, so a traced program traps on its first instruction's boundary.
+  ctx.singleStep = (rflags & BigInt(Flag.TF)) !== 0n;
+  return commit(ctx, cs, ss, to64 ? rcx : rcx & LOW, rflags);
 };
 
 /** AMD has SYSENTER and SYSEXIT outside long mode only. KVM's emulator does not do them in 64-bit mode. */

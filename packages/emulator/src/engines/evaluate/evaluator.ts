@@ -58,7 +58,8 @@ export class Evaluator {
   ) {
     const vendor = options.vendor ?? (ops.isIntelCompatible() ? 'intel' : 'amd');
     this.context = new EvaluateContext(ops, options.subset ?? 'x86', vendor);
-    this.codeMode = { codeSize: 2, intel: vendor === 'intel' };
+    // KVM's decoder treats near branches and far pointers alike for both vendors: as Intel does.
+    this.codeMode = { codeSize: 2, intel: vendor === 'intel' || options.subset === 'kvm' };
     this.exception = this.context.exception;
     this.builder = new EvaluateBuilder(this.context, vendor, options.strict);
     this.operation = new EvaluateOperation(this.context);
