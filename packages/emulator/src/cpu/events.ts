@@ -36,7 +36,7 @@ export function combine(during: PendingEvent | undefined, vector: number): 'alon
   return first === 'page' || second === 'contributory' ? 'double' : 'alone';
 }
 
-const SOFT: ReadonlySet<PendingEvent['kind']> = new Set(['softint', 'softexception', 'icebp']);
+export const SOFT: ReadonlySet<PendingEvent['kind']> = new Set(['softint', 'softexception', 'icebp']);
 const RF = BigInt(Flag.RF);
 const MOV_SS = 2;
 
