@@ -7,6 +7,7 @@ export { HostMemory } from './host-memory.ts';
 export { Irqchip, type RoutingEntry } from './irqchip.ts';
 export * from './kvm.ts';
 export * from './lapic.ts';
+export * from './lapic-regs.ts';
 export * from './memslots.ts';
 export * from './mmu/mmu.ts';
 export { noteEmulatedSwitch, traceTrappedSwitch } from './mode-switch.ts';

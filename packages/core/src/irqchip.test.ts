@@ -6,13 +6,10 @@ import {
   kvmApicHasInterrupt,
   kvmGetApicInterrupt,
   kvmLapicDeliver,
-  kvmLapicRegRead,
-  kvmLapicRegWrite,
   kvmSetApicBase,
-  kvmX2apicMsrRead,
-  kvmX2apicMsrWrite,
   type Lapic,
 } from './lapic.ts';
+import { kvmLapicRegRead, kvmLapicRegWrite, kvmX2apicMsrRead, kvmX2apicMsrWrite } from './lapic-regs.ts';
 import { idleBackend } from './testing/idle-backend.ts';
 import type { Vcpu } from './vcpu.ts';
 import type { Vm } from './vm.ts';

@@ -2,6 +2,8 @@
  * struct kvm_lapic: the local APIC in the kernel: registers, priorities, timer, interrupt messages, INIT and SIPI.
  * KVM: arch/x86/kvm/lapic.c; manual: SDM vol. 3 ch. 10, APM vol. 2 ch. 16.
  */
+
+import { Apic, LVT_MASKED, LVTS, SPIV_ENABLED } from './apicdef.ts';
 import { kvmUpdateCpuidRuntime } from './cpuid.ts';
 import { kvmInjectNmi, kvmInjectSmi } from './exceptions.ts';
 import { isSmm } from './kvm-cache-regs.ts';
@@ -13,57 +15,18 @@ import { MpState, Req } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 import type { Vm } from './vm.ts';
 
-/** Register offsets in the APIC page. */
-export const Apic = {
-  ID: 0x20,
-  LVR: 0x30,
-  TPR: 0x80,
-  APR: 0x90,
-  PPR: 0xa0,
-  EOI: 0xb0,
-  RRD: 0xc0,
-  LDR: 0xd0,
-  DFR: 0xe0,
-  SPIV: 0xf0,
-  ISR: 0x100,
-  TMR: 0x180,
-  IRR: 0x200,
-  ESR: 0x280,
-  ICR: 0x300,
-  ICR2: 0x310,
-  LVTT: 0x320,
-  LVTTHMR: 0x330,
-  LVTPC: 0x340,
-  LVT0: 0x350,
-  LVT1: 0x360,
-  LVTERR: 0x370,
-  TMICT: 0x380,
-  TMCCT: 0x390,
-  TDCR: 0x3e0,
-  SELF_IPI: 0x3f0,
-} as const;
+export { Apic } from './apicdef.ts';
+
 /** Delivery modes. */
 export const DeliveryMode = { FIXED: 0, LOWEST: 1, SMI: 2, NMI: 4, INIT: 5, STARTUP: 6, EXTINT: 7 } as const;
 const BASE_ENABLE = 1n << 11n;
 const BASE_EXTD = 1n << 10n;
 const BASE_BSP = 1n << 8n;
 export const APIC_DEFAULT_BASE = 0xfee00000n;
-const LVT_MASKED = 1 << 16;
-const SPIV_ENABLED = 1 << 8;
 /** Integrated APIC, six LVT entries. */
 const APIC_VERSION = 0x14 | (5 << 16);
 const PENDING_INIT = 1;
 const PENDING_SIPI = 2;
-const LVTS = [Apic.LVTT, Apic.LVTTHMR, Apic.LVTPC, Apic.LVT0, Apic.LVT1, Apic.LVTERR] as const;
-/** Bits that software may set in each LVT. */
-const LVT_MASKS: Readonly<Record<number, number>> = {
-  [Apic.LVTT]: 0x700ff,
-  [Apic.LVTTHMR]: 0x107ff,
-  [Apic.LVTPC]: 0x107ff,
-  [Apic.LVT0]: 0x1a7ff,
-  [Apic.LVT1]: 0x1a7ff,
-  [Apic.LVTERR]: 0x100ff,
-};
 
 /** An interrupt message. KVM: struct kvm_lapic_irq. */
 export interface LapicIrq {
@@ -180,7 +143,7 @@ const x2apicLogicalId = (id: number): number => (((id >> 4) << 16) | (1 << (id &
 export function lapicSetTpr(apic: Lapic, cr8: bigint): void {
   setTpr(apic, Number(cr8 & 0xfn) << 4);
 }
-function setTpr(apic: Lapic, tpr: number): void {
+export function setTpr(apic: Lapic, tpr: number): void {
   const before = apic.get(Apic.PPR);
   apic.set(Apic.TPR, tpr & 0xff);
   if (apic.updatePpr() < before) kvmMakeRequest(Req.EVENT, apic.vcpu);
@@ -230,17 +193,6 @@ export function kvmPicWakeup(vm: Vm): void {
   for (const vcpu of vm.vcpus) {
     if (kvmApicAcceptPicIntr(vcpu)) kvmMakeRequest(Req.EVENT, vcpu);
   }
-}
-
-/** KVM: apic_set_eoi. */
-function setEoi(apic: Lapic): void {
-  const vector = apic.highest(Apic.ISR);
-  trace(apic.vcpu, 'kvm_eoi', () => ({ apicid: apic.id, vector }));
-  if (vector < 0) return;
-  apic.setBit(Apic.ISR, vector, false);
-  apic.updatePpr();
-  apic.vcpu.vm.irqchip?.ioapic.eoi(vector);
-  kvmMakeRequest(Req.EVENT, apic.vcpu);
 }
 
 /** Accepts a message into one APIC. False: it can't take it. KVM: __apic_accept_irq. */
@@ -315,7 +267,7 @@ export function kvmIrqDeliveryToApic(vm: Vm, irq: LapicIrq, source?: Lapic): boo
 }
 
 /** ICR was written. KVM: kvm_apic_send_ipi. */
-function sendIpi(apic: Lapic, icrLow: number, dest: number): void {
+export function sendIpi(apic: Lapic, icrLow: number, dest: number): void {
   trace(apic.vcpu, 'kvm_apic_ipi', () => ({ icrLow, dest }));
   kvmIrqDeliveryToApic(
     apic.vcpu.vm,
@@ -373,145 +325,6 @@ export function kvmApicLocalDeliver(apic: Lapic, lvt: number): boolean {
     shorthand: 0,
     lowestPriority: false,
   });
-}
-
-type Writer = (apic: Lapic, value: number) => void;
-const lvtWriter =
-  (lvt: number): Writer =>
-  (apic, value) => {
-    const masked = apic.swEnabled ? value : value | LVT_MASKED;
-    apic.set(lvt, masked & LVT_MASKS[lvt]);
-  };
-
-const WRITERS = new Map<number, Writer>([
-  [Apic.ID, (apic, value) => !apic.x2apic && apic.set(Apic.ID, value)],
-  [Apic.TPR, setTpr],
-  [Apic.EOI, setEoi],
-  [Apic.LDR, (apic, value) => !apic.x2apic && apic.set(Apic.LDR, value & 0xff000000)],
-  [Apic.DFR, (apic, value) => !apic.x2apic && apic.set(Apic.DFR, value | 0x0fffffff)],
-  [
-    Apic.SPIV,
-    (apic, value) => {
-      apic.set(Apic.SPIV, value & 0x3ff);
-      if (!apic.swEnabled) for (const lvt of LVTS) apic.set(lvt, apic.get(lvt) | LVT_MASKED);
-      else kvmMakeRequest(Req.EVENT, apic.vcpu);
-    },
-  ],
-  [Apic.ESR, (apic) => apic.set(Apic.ESR, 0)],
-  [
-    Apic.ICR,
-    (apic, value) => {
-      const low = value & ~(1 << 12);
-      sendIpi(apic, low, apic.x2apic ? apic.get(Apic.ICR2) : apic.get(Apic.ICR2) >>> 24);
-      apic.set(Apic.ICR, low);
-    },
-  ],
-  [Apic.ICR2, (apic, value) => apic.set(Apic.ICR2, apic.x2apic ? value : value & 0xff000000)],
-  [Apic.LVTTHMR, lvtWriter(Apic.LVTTHMR)],
-  [Apic.LVTPC, lvtWriter(Apic.LVTPC)],
-  [Apic.LVT0, lvtWriter(Apic.LVT0)],
-  [Apic.LVT1, lvtWriter(Apic.LVT1)],
-  [Apic.LVTERR, lvtWriter(Apic.LVTERR)],
-  [
-    Apic.LVTT,
-    (apic, value) => {
-      const before = (apic.get(Apic.LVTT) >> 17) & 3;
-      lvtWriter(Apic.LVTT)(apic, value);
-      if (((apic.get(Apic.LVTT) >> 17) & 3) !== before) apic.timer.modeChanged();
-    },
-  ],
-  [
-    Apic.TMICT,
-    (apic, value) => {
-      if (apic.timer.isTscDeadline) return;
-      apic.set(Apic.TMICT, value);
-      apic.timer.start();
-    },
-  ],
-  [
-    Apic.TDCR,
-    (apic, value) => {
-      const left = apic.timer.currentCount();
-      apic.set(Apic.TDCR, value & 0xb);
-      apic.timer.rescale(left);
-    },
-  ],
-  [
-    Apic.SELF_IPI,
-    (apic, value) => {
-      if (apic.x2apic) sendIpi(apic, (value & 0xff) | (1 << 18), 0);
-    },
-  ],
-]);
-
-/** KVM: kvm_lapic_reg_write. False: reserved register. */
-export function kvmLapicRegWrite(apic: Lapic, reg: number, value: number): boolean {
-  trace(apic.vcpu, 'kvm_apic', () => ({ rw: 'write', reg, val: value }));
-  const writer = WRITERS.get(reg);
-  if (!writer) return false;
-  writer(apic, value >>> 0);
-  return true;
-}
-/** KVM: kvm_lapic_reg_read. */
-export function kvmLapicRegRead(apic: Lapic, reg: number): number {
-  let value: number;
-  if (reg === Apic.TMCCT) value = apic.timer.currentCount();
-  else if (reg === Apic.PPR) value = apic.updatePpr();
-  else value = apic.get(reg);
-  trace(apic.vcpu, 'kvm_apic', () => ({ rw: 'read', reg, val: value }));
-  return value;
-}
-
-/** Is this address in the page of this vCPU's APIC (xAPIC mode). */
-export function lapicContains(apic: Lapic, gpa: number): boolean {
-  const base = Number(apic.vcpu.arch.apicBase & 0xffffff000n);
-  return apic.hwEnabled && !apic.x2apic && gpa >= base && gpa < base + 0x1000;
-}
-/** MMIO read of 1, 2, 4 or 8 bytes; only aligned 32-bit words exist. KVM: apic_mmio_read. */
-export function lapicMmioRead(apic: Lapic, gpa: number, size: number): bigint {
-  const offset = gpa & 0xfff;
-  const word = BigInt(offset < 0x400 ? kvmLapicRegRead(apic, offset & ~0xf) : 0);
-  return ((offset & 0xc) === 0 ? word >> BigInt(8 * (offset & 3)) : 0n) & ((1n << BigInt(8 * size)) - 1n);
-}
-/** KVM: apic_mmio_write: other sizes and misaligned writes are dropped. */
-export function lapicMmioWrite(apic: Lapic, gpa: number, value: bigint, size: number): void {
-  const offset = gpa & 0xfff;
-  if (size === 4 && (offset & 0xf) === 0) kvmLapicRegWrite(apic, offset, Number(value & 0xffffffffn));
-}
-
-/** Registers that can be read in x2APIC mode. KVM: kvm_lapic_readable_reg_mask. */
-const X2APIC_READABLE = new Set<number>([
-  Apic.ID,
-  Apic.LVR,
-  Apic.TPR,
-  Apic.PPR,
-  Apic.LDR,
-  Apic.SPIV,
-  ...[Apic.ISR, Apic.TMR, Apic.IRR].flatMap((first) => Array.from({ length: 8 }, (_, n) => first + 16 * n)),
-  Apic.ESR,
-  Apic.ICR,
-  ...LVTS,
-  Apic.TMICT,
-  Apic.TMCCT,
-  Apic.TDCR,
-]);
-
-/** x2APIC MSR 0x800..0x8FF. Undefined: #GP. KVM: kvm_x2apic_msr_read. */
-export function kvmX2apicMsrRead(apic: Lapic, msr: number): bigint | undefined {
-  const reg = (msr - 0x800) << 4;
-  if (!apic.x2apic || !X2APIC_READABLE.has(reg)) return undefined;
-  if (reg === Apic.ICR) return BigInt(apic.get(Apic.ICR)) | (BigInt(apic.get(Apic.ICR2)) << 32n);
-  return BigInt(kvmLapicRegRead(apic, reg));
-}
-/** 0, or 1 for #GP. KVM: kvm_x2apic_msr_write. */
-export function kvmX2apicMsrWrite(apic: Lapic, msr: number, value: bigint): number {
-  const reg = (msr - 0x800) << 4;
-  if (!apic.x2apic || reg === Apic.ICR2 || reg === Apic.ID || reg === Apic.LDR || reg === Apic.DFR) return 1;
-  if (reg === Apic.EOI && value !== 0n) return 1;
-  if (reg === Apic.SELF_IPI && value > 0xffn) return 1;
-  if (reg === Apic.ICR) kvmLapicRegWrite(apic, Apic.ICR2, Number(value >> 32n));
-  else if (value >> 32n !== 0n) return 1;
-  return kvmLapicRegWrite(apic, reg, Number(value & 0xffffffffn)) ? 0 : 1;
 }
 
 /** IA32_APIC_BASE. 0, or 1: reserved bits or a forbidden change of mode. KVM: kvm_set_apic_base. */

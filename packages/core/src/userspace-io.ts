@@ -1,12 +1,7 @@
 /** What happens when user space has answered an exit. KVM: the complete_userspace_io callbacks (x86.c). */
 import { AssertionError } from '@tskvm/emulator';
-import {
-  completeEmulatedMmio,
-  completeEmulatedPio,
-  completeFastPioIn,
-  completeFastPioOut,
-  completeHypercall,
-} from './kvm-emulate.ts';
+import { completeHypercall } from './kvm-emulate-insns.ts';
+import { completeEmulatedMmio, completeEmulatedPio, completeFastPioIn, completeFastPioOut } from './kvm-emulate-io.ts';
 import { completeUserMsr } from './msrs.ts';
 import type { Vcpu } from './vcpu.ts';
 
