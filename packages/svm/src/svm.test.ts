@@ -215,6 +215,22 @@ describe('instructions that KVM does for the guest', () => {
   });
 });
 
+describe('loading and unloading', () => {
+  it('the module can go and come again', async () => {
+    const kvm = await Kvm.create(svm(), { memory: 16 << 20 });
+    for (let round = 0; round < 2; round += 1) {
+      const vm = kvm.createVm();
+      vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memorySize: RAM });
+      vm.createVcpu(0);
+      expect(() => kvm.unload()).toThrow(/exist/);
+      vm.destroy();
+      kvm.unload();
+      kvm.load(svm({ nrips: round === 0 }));
+    }
+    expect(kvm.backend?.name).toBe('svm');
+  });
+});
+
 describe('module parameters', () => {
   it('are refused by name and type', () => {
     expect(() => svm({ ept: true } as SvmOptions)).toThrow(/no parameter 'ept'/);

@@ -78,6 +78,21 @@ describe('VMRUN and #VMEXIT', () => {
   });
 });
 
+describe('snapshots', () => {
+  it('another silicon goes on where this one stood', async () => {
+    t.load(0x66, 0x43, HLT, 0x66, 0x43, HLT); // inc ebx; hlt; inc ebx; hlt
+    t.run();
+    const other = await silicon();
+    other.memory.u8.set(t.memory.u8);
+    other.processor.load(structuredClone(t.processor.save()));
+    other.hw.load(structuredClone(t.hw.save()));
+    other.gprs.set(t.gprs);
+    other.vmcb.set64(V.rip, other.vmcb.get64(V.nextRip));
+    expect(other.run()).toBe(SvmExit.HLT);
+    expect(other.gprs[3]).toBe(2n);
+  });
+});
+
 describe('intercepts of control registers', () => {
   it('`mov cr0, eax` setting PE leaves with 0x65 and names EAX', () => {
     t.vmcb.setIntercept(SvmExit.CR0_SEL_WRITE, true);

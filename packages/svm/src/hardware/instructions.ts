@@ -9,6 +9,7 @@ import {
   AssertionError,
   type CpuModel,
   EFER,
+  NotImplementedError,
   type PendingEvent,
   type PhysicalMemory,
   type ProcessorApi,
@@ -92,6 +93,25 @@ export class SvmHardware {
     this.#switch = new WorldSwitch(processor.state);
     this.#view = { control: memory.view, at: 0, save: memory.view, saveAt: 0, limits: this.limits };
     memory.onWrite((pa, length) => this.#noticeWrite(pa, length));
+  }
+
+  /**
+   * For a snapshot between two entries; goes with the processor's own and the memory's. Throws NotImplementedError while a VMSA is
+   * sealed: what nobody may read nobody can save.
+   */
+  save(): { version: 1; efer: bigint; vmCr: bigint; hsavePa: number; hostSaved: boolean; gif: boolean } {
+    if (this.#vmsas.size > 0) throw new NotImplementedError('a snapshot of a SEV-ES guest', INTEGRITY_SECTION);
+    const { gif } = this;
+    return { version: 1, efer: this.#efer, vmCr: this.#vmCr, hsavePa: this.#hsavePa, hostSaved: this.#hostSaved, gif };
+  }
+  load(saved: ReturnType<SvmHardware['save']>): void {
+    this.#vmCr = saved.vmCr;
+    this.#writeEfer(saved.efer);
+    this.#hsavePa = saved.hsavePa;
+    this.#hostSaved = saved.hostSaved;
+    this.gif = saved.gif;
+    this.#segmentsChanged = true;
+    this.forget();
   }
 
   // MSRs
