@@ -66,6 +66,7 @@ import {
 } from './hardware/bits.ts';
 import { F } from './hardware/vmcs.ts';
 import { handleInvalidGuestState, handleRmodeException, rmodeException } from './rmode.ts';
+import { vmxSkipEmulatedInstruction } from './run.ts';
 import { vmxGetCpl } from './segments.ts';
 import { controlsClearBit, toVmx, vmcsOf } from './vcpu-vmx.ts';
 
@@ -149,7 +150,7 @@ function debugException(vcpu: Vcpu, info: number): number {
   const dr6 = wideQualification(vcpu);
   const v = vmcsOf(vcpu);
   if ((vcpu.guestDebug & GUESTDBG_STEP_OR_HW) === 0) {
-    if (((info >> 8) & 7) === IntrType.privilegedSoftException) kvmSkipEmulatedInstruction(vcpu);
+    if (((info >> 8) & 7) === IntrType.privilegedSoftException) vmxSkipEmulatedInstruction(vcpu);
     // Entry wants BS pending while TF is set under a shadow (SDM vol. 3 26.3.1.5).
     else if (v.readLow(F.GUEST_RFLAGS) & 0x100 && vmxGetInterruptShadow(vcpu) !== 0) {
       v.write64(F.GUEST_PENDING_DBG_EXCEPTIONS, v.read64(F.GUEST_PENDING_DBG_EXCEPTIONS) | PendingDebug.bs);
@@ -330,7 +331,7 @@ export const handleTaskSwitch = frame('handleTaskSwitch', (vcpu: Vcpu): number =
   const reason = qual >>> 30;
   const error = reason === GATE && vectored ? consumeVectoredEvent(vcpu, type) : { has: false, code: 0 };
   const restarts = type === IntrType.hardException || type === IntrType.external || type === IntrType.nmi;
-  if (!vectored || !restarts) kvmSkipEmulatedInstruction(vcpu);
+  if (!vectored || !restarts) vmxSkipEmulatedInstruction(vcpu);
   const index = vectored && type === IntrType.softInterrupt ? vmx.idtVectoringInfo & 0xff : -1;
   return kvmTaskSwitch(vcpu, qual & 0xffff, index, reason, error.has, error.code);
 });

@@ -13,6 +13,8 @@ import {
   kvmReadCr4,
   kvmRegisterMarkAvailable,
   kvmRegisterMarkDirty,
+  kvmUpdateDr7,
+  kvmUpdateDr0123,
   POSSIBLE_CR4_GUEST_BITS,
   type RegName,
   type Vcpu,
@@ -236,5 +238,8 @@ export function vmxSyncDirtyDebugRegs(vcpu: Vcpu): void {
   arch.dr6 = state.get64(S.dr6);
   arch.dr7 = vmcsOf(vcpu).read64(F.GUEST_DR7);
   arch.switchDbRegs &= ~2;
+  // KVM's caller does this (vcpu_enter_guest): what is in effect, and whether a breakpoint is armed, follows.
+  kvmUpdateDr0123(vcpu);
+  kvmUpdateDr7(vcpu);
   controlsSetBit(vcpu, F.CPU_BASED_VM_EXEC_CONTROL, Primary.movDr);
 }
