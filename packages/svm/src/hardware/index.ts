@@ -4,4 +4,5 @@ export * from './exit-codes.ts';
 export * from './features.ts';
 export * from './instructions.ts';
 export * from './intercepts.ts';
+export * from './rules.ts';
 export * from './vmcb.ts';

@@ -26,8 +26,9 @@ import {
 } from './entry-checks.ts';
 import { SvmExit } from './exit-codes.ts';
 import { entryLimits, type OptionalFeature, type SvmSiliconFeatures, siliconFeatures } from './features.ts';
-import { EVENT_TYPE, pa64, SvmGuest } from './intercepts.ts';
+import { SvmGuest } from './intercepts.ts';
 import { reservedHighMask } from './nested-paging.ts';
+import { EVENT_TYPE, pa64 } from './rules.ts';
 import { Clean, EventInfo, IntCtl, IntState, SAVE_AREA, TlbCtl, V, VMSA } from './vmcb.ts';
 import { type SaveMemory, saveMemory, WorldSwitch } from './world-switch.ts';
 
