@@ -8,6 +8,7 @@ import type { SvmParams } from './vcpu-svm.ts';
 
 export { svmExitName } from './exit-names.ts';
 export { svmExitHandlers } from './exits.ts';
+export * as svmHardware from './hardware/index.ts';
 export { SvmExit, SvmHardware, V, VMCB_FIELDS, Vmcb } from './hardware/index.ts';
 export { SVM_X86_OPS } from './ops.ts';
 export { type SvmParams, svmModule, toSvm } from './vcpu-svm.ts';
