@@ -114,6 +114,8 @@ export interface ProcessorApi {
   nmiPending: boolean;
   smiPending: boolean;
   initPending: boolean;
+  /** DR6 bits of debug traps that wait for the next boundary (MOV SS holds them back); a world switch takes them along. */
+  pendingDebug: bigint;
   /** The event whose delivery an exit interrupted. */
   eventInDelivery: PendingEvent | undefined;
 

@@ -376,6 +376,13 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   // Debug registers
 
+  get pendingDebug(): bigint {
+    return this.events.pendingDebug;
+  }
+  set pendingDebug(bits: bigint) {
+    this.events.pendingDebug = bits;
+  }
+
   /** Follows DR0-DR3 and DR7. */
   armBreakpoints(): void {
     this.#armed = armedBreakpoints(this.state);

@@ -315,8 +315,13 @@ export class VmxSilicon {
     const { processor } = this;
     const bits = this.vmcs.read64(F.GUEST_PENDING_DBG_EXCEPTIONS);
     // MOV SS holds them back (26.7.3); DR6 bits other than BS count only with an enabled breakpoint.
-    if (processor.state.shadow & Interruptibility.movSs || (bits & 0x5000n) === 0n) return true;
+    if ((bits & 0x5000n) === 0n) return true;
     const payload = bits & 0x400fn;
+    if (processor.state.shadow & Interruptibility.movSs) {
+      // The single step makes its own trap behind the next instruction.
+      processor.pendingDebug = payload & 0xfn;
+      return true;
+    }
     if (this.guest.interceptException(1, undefined, payload, undefined)) return false;
     processor.state.set64(S.dr6, (processor.state.get64(S.dr6) & ~0xfn) | payload);
     return processor.injectEvent({ kind: 'exception', vector: 1, errorCode: undefined, instructionLength: 0 });

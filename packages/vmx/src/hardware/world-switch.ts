@@ -141,7 +141,12 @@ export class WorldSwitch {
     v.saveWord(F.GUEST_INTERRUPTIBILITY_INFO, shadow | nmi);
     v.saveWord(F.GUEST_ACTIVITY_STATE, view.getUint8(base + S.activity));
     // A trap that MOV SS holds back stays pending across the exit (27.3.4).
-    v.saveWord(F.GUEST_PENDING_DBG_EXCEPTIONS, shadow !== 0 && this.#stepping() ? Number(PendingDebug.bs) : 0);
+    let pending = shadow !== 0 && this.#stepping() ? Number(PendingDebug.bs) : 0;
+    if (this.#processor.pendingDebug !== 0n) {
+      pending |= Number(this.#processor.pendingDebug & 0xfn) | Number(PendingDebug.enabledBreakpoint);
+      this.#processor.pendingDebug = 0n;
+    }
+    v.saveWord(F.GUEST_PENDING_DBG_EXCEPTIONS, pending);
   }
   #stepping(): boolean {
     const debugctl = this.#u32[this.#block + word(S.debugctl)];
