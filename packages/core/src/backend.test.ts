@@ -71,12 +71,18 @@ describe('static calls', () => {
     expect(text).toContain("'setCr0' (Install CR0 with no checks.)");
     expect(text).toContain("'extends'");
   });
-  test('an op that throws is named', () => {
-    const boom = () => {
+  test('an op that throws while a vCPU runs is named', async () => {
+    const getRflags = (): bigint => {
       throw new TypeError('boom');
     };
-    const calls = kvmOpsUpdate('bad', { ...idleOps(), getCpl: boom }, false);
-    expect(() => calls.getCpl(null as never)).toThrow(/backend 'bad': op 'getCpl' threw TypeError: boom/);
+    const kvm = await create(idle({ getIfFlag: () => getRflags() !== 0n, isExceptionVmexit: () => false }, 'bad'));
+    const vcpu = kvm.createVm().createVcpu(0);
+    vcpu.runIo.immediateExit = true;
+    expect(() => vcpu.run()).toThrow(/backend 'bad': op 'getIfFlag' threw TypeError: boom/);
+  });
+  test('a call costs no more than the function itself', () => {
+    const ops = idleOps();
+    expect(kvmOpsUpdate('idle', ops, false).getCpl).toBe(ops.getCpl);
   });
 });
 

@@ -245,6 +245,8 @@ export function frame<F extends Framed>(name: string, fn: F): F {
     }
   };
   Object.defineProperty(framed, 'name', { value: name });
+  // Stack traces show the inner function.
+  if (fn.name === '') Object.defineProperty(fn, 'name', { value: name });
   FRAMED.add(framed);
   return framed as unknown as F;
 }

@@ -2,6 +2,7 @@
  * The run loop: KVM_RUN, vcpu_run, vcpu_enter_guest with its requests, blocking. KVM: arch/x86/kvm/x86.c.
  * The rest of x86.c stands in the files that are exported here.
  */
+import { resolveBackend } from './backend.ts';
 import { DEBUGREG_WONT_EXIT } from './debugregs.ts';
 import { KvmError } from './diagnostics.ts';
 import { kvmCheckAndInjectEvents, kvmCpuAcceptDmPicIntr, kvmIsDmIntrWindowOpen, kvmVcpuHasEvents } from './events.ts';
@@ -15,6 +16,7 @@ import { noteInstruction } from './mode-switch.ts';
 import { kvmGuestTimeUpdate } from './pvclock.ts';
 import { kvmSetCr8 } from './regs.ts';
 import { kvmVcpuReset } from './reset.ts';
+import { attributeRunError } from './static-calls.ts';
 import { frame, trace } from './trace.ts';
 import { Errno, FastPath, type KvmExit, MpState, Req, RunFlag } from './types.ts';
 import { completeUserspaceIo } from './userspace-io.ts';
@@ -31,7 +33,7 @@ export * from './requests.ts';
 export * from './reset.ts';
 
 /** Is the local APIC in the kernel. KVM: lapic_in_kernel. */
-export const lapicInKernel = kvmLapicInKernel;
+export const lapicInKernel = (vcpu: Vcpu): boolean => kvmLapicInKernel(vcpu);
 /** KVM: irqchip_in_kernel. */
 export const irqchipInKernel = (vcpu: Vcpu): boolean => vcpu.vm.irqchipInKernel;
 
@@ -42,9 +44,13 @@ const MAX_FRUITLESS_ENTRIES = 20000;
 export const kvmArchVcpuIoctlRun = frame('kvmArchVcpuIoctlRun', (vcpu: Vcpu, options: RunOptions): KvmExit => {
   const { kvm } = vcpu;
   vcpu.runDeadline = kvm.now() + (options.budget ?? Number.POSITIVE_INFINITY);
-  vcpuLoad(vcpu);
-  runIoctl(vcpu);
-  postKvmRunSave(vcpu);
+  try {
+    vcpuLoad(vcpu);
+    runIoctl(vcpu);
+    postKvmRunSave(vcpu);
+  } catch (error) {
+    throw kvm.backend ? attributeRunError(kvm.backend.name, resolveBackend(kvm.backend).ops, error) : error;
+  }
   trace(vcpu, 'kvm_userspace_exit', () => ({ vcpuId: vcpu.vcpuId, reason: vcpu.exit.reason }));
   return vcpu.exit;
 });
