@@ -181,7 +181,8 @@ export type KvmExit =
   | { reason: 'exception'; exception: number; errorCode: number }
   /** In-kernel irqchip: every vCPU is halted; nothing happens before `idleUntil` (ticks; Infinity: only an outside event can wake it). */
   | { reason: 'idle'; idleUntil: number }
-  | { reason: 'shutdown' }
+  /** `at`: where the guest stood, if the vendor has reset the vCPU since (SVM). Not in KVM's struct. */
+  | { reason: 'shutdown'; at?: { cs: number; rip: bigint; cr0: bigint } }
   | { reason: 'fail_entry'; hardwareEntryFailureReason: bigint; cpu: number; failures: FailedCheck[] }
   | { reason: 'internal_error'; suberror: number; data: bigint[]; insnBytes?: Uint8Array; detail?: string }
   | { reason: 'irq_window_open' }

@@ -66,7 +66,7 @@ import {
   traceTrappedSwitch,
   type Vcpu,
 } from '@tskvm/core';
-import { EFER, Vector } from '@tskvm/emulator';
+import { EFER, Seg, Vector } from '@tskvm/emulator';
 import { disableNmiSinglestep, svmClearVintr } from './events.ts';
 import { EventInfo, MSR_EFER, SvmExit, V } from './hardware/index.ts';
 import { setDrIntercepts } from './intercepts.ts';
@@ -254,11 +254,13 @@ const npfInterception = frame('npfInterception', (vcpu: Vcpu): ExitOutcome => {
 
 /** The VMCB is worthless after a shutdown: the vCPU is INITed before user space hears of it. KVM: shutdown_interception. */
 const shutdownInterception = frame('shutdownInterception', (vcpu: Vcpu): ExitOutcome => {
+  vcpu.exit = { reason: 'shutdown' };
   if (!sevEsGuest(vcpu)) {
+    const cs = vcpu.kvm.calls.getSegment(vcpu, Seg.CS).selector;
+    vcpu.exit = { reason: 'shutdown', at: { cs, rip: kvmRipRead(vcpu), cr0: kvmReadCr0(vcpu) } };
     vmloading(vcpu).clear();
     if (!isSmm(vcpu)) kvmVcpuReset(vcpu, true);
   }
-  vcpu.exit = { reason: 'shutdown' };
   return 0;
 });
 

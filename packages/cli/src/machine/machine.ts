@@ -247,7 +247,7 @@ export class Machine {
       case 'idle':
         return this.#idle(exit.reason === 'idle' ? exit.idleUntil : Number.POSITIVE_INFINITY, end);
       case 'shutdown':
-        return { reason: 'shutdown', detail: describePlace(vcpu) };
+        return { reason: 'shutdown', detail: describePlace(vcpu, exit.at) };
       case 'system_event':
         // KVM_SYSTEM_EVENT_SEV_TERM: the GHCB MSR, reason set in bits 15:12 and reason in 23:16.
         return { reason: 'guest-terminated', code: Number(((exit.data[0] ?? 0n) >> 12n) & 0xfffn) };
@@ -392,11 +392,11 @@ function checkOptions(options: MachineOptions, memory: number): void {
 }
 
 /** CS:RIP of a processor for messages. */
-function describePlace(vcpu: Vcpu): string {
+function describePlace(vcpu: Vcpu, at?: { cs: number; rip: bigint; cr0: bigint }): string {
   try {
-    const regs = vcpu.getRegs();
-    const sregs = vcpu.getSregs();
-    return `${sregs.cs.selector.toString(16).padStart(4, '0')}:${regs.rip.toString(16)} (CR0 0x${sregs.cr0.toString(16)}), instruction ${vcpu.kvm.processor.tick}`;
+    const { cr0, cs } = at ?? { cr0: vcpu.getSregs().cr0, cs: vcpu.getSregs().cs.selector };
+    const rip = at?.rip ?? vcpu.getRegs().rip;
+    return `${cs.toString(16).padStart(4, '0')}:${rip.toString(16)} (CR0 0x${cr0.toString(16)}), instruction ${vcpu.kvm.processor.tick}`;
   } catch {
     return 'a place that can not be read (protected state)';
   }
