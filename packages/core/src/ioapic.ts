@@ -29,16 +29,13 @@ export class Ioapic {
     const rising = level && (this.#levels & mask) === 0;
     this.#levels = level ? this.#levels | mask : this.#levels & ~mask;
     const entry = this.table[pin];
-    if ((entry & LEVEL) !== 0n) {
-      if (level) this.#irr |= mask;
-      else {
-        this.#irr &= ~mask;
-        return;
-      }
-    } else {
-      if (!rising) return;
-      this.#irr |= mask;
+    if (!level) {
+      // A request ends with its line, also one that waits behind a mask for an edge.
+      this.#irr &= ~mask;
+      return;
     }
+    if ((entry & LEVEL) === 0n && !rising) return;
+    this.#irr |= mask;
     trace(this.vm, 'kvm_ioapic_set_irq', () => ({ entry, pin, coalesced: false }));
     this.#service(pin);
   }
@@ -108,7 +105,9 @@ export class Ioapic {
         : (old & ~0xffffffffn & 0xffffffffffffffffn) | (value & ~readonly) | (old & readonly);
     // An edge entry has no remote IRR: software clears a stuck one by switching the mode.
     this.table[pin] = (next & LEVEL) === 0n ? next & ~REMOTE_IRR : next;
-    if ((this.table[pin] & LEVEL) !== 0n && (this.#levels & (1 << pin)) !== 0) this.#irr |= 1 << pin;
+    // Only a level is still a request when its entry is unmasked. KVM: ioapic_write_indirect.
+    if ((this.table[pin] & LEVEL) === 0n) return;
+    if ((this.#levels & (1 << pin)) !== 0) this.#irr |= 1 << pin;
     this.#service(pin);
   }
 

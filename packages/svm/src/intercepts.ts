@@ -45,7 +45,6 @@ export const DEFAULT_INTERCEPTS: readonly number[] = [
   SvmExit.SKINIT,
   SvmExit.WBINVD,
   SvmExit.XSETBV,
-  SvmExit.ICEBP,
   SvmExit.RDPRU,
   SvmExit.RSM,
   SvmExit.MONITOR,

@@ -351,7 +351,10 @@ export class SvmGuest implements GuestMode {
     errorCode: number | undefined,
     payload: bigint,
     during: PendingEvent | undefined,
+    self?: PendingEvent,
   ): boolean {
+    // INT1 goes through vector 1, but only its own intercept stops it (APM 15.9, ICEBP).
+    if (self?.kind === 'icebp') return false;
     const code = SvmExit.EXCP_BASE + vector;
     if (vector > 31 || !this.has(code)) return false;
     if (this.sevEs && !AUTOMATIC_EXITS.has(code)) return false;
