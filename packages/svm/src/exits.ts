@@ -439,7 +439,6 @@ export const svmExitHandlers: { readonly [code: number]: ExitHandler } = {
   [SvmExit.CR8_WRITE_TRAP]: crTrap,
   [SvmExit.INVPCID]: invpcidInterception,
   [SvmExit.RSM]: rsmInterception,
-  [SvmExit.ICEBP]: frame('icebpInterception', (vcpu: Vcpu) => emulateOnInterception(vcpu)),
   [SvmExit.NPF]: npfInterception,
   [SvmExit.VMGEXIT]: frame('sevHandleVmgexit', (vcpu: Vcpu) => sevHandleVmgexit(vcpu)),
 };
