@@ -242,6 +242,8 @@ export class Vcpu {
   vendor: unknown = null;
   /** CPUID as the guest sees it. */
   cpuid: CpuidEntry[] = [];
+  /** Tick at the last look, and entries since then that retired nothing. */
+  readonly progress = { tick: -1, fruitless: 0 };
   /** Tick at which the budget of the KVM_RUN in progress is used up. */
   runDeadline = Number.POSITIVE_INFINITY;
 

@@ -37,7 +37,9 @@ export const lapicInKernel = (vcpu: Vcpu): boolean => kvmLapicInKernel(vcpu);
 /** KVM: irqchip_in_kernel. */
 export const irqchipInKernel = (vcpu: Vcpu): boolean => vcpu.vm.irqchipInKernel;
 
-/** Entries without a single retired instruction after which KVM_RUN gives the caller a chance to look. */
+/** Entries in a row without a single retired instruction that are free; each further one takes a tick, so that time and budget go on. */
+const FREE_FRUITLESS_ENTRIES = 1000;
+/** So many give a caller without a budget a chance to look. */
 const MAX_FRUITLESS_ENTRIES = 20000;
 
 /** KVM_RUN. KVM: kvm_arch_vcpu_ioctl_run. Throws KvmError for what the caller did wrong (EINVAL, EIO). */
@@ -152,18 +154,18 @@ function postKvmRunSave(vcpu: Vcpu): void {
 const vcpuRunning = (vcpu: Vcpu): boolean => vcpu.arch.mpState === MpState.RUNNABLE;
 
 /** Has the caller's budget run out, or has the guest made no progress for long. */
-function budgetUsed(vcpu: Vcpu, progress: { tick: number; fruitless: number }): boolean {
-  const now = vcpu.kvm.now();
-  if (now !== progress.tick) {
-    progress.tick = now;
-    progress.fruitless = 0;
-  } else if (++progress.fruitless > MAX_FRUITLESS_ENTRIES) return true;
-  return now >= vcpu.runDeadline;
+function budgetUsed(vcpu: Vcpu): boolean {
+  const { kvm, progress } = vcpu;
+  if (kvm.now() !== progress.tick) progress.fruitless = 0;
+  // An exit that repeats for ever (an interrupt table in MMIO behind page tables in MMIO) must not stop the clock.
+  else if (++progress.fruitless > FREE_FRUITLESS_ENTRIES) kvm.processor.tick++;
+  progress.tick = kvm.now();
+  const stuck = progress.fruitless > 0 && progress.fruitless % MAX_FRUITLESS_ENTRIES === 0;
+  return stuck || progress.tick >= vcpu.runDeadline;
 }
 
 /** Runs until user space is needed. > 0 never; 0 exit prepared; < 0 errno. KVM: vcpu_run. */
 const vcpuRun = frame('vcpuRun', (vcpu: Vcpu): number => {
-  const progress = { tick: vcpu.kvm.now(), fruitless: 0 };
   vcpu.exit = { reason: 'unknown', hardwareExitReason: 0 };
   for (;;) {
     vcpu.arch.atInstructionBoundary = false;
@@ -175,7 +177,7 @@ const vcpuRun = frame('vcpuRun', (vcpu: Vcpu): number => {
       vcpu.exit = { reason: 'irq_window_open' };
       return 0;
     }
-    if (budgetUsed(vcpu, progress)) {
+    if (budgetUsed(vcpu)) {
       vcpu.exit = { reason: 'intr' };
       return -Errno.EINTR;
     }

@@ -53,6 +53,13 @@ describe('hostile guests under svm', () => {
       );
     });
   }
+  it('page tables in MMIO: exits that retire nothing use up the budget', async () => {
+    const { vcpu, kvm } = await machine({});
+    vcpu.setSregs({ ...vcpu.getSregs(), cr0: 0x80000011n, cr3: 0xfee00000n });
+    const { reason } = vcpu.run({ budget: 500 });
+    expect(reason).toBe('intr');
+    expect(kvm.now()).toBeGreaterThanOrEqual(500);
+  });
   it('random VMCBs: VMRUN refuses or the guest comes back', async () => {
     const fields = Object.values(V).filter(
       (offset) => offset % 8 === 0 && (offset < 0x40 || offset >= 0x400 || offset === 0x90),

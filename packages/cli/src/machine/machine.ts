@@ -301,7 +301,8 @@ export class Machine {
   #idle(idleUntil: number, end: number): MachineStop | null {
     const next = Math.min(idleUntil, this.kvm.tickAt(this.#nextTimer()));
     if (!Number.isFinite(next)) return { reason: 'idle' };
-    this.kvm.warpTo(Math.min(next, end));
+    // At least a tick: a time that is rounded must not stop the clock.
+    this.kvm.warpTo(Math.max(Math.min(next, end), this.instructions + 1));
     return null;
   }
   #nextTimer(): number {

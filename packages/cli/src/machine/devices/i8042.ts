@@ -10,6 +10,8 @@ const STATUS_COMMAND = 0x08;
 const STATUS_UNLOCKED = 0x10;
 const CONFIG_IRQ1 = 0x01;
 const ACK = 0xfa;
+/** Bytes that wait for the guest; replies to commands beyond them are lost, as in the keyboard's own buffer. */
+const QUEUE_SIZE = 16;
 
 export class I8042 implements Device {
   readonly name = 'i8042';
@@ -55,7 +57,7 @@ export class I8042 implements Device {
     return this.#last;
   }
   #reply(...bytes: number[]): void {
-    this.#output.push(...bytes);
+    if (this.#output.length + bytes.length <= QUEUE_SIZE) this.#output.push(...bytes);
     this.#update();
   }
   #update(): void {

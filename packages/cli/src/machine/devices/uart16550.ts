@@ -13,6 +13,8 @@ const IIR_TX = 0x02;
 const IIR_RX = 0x04;
 const MCR_OUT2 = 0x08;
 const MCR_LOOP = 0x10;
+/** What the receiver holds; a byte that comes in loop-back while it is full is lost (overrun). */
+const FIFO_SIZE = 16;
 
 export class Uart16550 implements Device, PortDevice {
   readonly name: string;
@@ -119,8 +121,9 @@ export class Uart16550 implements Device, PortDevice {
     this.#update();
   }
   #transmit(value: number): void {
-    if (this.#mcr & MCR_LOOP) this.#rx.push(value);
-    else this.onByte?.(value);
+    if (this.#mcr & MCR_LOOP) {
+      if (this.#rx.length < FIFO_SIZE) this.#rx.push(value);
+    } else this.onByte?.(value);
     this.#txPending = true;
   }
 
