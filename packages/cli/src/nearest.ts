@@ -13,12 +13,12 @@ function distance(a: string, b: string): number {
   return row[b.length];
 }
 
-/** At most `count` names within a third of the length, nearest first. */
+/** At most `count` names within a third of the wrong one's length, nearest first. */
 export function nearest(name: string, names: Iterable<string>, count = 3): string[] {
   const wanted = name.toLowerCase();
   return [...names]
     .map((candidate) => ({ candidate, d: distance(wanted, candidate.toLowerCase()) }))
-    .filter(({ candidate, d }) => d <= Math.max(2, Math.ceil(Math.max(candidate.length, wanted.length) / 3)))
+    .filter(({ d }) => d <= Math.ceil(wanted.length / 3))
     .sort((a, b) => a.d - b.d || (a.candidate < b.candidate ? -1 : 1))
     .slice(0, count)
     .map(({ candidate }) => candidate);

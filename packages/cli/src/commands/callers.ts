@@ -14,7 +14,7 @@ import {
   graphRow,
   treeLines,
 } from '../report/call-graph.ts';
-import { addRunOptions, backendSpecs, machineOptions, type RunFlags } from './options.ts';
+import { addRunOptions, backendSpecs, machineOptions, parseNumber, type RunFlags } from './options.ts';
 import { runSession } from './session.ts';
 import { CONFIGURATIONS, runTour } from './tour.ts';
 
@@ -106,11 +106,17 @@ export function addCallersCommand(program: Command): void {
       ),
   ).action(async (name: string, image: string | undefined, flags: CallersFlags) => {
     const target = findFunction(name);
+    const depth = flags.depth === undefined ? 14 : parseNumber(flags.depth, '--depth', 1);
     const { what, edges } = await recordedEdges(target, image, flags);
-    const tree = callerTree(target, edges, flags.depth === undefined ? 14 : Number(flags.depth));
+    const tree = callerTree(target, edges, depth);
     if (flags.svg) {
       const { Graphviz } = await import('@hpcc-js/wasm-graphviz');
-      writeFileSync(flags.svg, (await Graphviz.load()).dot(callerDot(tree), 'svg'));
+      const svg = (await Graphviz.load()).dot(callerDot(tree), 'svg');
+      try {
+        writeFileSync(flags.svg, svg);
+      } catch (error) {
+        throw new UsageError('FILE_UNWRITABLE', `--svg ${flags.svg} can't be written: ${(error as Error).message}`);
+      }
       process.stderr.write(`tskvm: wrote ${flags.svg}\n`);
     }
     if (flags.json) process.stdout.write(`${JSON.stringify(treeData(tree))}\n`);

@@ -47,7 +47,7 @@ export function sideBySide(results: readonly ModesResult[]): string {
       modeName(lead.from),
       modeName(lead.to),
       instructionText(lead),
-      `0x${lead.rip?.toString(16) ?? ''}`,
+      lead.rip === undefined ? '' : `0x${lead.rip.toString(16)}`,
       bitsChanged(lead),
       ...cells,
     ]);
@@ -84,6 +84,7 @@ Examples:
       }));
       process.stdout.write(`${JSON.stringify(data.length === 1 ? data[0] : data)}\n`);
     } else if (results.length > 1) process.stdout.write(`${sideBySide(results)}\n`);
+    else if (results[0].switches.length === 0) process.stdout.write('no mode switch\n');
     else process.stdout.write(`${switchTable(results[0].switches)}\n`);
     for (const { backend, stop } of results) {
       if (stop.reason !== 'debug-exit' && !flags.json)

@@ -165,6 +165,15 @@ export async function backendSpecs(flags: RunFlags, defaults: readonly string[])
   return specs;
 }
 
+/** The backend of a command that runs one machine. */
+export async function backendSpec(flags: RunFlags): Promise<string> {
+  const specs = await backendSpecs(flags, ['svm']);
+  if (specs.length > 1) {
+    throw new UsageError('ONE_BACKEND', `this command takes one --backend; modes and tour compare several`);
+  }
+  return specs[0];
+}
+
 /** `\r`, `\n`, `\t`, `\\`, `\xNN` in `--input`. */
 export function unescapeInput(text: string): Uint8Array {
   const plain = text.replace(/\\(r|n|t|\\|x[0-9a-fA-F]{2})/g, (_, code: string) => {

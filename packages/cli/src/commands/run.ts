@@ -1,6 +1,6 @@
 /** `tskvm run`: a machine on standard input and output. */
 import type { Command } from 'commander';
-import { addRunOptions, backendSpecs, machineOptions, type RunFlags } from './options.ts';
+import { addRunOptions, backendSpec, machineOptions, type RunFlags } from './options.ts';
 import { describeStop, exitStatus, runSession } from './session.ts';
 
 export function addRunCommand(program: Command): void {
@@ -17,12 +17,12 @@ Examples:
   tskvm run --cdrom /usr/lib/grub-rescue/grub-rescue-cdrom.iso   SeaBIOS starts GRUB
   tskvm run --load 0x1000 code.bin --max-instructions 100000
 
-Exit status: the guest's by the debug-exit port (0xF4: value*2+1); 3 triple fault; 124 instructions used up; 1 error; 2 usage.
+Exit status: the guest's by the debug-exit port (0xF4: value*2+1, so 1 for a guest that writes 0); 3 triple fault; 124 instructions used up; 1 error; 2 usage.
 On a terminal Ctrl-] ends the run.`,
       ),
   ).action(async (image: string | undefined, flags: RunFlags) => {
     const common = machineOptions(image, flags);
-    const [spec] = await backendSpecs(flags, ['svm']);
+    const spec = await backendSpec(flags);
     const result = await runSession({
       spec,
       common,

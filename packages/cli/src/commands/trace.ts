@@ -2,7 +2,7 @@
 import type { TraceEvents, TraceName } from '@tskvm/core';
 import type { Command } from 'commander';
 import { jsonSafe, traceLine } from '../report/trace-text.ts';
-import { addRunOptions, backendSpecs, machineOptions, type RunFlags } from './options.ts';
+import { addRunOptions, backendSpec, machineOptions, type RunFlags } from './options.ts';
 import { describeStop, exitStatus, runSession } from './session.ts';
 
 interface TraceFlags extends RunFlags {
@@ -49,8 +49,9 @@ Examples:
       ),
   ).action(async (image: string | undefined, flags: TraceFlags) => {
     const common = machineOptions(image, flags);
-    const [spec] = await backendSpecs(flags, ['svm']);
+    const spec = await backendSpec(flags);
     const wanted = matcher(flags.event);
+    const seen = new Set<string>();
     const result = await runSession({
       spec,
       common,
@@ -58,6 +59,7 @@ Examples:
       onSerial: flags.serial ? (byte) => process.stderr.write(Uint8Array.of(byte)) : undefined,
       prepare: (machine) => {
         machine.kvm.on('*', (event: TraceEvents[TraceName], name: TraceName) => {
+          seen.add(name);
           if (!wanted(name)) return;
           const vcpu = 'vcpuId' in event ? event.vcpuId : 0;
           const line = flags.json
@@ -67,6 +69,10 @@ Examples:
         });
       },
     });
+    for (const pattern of flags.event ?? []) {
+      if ([...seen].some(matcher([pattern]))) continue;
+      process.stderr.write(`tskvm: no event ${pattern} in this run; it had ${[...seen].sort().join(', ')}\n`);
+    }
     if (result.stop.reason !== 'debug-exit') process.stderr.write(`tskvm: ${describeStop(result.stop)}\n`);
     process.exitCode = exitStatus(result.stop);
   });

@@ -1,8 +1,9 @@
 /**
  * KVM's tracepoints as trace-cmd prints them: `task-pid [cpu] secs.usecs: event: text`.
- * Source: the print formats of the kvm tracepoints, described with samples in docs/trace.md.
+ * Source: the print formats of the kvm tracepoints.
  */
 import type { TraceEvents, TraceName } from '@tskvm/core';
+import { instructionText } from './mode-switches.ts';
 
 type Text<N extends TraceName> = (event: TraceEvents[N]) => string;
 
@@ -68,7 +69,7 @@ const TEXTS: { [N in TraceName]?: Text<N> } = {
   kvm_userspace_exit: (e) => `reason KVM_EXIT_${e.reason.toUpperCase()}`,
   kvm_set_irq: (e) => `gsi ${e.gsi} level ${e.level} source ${e.source}`,
   mode_switch: (e) =>
-    `vcpu ${e.vcpuId} ${e.from.name} -> ${e.to.name} by ${e.cause}${e.exit ? ` exit ${e.exit.name}` : ''} path ${e.path.join('>') || `native (${e.why ?? ''})`}`,
+    `vcpu ${e.vcpuId} ${e.from.name} -> ${e.to.name} by ${instructionText(e)}${e.exit ? ` exit ${e.exit.name}` : ''} path ${e.path.join('>') || `native (${e.why ?? ''})`}`,
 };
 
 function plain(value: unknown): string {
