@@ -110,7 +110,16 @@ function collect(file: SourceFile): void {
 }
 const implementsEmulateOps = (names: string[]): boolean => names.some((n) => n === 'X86EmulateOps');
 const link = (from: GraphNode, to: string, label: string): void => {
-  if (from.name !== to && !from.calls.has(to)) from.calls.set(to, label);
+  const known = from.calls.get(to);
+  if (from.name === to) return;
+  if (known === undefined) from.calls.set(to, label);
+  else if (from.kind === 'table' && known !== '' && label !== '') {
+    // One handler under several keys: `SvmExit.READ_CR0, READ_CR3, WRITE_CR0`.
+    const short = label.startsWith(known.slice(0, known.indexOf('.') + 1))
+      ? label.slice(known.indexOf('.') + 1)
+      : label;
+    if (label !== known && !known.split(', ').includes(short)) from.calls.set(to, `${known}, ${short}`);
+  }
 };
 
 function resolve(id: Identifier): GraphNode | undefined {
