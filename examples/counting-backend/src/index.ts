@@ -14,7 +14,10 @@ export default function countingBackend(params: Record<string, unknown> = {}): B
         counts.setCr0++;
         base.setCr0(vcpu, cr0);
       },
-      vcpuRun: (vcpu, flags) => (counts.vcpuRun++, base.vcpuRun(vcpu, flags)),
+      vcpuRun: function countingVcpuRun(vcpu, flags) {
+        counts.vcpuRun++;
+        return base.vcpuRun(vcpu, flags);
+      },
     }),
   });
 }
