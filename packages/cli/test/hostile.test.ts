@@ -10,7 +10,7 @@ import { describe, expect, test } from 'vitest';
 import { CONFIGURATION_NAMES, CONFIGURATIONS } from './harness.ts';
 
 const SEED = 20_26;
-const RUNS = 40;
+const RUNS = 25;
 const BUDGET = 3000;
 const MODES: readonly GuestModeName[] = ['real', 'protected', 'paging32', 'pae', 'compatibility', 'long'];
 const CANARY = 0x5a;
