@@ -132,3 +132,17 @@ describe.each(['real', 'prot32', 'long'] as const)('evaluate and interpret agree
     }
   });
 });
+
+/** CS.D outlives CR0.PE until CS is loaded: a 32-bit far jump behind the MOV that clears PE (APM vol. 2 4.7.2). */
+it.each(['evaluate', 'interpret'] as const)(
+  'mov cr0 (PE off) in 32-bit code, then jmp 0:12000h as 32-bit code, on %s',
+  (engine) => {
+    const machine = prepare(engine, 'prot32', 1);
+    // mov eax, 10h; mov cr0, eax; jmp far 0000:00012000h
+    const code = [0xb8, 0x10, 0, 0, 0, 0x0f, 0x22, 0xc0, 0xea, 0x00, 0x20, 0x01, 0x00, 0x00, 0x00];
+    machine.memory.writeBytes(0x12000, Uint8Array.of(0xf4));
+    machine.load(code, 'prot32', CODE);
+    expect(machine.go(100)).toBe('halt');
+    expect(machine.state.rip).toBe(0x12001n);
+  },
+);

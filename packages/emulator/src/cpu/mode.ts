@@ -130,9 +130,9 @@ export function emulateModeOf(state: StateBlock): EmulateMode {
   return (attrib & Attrib.DB) !== 0 ? 'prot32' : 'prot16';
 }
 
-/** Code size in bytes: 64-bit mode 8, real and virtual-8086 mode 2, else CS.D. */
+/** Code size in bytes: 64-bit mode 8, virtual-8086 mode 2, else CS.D, which outlives CR0.PE until CS is loaded (APM vol. 2 4.7.2). */
 export function codeSize(state: StateBlock): 2 | 4 | 8 {
-  if ((cr0Of(state) & Cr0.PE) === 0 || (state.rflagsLow & Flag.VM) !== 0) return 2;
+  if ((state.rflagsLow & Flag.VM) !== 0) return 2;
   if (is64BitMode(state)) return 8;
   return (state.attrib(Seg.CS) & Attrib.DB) !== 0 ? 4 : 2;
 }
