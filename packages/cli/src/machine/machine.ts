@@ -195,6 +195,8 @@ export class Machine {
   async run(limits: RunLimits = {}): Promise<MachineStop> {
     const end = this.instructions + (limits.maxInstructions ?? Number.POSITIVE_INFINITY);
     const slice = limits.slice ?? 2_000_000;
+    if (!(slice >= 1)) throw new UsageError('BAD_LIMIT', `slice ${slice}: give a number of at least 1`);
+    if (Number.isNaN(end)) throw new UsageError('BAD_LIMIT', 'maxInstructions is not a number');
     for (;;) {
       const stop = this.runSlice(Math.min(slice, end - this.instructions));
       if (stop && stop.reason !== 'budget') return stop;

@@ -3,6 +3,7 @@
  * Manual: ATA/ATAPI-6 (T13 1410D), MMC-3 for the packet commands.
  */
 import type { Device, DeviceHost, DeviceState, PortDevice } from '../bus.ts';
+import { UsageError } from '../errors.ts';
 import { AtaDisk } from './ata-disk.ts';
 import { AtapiDrive } from './atapi.ts';
 
@@ -223,7 +224,10 @@ export class IdeChannel implements Device {
   save(): DeviceState {
     // A data phase is finished by repeating the command: the drive keeps no closure, so the state is taken between phases only.
     if (this.task.status & Status.DRQ)
-      throw new Error(`${this.name}: can't be saved in the middle of a PIO transfer; run a little further`);
+      throw new UsageError(
+        'BUSY_DEVICE',
+        `${this.name} can't be saved in the middle of a PIO transfer: run a little further`,
+      );
     return { version: 1, task: structuredClone(this.task), control: this.#control, drive: this.#drive?.save() ?? null };
   }
   load(state: DeviceState): void {
