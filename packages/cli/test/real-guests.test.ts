@@ -83,11 +83,10 @@ describe('SeaBIOS starts GRUB', () => {
   );
 });
 
-test('the images of the guests are what their sources assemble to', () => {
+test('the images of the guests are what their sources assemble to', (context) => {
   const root = fileURLToPath(new URL('../../../', import.meta.url));
   const result = spawnSync('npx', ['tsx', 'scripts/guests.ts', '--check'], { cwd: root, encoding: 'utf8' });
-  // 77: no assembler here (Debian package nasm).
-  if (result.status === 77 && !REQUIRED) return;
+  if (result.status === 77 && !REQUIRED) context.skip('no assembler: install the Debian package nasm');
   expect(result.stderr.replace(/^npm warn.*\n/gm, '')).toBe('');
   expect(result.status).toBe(0);
 });
