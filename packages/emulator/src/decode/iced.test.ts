@@ -250,10 +250,12 @@ describe.each(MODES.map((mode) => [modeName(mode), mode] as const))('decode agre
   it('for every opcode of the legacy maps', () => {
     expect(collect(mode, legacySweep(mode.codeSize))).toEqual([]);
   });
-  // VEX has no differences between vendors.
-  it.runIf(mode.intel)('for every opcode of the VEX maps', () => {
-    expect(collect(mode, vexSweep())).toEqual([]);
-  });
+  // VEX has no differences between vendors: one of them is swept.
+  if (mode.intel) {
+    it('for every opcode of the VEX maps', () => {
+      expect(collect(mode, vexSweep())).toEqual([]);
+    });
+  }
   it('for random byte strings with random prefixes', () => {
     expect(collect(mode, randomStrings(60_000, 0x1234567 + mode.codeSize))).toEqual([]);
   });

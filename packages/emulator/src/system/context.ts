@@ -30,7 +30,7 @@ export interface EmulateContext {
   /** TF as it counts for the single-step trap after this instruction: as it began, but SYSCALL goes by what it leaves. */
   singleStep: boolean;
   /** A #DB trap to raise after commit: the bits to merge into DR6 (task switch to a TSS with T set: BT). */
-  debugTrap?: bigint;
+  debugTrap?: bigint | undefined;
 
   /** Checks segment:offset for an access of `size` bytes and returns the linear address; throws #GP, #SS. */
   linearize(seg: number, offset: bigint, size: number, write: boolean): bigint;
