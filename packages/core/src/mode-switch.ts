@@ -1,5 +1,5 @@
 /** Joins the processor's mode changes with the exit and the call path that led to them: the mode_switch event. */
-import { CR0, CR4, EFER, Flag, type ModeChange, type ModeName, type ProcessorMode, Seg } from '@tskvm/emulator';
+import { CR0, CR4, EFER, Flag, type ModeChange, type ModeName, PAGE, type ProcessorMode, Seg } from '@tskvm/emulator';
 import type { Kvm } from './kvm.ts';
 import { isGuestMode, isSmm, kvmRipRead } from './kvm-cache-regs.ts';
 import type { ModeSwitch, Tracer } from './trace.ts';
@@ -53,13 +53,18 @@ export function noteInstruction(vcpu: Vcpu, tracer: Tracer): void {
   tracer.instruction = null;
   if (vcpu.arch.guestStateProtected || vcpu.arch.emulationRequired) return;
   const rip = vcpu.kvm.calls.getSegmentBase(vcpu, Seg.CS) + kvmRipRead(vcpu);
-  const bytes: number[] = [];
-  for (let n = 0n; n < MAX_INSTRUCTION; n++) {
-    const gpa = vcpu.translate(rip + n);
-    if (gpa === undefined || !vcpu.vm.hasMemory(gpa, 1)) break;
-    bytes.push(vcpu.vm.readGuest(gpa, 1)[0]);
+  // One translation a page: this runs at every exit while somebody traces.
+  const bytes = new Uint8Array(MAX_INSTRUCTION);
+  let length = 0;
+  while (length < MAX_INSTRUCTION) {
+    const at = rip + BigInt(length);
+    const gpa = vcpu.translate(at);
+    const piece = Math.min(MAX_INSTRUCTION - length, PAGE - Number(at & 0xfffn));
+    if (gpa === undefined || !vcpu.vm.hasMemory(gpa, piece)) break;
+    bytes.set(vcpu.vm.readGuest(gpa, piece), length);
+    length += piece;
   }
-  tracer.instruction = { rip, bytes: Uint8Array.from(bytes) };
+  tracer.instruction = { rip, bytes: bytes.subarray(0, length) };
 }
 
 function releaseHeld(tracer: Tracer): void {

@@ -66,7 +66,7 @@ export function addModesCommand(program: Command): void {
 Examples:
   tskvm modes boot.bin
   tskvm modes --backend svm --backend vmx boot.bin       side by side
-  tskvm modes --json --cdrom /usr/lib/grub-rescue/grub-rescue-cdrom.iso --until 'grub>'`,
+  tskvm modes --json --cdrom /usr/lib/grub-rescue/grub-rescue-cdrom.iso --input c --until 'grub>'`,
       ),
   ).action(async (image: string | undefined, flags: RunFlags) => {
     const common = machineOptions(image, flags);
