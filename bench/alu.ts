@@ -9,7 +9,7 @@ import { vmx } from '@tskvm/vmx';
 import { createMachine, firmware } from '../packages/cli/src/index.ts';
 
 /** Instructions in the loop: see bench/guests/alu.asm. */
-const ITERATIONS = 20_000_000;
+const ITERATIONS = 60_000_000;
 const PER_ITERATION = 10;
 const root = fileURLToPath(new URL('..', import.meta.url));
 

@@ -1,7 +1,7 @@
 ; alu.asm: the ALU loop, paged: 32-bit (default) or long mode (-DLONG). A 64 KiB ROM at 0xF0000 and below 4 GiB.
 ; ITERATIONS x 10 instructions: 8 ALU, dec, jnz. Writes 'S' to port 0xE9 at the start, 'E' at the end, then leaves by port 0xF4.
 %ifndef ITERATIONS
-%define ITERATIONS 20000000
+%define ITERATIONS 60000000
 %endif
 %define LIN(x) (0xF0000 + (x))
         org 0
