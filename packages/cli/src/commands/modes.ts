@@ -69,11 +69,9 @@ Examples:
   tskvm modes --json --cdrom /usr/lib/grub-rescue/grub-rescue-cdrom.iso --input c --until 'grub>'`,
       ),
   ).action(async (image: string | undefined, flags: RunFlags) => {
-    const common = machineOptions(image, flags);
     const specs = await backendSpecs(flags, ['svm']);
     const results: ModesResult[] = [];
     for (const spec of specs) results.push(await recordModes({ spec, common: machineOptions(image, flags), flags }));
-    void common;
     if (flags.json) {
       const data = results.map((r) => ({
         backend: r.backend,

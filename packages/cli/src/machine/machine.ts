@@ -12,7 +12,6 @@ import { addPcDevices, type PcDevices } from './pc.ts';
 import { applyStart } from './start-state.ts';
 
 const MIB = 2 ** 20;
-const VGA_HOLE = 0xa0000;
 const HIGH_MEMORY = 0x100000;
 /** RAM ends here; PCI, APICs and firmware lie above. */
 const LOW_RAM_LIMIT = 0xe0000000;
@@ -53,7 +52,7 @@ export type MachineStop =
   | { reason: 'idle' }
   /** KVM could not go on: entry failure, emulation failure, a hole in tskvm. */
   | { reason: 'error'; code: string; message: string; exit?: KvmExit }
-  /** A reset was asked for and `resetStops` is on. */
+  /** The guest asked for a reset (8042, port 92h, CF9h). */
   | { reason: 'reset' }
   | { reason: 'guest-terminated'; code: number };
 
@@ -321,7 +320,7 @@ export class Machine {
     }
   }
 
-  /** A reset line was pulled: processors to RESET, the image's memory anew. */
+  /** A reset line was pulled: the run ends, and whoever runs the machine decides (a reset machine is a new machine). */
   #reset(): MachineStop {
     this.#resetWanted = false;
     return { reason: 'reset' };
@@ -391,7 +390,6 @@ function checkOptions(options: MachineOptions, memory: number): void {
   if (!Number.isInteger(cpus) || cpus < 1 || cpus > 8)
     throw new UsageError('BAD_CPUS', `${cpus} processors: give 1 to 8`);
   if ((options.disks?.length ?? 0) > 1) throw new UsageError('TOO_MANY_DISKS', 'one disk and one CD-ROM at most');
-  void VGA_HOLE;
 }
 
 /** CS:RIP of a processor for messages. */
