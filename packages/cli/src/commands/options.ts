@@ -6,6 +6,7 @@ import { findBackend } from '../backends.ts';
 import { memoryImage } from '../machine/devices/ide.ts';
 import { UsageError } from '../machine/errors.ts';
 import { bootSector, firmware, flatBinary, type LoadPlan } from '../machine/loaders/image.ts';
+import { isLinux, LINUX_DEFAULT_MEMORY, linux } from '../machine/loaders/linux.ts';
 import { multiboot } from '../machine/loaders/multiboot.ts';
 import type { MachineOptions } from '../machine/machine.ts';
 
@@ -23,6 +24,7 @@ export interface RunFlags {
   kernel?: string;
   initrd?: string;
   append?: string;
+  linuxEntry?: string;
   memory?: string;
   cpus?: string;
   backend?: string[];
@@ -50,10 +52,11 @@ export function addRunOptions(command: Command): Command {
     .option('--bios <file>', `start firmware at the reset vector (SeaBIOS: ${SEABIOS})`)
     .option('--disk <file>', 'a disk image; without --bios SeaBIOS is looked for where Debian puts it')
     .option('--cdrom <file>', 'a CD-ROM image; likewise')
-    .option('--kernel <file>', 'a Multiboot 1 kernel (32-bit ELF)')
-    .option('--initrd <file>', 'a module for --kernel')
-    .option('--append <text>', "the kernel's arguments")
-    .option('--memory <size>', 'guest RAM, e.g. 16M or 1G (default 64M)')
+    .option('--kernel <file>', 'a Linux kernel (bzImage) or a Multiboot 1 kernel (32-bit ELF)')
+    .option('--initrd <file>', "Linux's initramfs, or a module for a Multiboot kernel")
+    .option('--append <text>', "the kernel's command line")
+    .option('--linux-entry <bits>', "Linux's 32-bit or 64-bit entry (default: 64 where the kernel has one)")
+    .option('--memory <size>', 'guest RAM, e.g. 16M or 1G (default 64M; 256M for Linux)')
     .option('--cpus <n>', 'virtual processors (default 1)')
     .option(
       '--backend <name[,param=value…]>',
@@ -106,19 +109,39 @@ export function readImage(file: string, what: string): Uint8Array {
   }
 }
 
+/** A kernel by what its file is: Linux's bzImage or Multiboot. */
+function kernelPlan(kernel: Uint8Array, file: string, flags: RunFlags, memory: number | undefined): LoadPlan {
+  const kernelName = basename(file);
+  const initrd = flags.initrd ? readImage(flags.initrd, 'initrd') : undefined;
+  const common = { kernel, kernelName, append: flags.append };
+  if (!isLinux(kernel)) {
+    if (flags.linuxEntry)
+      throw new UsageError('NOT_LINUX', `--linux-entry is for Linux kernels; ${kernelName} is none`);
+    return multiboot({ ...common, module: initrd, memory: memory ?? DEFAULT_MEMORY });
+  }
+  return linux({
+    ...common,
+    initrd,
+    initrdName: flags.initrd && basename(flags.initrd),
+    memory: memory ?? LINUX_DEFAULT_MEMORY,
+    cpus: cpusOf(flags),
+    entry: linuxEntry(flags.linuxEntry),
+  });
+}
+function linuxEntry(text: string | undefined): 32 | 64 | undefined {
+  if (text === undefined) return undefined;
+  if (text === '32' || text === '64') return text === '32' ? 32 : 64;
+  throw new UsageError('BAD_NUMBER', `--linux-entry ${text}: choose 32 or 64`);
+}
+const cpusOf = (flags: RunFlags): number => (flags.cpus === undefined ? 1 : parseNumber(flags.cpus, '--cpus', 1));
+
 /** The image that the flags name. Exactly one kind. */
-function plan(image: string | undefined, flags: RunFlags, memory: number): LoadPlan {
+function plan(image: string | undefined, flags: RunFlags, memory: number | undefined): LoadPlan {
   const ways = [flags.load && '--load', flags.bios && '--bios', flags.kernel && '--kernel'].filter(Boolean);
   if (ways.length > 1) throw new UsageError('TWO_IMAGES', `${ways.join(' and ')} exclude each other: give one`);
   if (flags.kernel) {
     if (image) throw new UsageError('TWO_IMAGES', `${image} and --kernel exclude each other: give one`);
-    return multiboot({
-      kernel: readImage(flags.kernel, 'kernel'),
-      kernelName: basename(flags.kernel),
-      module: flags.initrd ? readImage(flags.initrd, 'initrd') : undefined,
-      append: flags.append,
-      memory,
-    });
+    return kernelPlan(readImage(flags.kernel, 'kernel'), flags.kernel, flags, memory);
   }
   if (flags.load) {
     if (!image)
@@ -144,14 +167,15 @@ function plan(image: string | undefined, flags: RunFlags, memory: number): LoadP
 export type CommonOptions = Omit<MachineOptions, 'backend'>;
 
 export function machineOptions(image: string | undefined, flags: RunFlags): CommonOptions {
-  const memory = flags.memory === undefined ? DEFAULT_MEMORY : parseSize(flags.memory, '--memory');
+  const wanted = flags.memory === undefined ? undefined : parseSize(flags.memory, '--memory');
   if (flags.engine !== undefined && flags.engine !== 'interpret' && flags.engine !== 'evaluate') {
     throw new UsageError('BAD_ENGINE', `engine ${flags.engine}: choose interpret or evaluate`);
   }
+  const loaded = plan(image, flags, wanted);
   return {
-    image: plan(image, flags, memory),
-    memory,
-    cpus: flags.cpus === undefined ? 1 : parseNumber(flags.cpus, '--cpus', 1),
+    image: loaded,
+    memory: wanted ?? loaded.memory ?? DEFAULT_MEMORY,
+    cpus: cpusOf(flags),
     disks: flags.disk ? [memoryImage(readImage(flags.disk, 'disk').slice())] : [],
     cdrom: flags.cdrom ? { ...memoryImage(readImage(flags.cdrom, 'CD-ROM')), write: undefined } : undefined,
     engine: flags.engine as MachineOptions['engine'],

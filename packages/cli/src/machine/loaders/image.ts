@@ -10,8 +10,18 @@ export type StartState =
   | { kind: 'reset' }
   /** Real mode at CS:IP with DL set. */
   | { kind: 'real'; cs: number; ip: number; dl: number }
-  /** Flat 32-bit protected mode, paging off (Multiboot). */
-  | { kind: 'protected32'; eip: number; eax: number; ebx: number };
+  /** Flat 32-bit protected mode, paging off (Multiboot; Linux's 32-bit entry, which wants a GDT in memory). */
+  | { kind: 'protected32'; eip: number; eax: number; ebx: number; esi?: number; gdt?: StartGdt }
+  /** Long mode with the loader's page tables (Linux's 64-bit entry). */
+  | { kind: 'long64'; rip: number; rsi: number; cr3: number; gdt: StartGdt };
+
+/** A descriptor table in guest memory and the selectors that are loaded from it. */
+export interface StartGdt {
+  base: number;
+  limit: number;
+  code: number;
+  data: number;
+}
 
 export interface LoadPlan {
   /** [guest physical address, bytes]. */
@@ -19,6 +29,8 @@ export interface LoadPlan {
   /** Firmware: an image whose end stands below 4 GiB and, its last 128 KiB, below 1 MiB. */
   rom?: Uint8Array;
   start: StartState;
+  /** Bytes of RAM for which it was laid out, where that matters. */
+  memory?: number;
 }
 
 const BOOT_SECTOR_AT = 0x7c00;
