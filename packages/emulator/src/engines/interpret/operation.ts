@@ -70,10 +70,15 @@ export function recordForms(forms: readonly Form[]): Recording {
   const recorder = new Recorder(forms[0]);
   forms.forEach((form, i) => {
     if (i > 0) recorder.advance(form);
-    const operation = operationOf(recorder, form);
-    const system = systemPath(form.mnemonic);
-    if (system) system(recorder, operation, form);
-    else SEMANTICS[form.mnemonic](recorder, operation);
+    recordInto(recorder, form);
   });
   return recorder.recording();
+}
+
+/** Records one form's semantics behind what the recorder holds. */
+export function recordInto(recorder: Recorder, form: Form): void {
+  const operation = operationOf(recorder, form);
+  const system = systemPath(form.mnemonic);
+  if (system) system(recorder, operation, form);
+  else SEMANTICS[form.mnemonic](recorder, operation);
 }

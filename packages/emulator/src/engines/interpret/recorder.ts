@@ -116,7 +116,7 @@ export class Recorder extends ValueRecorder implements Builder {
   // ---- flags
 
   /** The flag algebra on this recorder's own operations. */
-  readonly #m: FlagArithmetic = {
+  protected readonly arithmetic: FlagArithmetic = {
     n64: (k) => this.n64(k),
     and: (a, b) => this.andNode(a, b),
     or: (a, b) => n(this.or(v(a), v(b))),
@@ -138,7 +138,8 @@ export class Recorder extends ValueRecorder implements Builder {
     xorC: (a, b) => n(this.xorC(c(a), c(b))),
     fromCond: (a) => n(this.fromCond(c(a))),
   };
-  #lazy(): lazy.Lazy {
+  /** The flags as they are now. */
+  protected lazyFlags(): lazy.Lazy {
     this.facts.readsFlags = true;
     if (this.facts.setsFlags) this.facts.readsOwnFlags = true;
     const version = `f${this.flagVersion}`;
@@ -147,7 +148,7 @@ export class Recorder extends ValueRecorder implements Builder {
       aux: this.shared('flagAux', 'i64', [], 0n, 8, 64, version),
     };
   }
-  #setLazy(result: Node | null, aux: Node | null, known?: Omit<Known, 'version'>): void {
+  protected setLazyFlags(result: Node | null, aux: Node | null, known?: Omit<Known, 'version'>): void {
     this.flagVersion++;
     this.facts.setsFlags = true;
     if (result !== null && aux !== null) this.facts.setsAllFlags = true;
@@ -155,46 +156,48 @@ export class Recorder extends ValueRecorder implements Builder {
     this.known = known ? { ...known, version: this.flagVersion } : null;
   }
   flag(name: FlagName): Cond {
-    return c(lazy.readFlag(this.#m, name, this.#lazy()));
+    return c(lazy.readFlag(this.arithmetic, name, this.lazyFlags()));
   }
   setFlags(update: FlagUpdate): void {
     const f = update as unknown as FlagUpdateNodes;
     if (f.zf === undefined && f.sf === undefined && f.pf === undefined) {
       if (f.cf === undefined && f.of === undefined && f.af === undefined) return;
-      this.#setLazy(null, lazy.changeAux(this.#m, this.#lazy().aux, f));
+      this.setLazyFlags(null, lazy.changeAux(this.arithmetic, this.lazyFlags().aux, f));
       return;
     }
     const result = this.#resultBehind(f);
     if (result !== undefined && f.cf !== undefined && f.of !== undefined && f.af !== undefined) {
-      this.#setLazy(result, lazy.auxOf(this.#m, f.cf, f.of, f.af));
+      this.setLazyFlags(result, lazy.auxOf(this.arithmetic, f.cf, f.of, f.af));
       return;
     }
     const get = (name: FlagName): Node => f[name] ?? n(this.flag(name));
     const all = { cf: get('cf'), pf: get('pf'), af: get('af'), zf: get('zf'), sf: get('sf'), of: get('of') };
-    const { result: explicit, aux } = lazy.explicit(this.#m, all);
-    this.#setLazy(explicit, aux);
+    const { result: explicit, aux } = lazy.explicit(this.arithmetic, all);
+    this.setLazyFlags(explicit, aux);
   }
   /** If ZF, SF and PF all follow one value, that value sign-extended. */
   #resultBehind(f: FlagUpdateNodes): Node | undefined {
     if (f.zf === undefined || f.sf === undefined || f.pf === undefined || f.zf.op !== 'i64Eqz') return undefined;
     const value = f.zf.args[0];
-    if (lazy.parityOf(this.#m, value) !== f.pf) return undefined;
-    const size = ([1, 2, 4, 8] as const).find((s) => value.bits <= s * 8 && this.#m.bit(value, s * 8 - 1) === f.sf);
+    if (lazy.parityOf(this.arithmetic, value) !== f.pf) return undefined;
+    const size = ([1, 2, 4, 8] as const).find(
+      (s) => value.bits <= s * 8 && this.arithmetic.bit(value, s * 8 - 1) === f.sf,
+    );
     return size === undefined ? undefined : this.sextNode(value, size);
   }
   flagsAdd(a: Value, b: Value, result: Value, size: Size): void {
-    this.#setLazy(this.sextNode(n(result), size), lazy.auxAdd(this.#m, n(a), n(b), n(result), size));
+    this.setLazyFlags(this.sextNode(n(result), size), lazy.auxAdd(this.arithmetic, n(a), n(b), n(result), size));
   }
   flagsSub(a: Value, b: Value, result: Value, size: Size): void {
     const signed = this.sextNode(n(result), size);
-    const aux = lazy.auxSub(this.#m, n(a), n(b), n(result), size);
-    this.#setLazy(signed, aux, { kind: 'sub', a: n(a), b: n(b), result: signed, size });
+    const aux = lazy.auxSub(this.arithmetic, n(a), n(b), n(result), size);
+    this.setLazyFlags(signed, aux, { kind: 'sub', a: n(a), b: n(b), result: signed, size });
   }
   flagsAdc(a: Value, b: Value, result: Value, size: Size): void {
-    this.#setLazy(this.sextNode(n(result), size), lazy.auxAdc(this.#m, n(a), n(b), n(result), size));
+    this.setLazyFlags(this.sextNode(n(result), size), lazy.auxAdc(this.arithmetic, n(a), n(b), n(result), size));
   }
   flagsSbb(a: Value, b: Value, result: Value, size: Size): void {
-    this.#setLazy(this.sextNode(n(result), size), lazy.auxSbb(this.#m, n(a), n(b), n(result), size));
+    this.setLazyFlags(this.sextNode(n(result), size), lazy.auxSbb(this.arithmetic, n(a), n(b), n(result), size));
   }
   flagsInc(result: Value, size: Size): void {
     this.#step(n(result), size, true);
@@ -204,12 +207,12 @@ export class Recorder extends ValueRecorder implements Builder {
   }
   #step(result: Node, size: Size, up: boolean): void {
     const signed = this.sextNode(result, size);
-    const aux = lazy.auxStep(this.#m, this.#lazy().aux, result, size, up);
-    this.#setLazy(signed, aux, { kind: 'other', a: signed, b: signed, result: signed, size });
+    const aux = lazy.auxStep(this.arithmetic, this.lazyFlags().aux, result, size, up);
+    this.setLazyFlags(signed, aux, { kind: 'other', a: signed, b: signed, result: signed, size });
   }
   flagsLogic(result: Value, size: Size): void {
     const signed = this.sextNode(n(result), size);
-    this.#setLazy(signed, this.n64(0n), { kind: 'logic', a: signed, b: signed, result: signed, size });
+    this.setLazyFlags(signed, this.n64(0n), { kind: 'logic', a: signed, b: signed, result: signed, size });
   }
   condition(cc: number): Cond {
     const base = this.#knownCondition(cc >> 1) ?? this.#lazyCondition(cc >> 1);
@@ -230,9 +233,9 @@ export class Recorder extends ValueRecorder implements Builder {
       case 5:
         return this.flag('pf');
       case 6:
-        return c(lazy.lessThan(this.#m, this.#lazy()));
+        return c(lazy.lessThan(this.arithmetic, this.lazyFlags()));
       default:
-        return this.orC(this.flag('zf'), c(lazy.lessThan(this.#m, this.#lazy())));
+        return this.orC(this.flag('zf'), c(lazy.lessThan(this.arithmetic, this.lazyFlags())));
     }
   }
   /** The condition as a comparison of the operands that have just set the flags. */
