@@ -156,12 +156,21 @@ function parseParams(texts: string[], backend: string): Record<string, unknown> 
   return params;
 }
 
+/** Refusals of module parameters: on the command line they are misuse. */
+const PARAM_CODES = new Set(['UNKNOWN_PARAM', 'BAD_PARAM']);
+
 /** Makes the backend that a command line names. Throws {@link UsageError} or KvmError. */
 export async function findBackend(spec: string, cwd = process.cwd()): Promise<Backend> {
   const [name, ...rest] = spec.split(',');
   const params = parseParams(rest, name);
   const factory = BUILT_IN[name] ?? (await importFactory(name, cwd));
-  const backend = factory(params);
+  let backend: Backend;
+  try {
+    backend = factory(params);
+  } catch (error) {
+    if (!(error instanceof KvmError && PARAM_CODES.has(error.code))) throw error;
+    throw new UsageError(error.code, `--backend ${spec}: ${error.message}`);
+  }
   if (!isBackend(backend))
     throw new UsageError('NOT_A_BACKEND', `backend ${name}: its factory did not return a backend; use defineBackend`);
   return backend;

@@ -1,6 +1,6 @@
 import { type CpuModel, EPYC } from '@tskvm/emulator';
 import { describe, expect, test } from 'vitest';
-import { type Backend, defineBackend, resolveBackend } from './backend.ts';
+import { type Backend, checkModuleParams, defineBackend, resolveBackend } from './backend.ts';
 import { KvmError } from './diagnostics.ts';
 import { Kvm } from './kvm.ts';
 import type { KvmX86Ops } from './ops-table.ts';
@@ -57,6 +57,99 @@ describe('defineBackend', () => {
     expect(ops.setCr0).toBe(resolveBackend(base).ops.setCr0);
     expect(model).toBe(EPYC);
   });
+});
+
+describe('a wrapper in a traced run', () => {
+  /** Wraps `setCr0` twice over an idle base; the outer one counts in the closure of its ops. */
+  const wrapped = (seen: number[]): Backend => {
+    const base = idle({ setCr0: function plainSetCr0() {} });
+    const inner = defineBackend({
+      name: 'inner',
+      apiVersion: 1,
+      extends: base,
+      ops: (b) => ({
+        setCr0: function innerSetCr0(vcpu, cr0) {
+          b.setCr0(vcpu, cr0);
+        },
+      }),
+    });
+    const ops = (b: KvmX86Ops): Partial<KvmX86Ops> => {
+      let calls = 0;
+      return {
+        setCr0: function outerSetCr0(vcpu, cr0) {
+          seen.push(++calls);
+          b.setCr0(vcpu, cr0);
+        },
+      };
+    };
+    return defineBackend({ name: 'outer', apiVersion: 1, extends: inner, ops });
+  };
+  test('the ops of its base have frames of their own, and the path to the setter ends at the last', async () => {
+    const kvm = await create(wrapped([]));
+    const tracer = kvm.enableTracing();
+    kvm.calls.setCr0(kvm.createVm().createVcpu(0), 0x11n);
+    const path = ['staticCall.setCr0', 'outerSetCr0', 'innerSetCr0', 'plainSetCr0'];
+    expect(tracer.lastSetter?.path).toEqual(path);
+    const edges = tracer.edges().map(({ caller, callee }) => `${caller}>${callee}`);
+    for (const [i, callee] of path.slice(1).entries()) expect(edges).toContain(`${path[i]}>${callee}`);
+  });
+  test("keeps the state of its closure when a listener comes or goes, and calls the base's own function when none is", async () => {
+    const seen: number[] = [];
+    const kvm = await create(wrapped(seen));
+    const vcpu = kvm.createVm().createVcpu(0);
+    seen.length = 0;
+    kvm.calls.setCr0(vcpu, 0x11n);
+    const first = seen[0];
+    const off = kvm.on('mode_switch', () => {});
+    kvm.calls.setCr0(vcpu, 0x11n);
+    off();
+    kvm.calls.setCr0(vcpu, 0x11n);
+    expect(seen).toEqual([first, first + 1, first + 2]);
+    let handed: Partial<KvmX86Ops> = {};
+    const base = idle();
+    const other = await create(
+      defineBackend({
+        name: 'x',
+        apiVersion: 1,
+        extends: base,
+        ops: (b) => {
+          handed = b;
+          return {};
+        },
+      }),
+    );
+    const plain = (base.ops as KvmX86Ops).getCpl;
+    other.on('kvm_exit', () => {})();
+    expect(handed.getCpl).toBe(plain);
+  });
+});
+
+describe('module parameters', () => {
+  const known = { npt: true, nested: false, pauseFilterCount: 3000 };
+  const refusal = (given: object): KvmError => {
+    try {
+      checkModuleParams('svm', given, known);
+    } catch (error) {
+      return error as KvmError;
+    }
+    throw new Error('accepted');
+  };
+  test('a misspelt one: the nearest, and all', () => {
+    const { code, errno, message, rule } = refusal({ ntp: true });
+    expect([code, errno]).toEqual(['UNKNOWN_PARAM', 22]);
+    expect(message).toBe("svm has no parameter 'ntp'; did you mean 'npt'? It has npt, nested, pauseFilterCount");
+    expect(rule).toBeDefined();
+    expect(refusal({ pause_filter_count: 1 }).message).toContain("'pauseFilterCount'?");
+    expect(refusal({ toString: 1 }).code).toBe('UNKNOWN_PARAM');
+  });
+  test('one of a wrong type', () => {
+    expect(refusal({ npt: 7 })).toMatchObject({
+      code: 'BAD_PARAM',
+      errno: 22,
+      message: "svm: 'npt' is a boolean, not 7",
+    });
+  });
+  test('undefined counts as not given', () => checkModuleParams('svm', { npt: undefined, ntp: undefined }, known));
 });
 
 describe('static calls', () => {

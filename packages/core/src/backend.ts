@@ -2,7 +2,8 @@
 import type { CpuModel, PhysicalMemory, ProcessorApi } from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
 import type { Kvm } from './kvm.ts';
-import { KVM_X86_OPS, type KvmX86Ops, type OpName } from './ops-table.ts';
+import { KVM_X86_OPS, type KvmX86Ops } from './ops-table.ts';
+import { MODE_SETTER_OPS, named, type Tracer } from './trace.ts';
 import { type CallerErrno, Errno } from './types.ts';
 
 /** Version of the contract between core and backends. */
@@ -30,12 +31,13 @@ export interface Backend extends Readonly<BackendDefinition> {
   readonly kind: 'tskvm-backend';
 }
 
-/** Name of the op that was most likely meant: smallest edit distance, undefined beyond a third of its length. */
-function nearestOp(given: string): OpName | undefined {
-  let best: OpName | undefined;
+const plainName = (name: string): string => name.toLowerCase().replaceAll('_', '');
+/** The name that was most likely meant: smallest edit distance, undefined beyond a third of its length (beyond 3 for short ones). */
+function nearestName(given: string, names: readonly string[]): string | undefined {
+  let best: string | undefined;
   let bestDistance = Math.max(3, Math.floor(given.length / 3)) + 1;
-  for (const name of Object.keys(KVM_X86_OPS) as OpName[]) {
-    const distance = editDistance(given.toLowerCase().replaceAll('_', ''), name.toLowerCase());
+  for (const name of names) {
+    const distance = editDistance(plainName(given), plainName(name));
     if (distance < bestDistance) [best, bestDistance] = [name, distance];
   }
   return best;
@@ -56,11 +58,36 @@ const refuse = (code: string, message: string): never => {
   throw new KvmError(code, Errno.EINVAL, message);
 };
 
+/** Rule of the refusals of {@link checkModuleParams}. */
+const PARAM_RULE = 'a module takes its own parameters only, each of its type';
+
+/**
+ * Checks module parameters by name and type; `undefined` counts as not given. For a backend's factory.
+ * Throws KvmError UNKNOWN_PARAM or BAD_PARAM (EINVAL, as insmod says it), with the nearest name and the list of all.
+ * @param known every parameter with its default, or with a value of its type
+ */
+export function checkModuleParams(backend: string, given: object, known: Readonly<Record<string, unknown>>): void {
+  const names = Object.keys(known);
+  for (const [name, value] of Object.entries(given)) {
+    if (value === undefined) continue;
+    if (!Object.hasOwn(known, name)) {
+      const near = nearestName(name, names);
+      const hint = near ? `; did you mean '${near}'?` : '.';
+      const message = `${backend} has no parameter '${name}'${hint} It has ${names.join(', ')}`;
+      throw new KvmError('UNKNOWN_PARAM', Errno.EINVAL, message, PARAM_RULE);
+    }
+    if (typeof value !== typeof known[name]) {
+      const message = `${backend}: '${name}' is a ${typeof known[name]}, not ${JSON.stringify(value)}`;
+      throw new KvmError('BAD_PARAM', Errno.EINVAL, message, PARAM_RULE);
+    }
+  }
+}
+
 /** Checks the names and kinds of an ops object. */
 function checkOps(name: string, ops: Partial<KvmX86Ops>): void {
   for (const [op, fn] of Object.entries(ops)) {
     if (!Object.hasOwn(KVM_X86_OPS, op)) {
-      const near = nearestOp(op);
+      const near = nearestName(op, Object.keys(KVM_X86_OPS));
       const hint = near ? `did you mean '${near}'?` : 'see KVM_X86_OPS for the list';
       refuse('BACKEND_UNKNOWN_OP', `backend '${name}': there is no op '${op}'; ${hint}`);
     }
@@ -100,18 +127,39 @@ export interface ResolvedBackend {
   hardware: BackendDefinition['hardware'];
   hardwareSetup: BackendDefinition['hardwareSetup'];
   model: CpuModel | undefined;
+  /** The objects handed to wrappers as `base`, each with the ops behind it: {@link frameBases} changes them in place. */
+  bases: { handed: Partial<KvmX86Ops>; ops: Partial<KvmX86Ops> }[];
 }
 
 /** Merges a backend over its base. A member that the backend lacks comes from the base. */
 export function resolveBackend(backend: Backend): ResolvedBackend {
   const base = backend.extends ? resolveBackend(backend.extends) : undefined;
-  const own = typeof backend.ops === 'function' ? backend.ops((base?.ops ?? {}) as KvmX86Ops) : backend.ops;
+  const handed = { ...base?.ops };
+  const own = typeof backend.ops === 'function' ? backend.ops(handed as KvmX86Ops) : backend.ops;
   checkOps(backend.name, own);
+  const bases = base?.bases ?? [];
+  if (base && typeof backend.ops === 'function') bases.push({ handed, ops: base.ops });
   return {
+    bases,
     name: backend.name,
     ops: { ...base?.ops, ...own },
     hardware: backend.hardware ?? base?.hardware,
     hardwareSetup: backend.hardwareSetup ?? base?.hardwareSetup,
     model: backend.model ?? base?.model,
   };
+}
+
+/** The CPU model that a backend wants, its own or its base's. */
+export const backendModel = (backend: Backend): CpuModel | undefined =>
+  backend.model ?? (backend.extends && backendModel(backend.extends));
+
+/**
+ * Gives the ops that wrappers call on their `base` frames of their own, or takes them away: while nobody traces, `base.setCr0` is the
+ * vendor's function itself.
+ */
+export function frameBases(backend: ResolvedBackend, tracer: Tracer | null): void {
+  for (const { handed, ops } of backend.bases) {
+    for (const [name, op] of Object.entries(ops)) Object.assign(handed, { [name]: tracer && op ? named(op) : op });
+    for (const op of MODE_SETTER_OPS) if (ops[op]) tracer?.baseSetters.set(ops[op].name, `staticCall.${op}`);
+  }
 }

@@ -5,7 +5,7 @@
 import { AssertionError, GuestException, NotImplementedError, Unwind } from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
 import { KVM_X86_OPS, type KvmX86Calls, type KvmX86Ops, type OpName } from './ops-table.ts';
-import { frame, isFramed } from './trace.ts';
+import { frame, named } from './trace.ts';
 import { Errno } from './types.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: ops of any signature pass through here
@@ -56,9 +56,6 @@ export function attributeRunError(backend: string, ops: Partial<KvmX86Ops>, erro
   }
   return error;
 }
-
-/** A frame with the function's own name, unless it has one already or a minifier has taken the name away. */
-const named = (op: AnyOp): AnyOp => (isFramed(op) || op.name.length < 3 ? op : frame(op.name, op));
 
 /** The call site's own frame around the vendor's. */
 const throughFrame = (name: OpName, op: AnyOp): AnyOp =>

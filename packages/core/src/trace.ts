@@ -138,6 +138,8 @@ export class Tracer {
   readonly #listeners = new Map<TraceName, Set<TraceListener<TraceName>>>();
   readonly #any = new Set<TraceListener<TraceName>>();
   readonly #edges = new Map<string, Map<string, number>>();
+  /** Setters that wrappers call on their base, by function name, with the static call that they end. */
+  readonly baseSetters = new Map<string, string>();
   /** Frames in progress, outermost first. */
   readonly stack: string[] = [];
   /** Path of the last call of a setter that can change the mode, and the exit it belongs to. */
@@ -191,7 +193,13 @@ export class Tracer {
     // CR0 decides most; EFER and CR4 explain a switch only where CR0 was not written.
     if (setter && (setter === 'staticCall.setCr0' || !this.lastSetter?.path.includes('staticCall.setCr0'))) {
       this.lastSetter = { path: this.stack.slice(), exit: this.lastExit, instruction: this.instruction };
-    }
+    } else if (this.baseSetters.size > 0) this.#throughWrapper(name);
+  }
+  /** The path goes on from a wrapper's function to that of its base. */
+  #throughWrapper(name: string): void {
+    const op = this.baseSetters.get(name);
+    const path = this.lastSetter?.path;
+    if (op !== undefined && path?.length === this.stack.length - 1 && path.includes(op)) path.push(name);
   }
   leave(): void {
     this.stack.pop();
@@ -213,8 +221,9 @@ export class Tracer {
   }
 }
 
-/** Frames whose call can change the mode: the path down to the last of them explains a switch. */
-const MODE_SETTERS = new Set(['staticCall.setCr0', 'staticCall.setCr4', 'staticCall.setEfer']);
+/** Ops that can change the mode: the path down to the last call of one explains a switch. */
+export const MODE_SETTER_OPS = ['setCr0', 'setCr4', 'setEfer'] as const;
+const MODE_SETTERS = new Set(MODE_SETTER_OPS.map((op) => `staticCall.${op}`));
 
 // biome-ignore lint/suspicious/noExplicitAny: any signature whose first parameter knows its kernel
 type Framed = (owner: any, ...rest: any[]) => any;
@@ -251,8 +260,8 @@ export function frame<F extends Framed>(name: string, fn: F): F {
   return framed as unknown as F;
 }
 const FRAMED = new WeakSet<object>();
-/** Was this function made by {@link frame}. */
-export const isFramed = (fn: object): boolean => FRAMED.has(fn);
+/** A frame with the function's own name, unless it has one already or a minifier has taken the name away. */
+export const named = <F extends Framed>(fn: F): F => (FRAMED.has(fn) || fn.name.length < 3 ? fn : frame(fn.name, fn));
 
 /** Fires an event if somebody traces: `trace(vcpu, 'kvm_cr', () => ({…}))`; the fields are made only then. */
 export function trace<N extends TraceName>(owner: { readonly kvm: Kvm }, name: N, make: () => TraceEvents[N]): void {

@@ -1,6 +1,6 @@
 /** Loading and unloading a vendor. KVM: kvm_x86_vendor_init and kvm_x86_vendor_exit (x86.c). */
 import { EFER } from '@tskvm/emulator';
-import { type Backend, type ResolvedBackend, resolveBackend } from './backend.ts';
+import { type Backend, frameBases, type ResolvedBackend, resolveBackend } from './backend.ts';
 import { initialCpuCaps } from './cpuid.ts';
 import { KvmError } from './diagnostics.ts';
 import type { Kvm } from './kvm.ts';
@@ -97,6 +97,8 @@ export function kvmX86VendorInit(kvm: Kvm, backend: Backend): void {
   checkHost(kvm);
   resetCaps(kvm);
   const calls = kvmOpsUpdate(vendor.name, vendor.ops, kvm.tracer !== null);
+  frameBases(vendor, kvm.tracer);
+  RESOLVED.set(kvm, vendor);
   kvm.backend = backend;
   kvm.calls = calls;
   try {
@@ -107,7 +109,12 @@ export function kvmX86VendorInit(kvm: Kvm, backend: Backend): void {
   }
 }
 
+/** The loaded backend with its base's ops merged in. A wrapper's `ops` is called once a load, so it may keep state in its closure. */
+const RESOLVED = new WeakMap<Kvm, ResolvedBackend>();
+export const resolvedVendor = (kvm: Kvm): ResolvedBackend | undefined => RESOLVED.get(kvm);
+
 function forget(kvm: Kvm): void {
+  RESOLVED.delete(kvm);
   kvm.backend = null;
   kvm.vendor = null;
   kvm.hardware = null;
@@ -127,7 +134,8 @@ export function kvmX86VendorExit(kvm: Kvm): void {
 
 /** Rebuilds the calls with or without frames, when the first listener comes or the last goes. */
 export function retargetCalls(kvm: Kvm): void {
-  if (!kvm.backend) return;
-  const vendor = resolveBackend(kvm.backend);
+  const vendor = resolvedVendor(kvm);
+  if (!vendor) return;
+  frameBases(vendor, kvm.tracer);
   kvm.calls = kvmOpsUpdate(vendor.name, vendor.ops, kvm.tracer !== null);
 }

@@ -2,7 +2,6 @@
  * The run loop: KVM_RUN, vcpu_run, vcpu_enter_guest with its requests, blocking. KVM: arch/x86/kvm/x86.c.
  * The rest of x86.c stands in the files that are exported here.
  */
-import { resolveBackend } from './backend.ts';
 import { DEBUGREG_WONT_EXIT } from './debugregs.ts';
 import { KvmError } from './diagnostics.ts';
 import { kvmCheckAndInjectEvents, kvmCpuAcceptDmPicIntr, kvmIsDmIntrWindowOpen, kvmVcpuHasEvents } from './events.ts';
@@ -21,6 +20,7 @@ import { frame, trace } from './trace.ts';
 import { Errno, FastPath, type KvmExit, MpState, Req, RunFlag } from './types.ts';
 import { completeUserspaceIo } from './userspace-io.ts';
 import type { RunOptions, Vcpu } from './vcpu.ts';
+import { resolvedVendor } from './vendor.ts';
 
 export * from './debugregs.ts';
 export * from './events.ts';
@@ -51,7 +51,8 @@ export const kvmArchVcpuIoctlRun = frame('kvmArchVcpuIoctlRun', (vcpu: Vcpu, opt
     runIoctl(vcpu);
     postKvmRunSave(vcpu);
   } catch (error) {
-    throw kvm.backend ? attributeRunError(kvm.backend.name, resolveBackend(kvm.backend).ops, error) : error;
+    const vendor = resolvedVendor(kvm);
+    throw vendor ? attributeRunError(vendor.name, vendor.ops, error) : error;
   }
   trace(vcpu, 'kvm_userspace_exit', () => ({ vcpuId: vcpu.vcpuId, reason: vcpu.exit.reason }));
   return vcpu.exit;
@@ -84,8 +85,8 @@ function runIoctl(vcpu: Vcpu): void {
       return;
     }
   }
-  if (!arch.apic && kvmSetCr8(vcpu, runIo.cr8) !== 0) {
-    throw new KvmError('RUN_CR8', Errno.EINVAL, `runIo.cr8 is 0x${runIo.cr8.toString(16)}; only bits 3:0 exist`);
+  if (!arch.apic && (typeof runIo.cr8 !== 'bigint' || kvmSetCr8(vcpu, runIo.cr8) !== 0)) {
+    throw new KvmError('RUN_CR8', Errno.EINVAL, `runIo.cr8 is ${String(runIo.cr8)}; give a bigint from 0 to 15`);
   }
   morphPendingExceptionForL2(vcpu);
   if (arch.completeUserspaceIo) {

@@ -1,5 +1,5 @@
 /** @module @tskvm/svm: AMD-V, the silicon and KVM's SVM driver. */
-import { type Backend, defineBackend, KvmError } from '@tskvm/core';
+import { type Backend, checkModuleParams, defineBackend } from '@tskvm/core';
 import { EPYC } from '@tskvm/emulator';
 import { type OptionalFeature, SvmHardware } from './hardware/index.ts';
 import { SVM_X86_OPS } from './ops.ts';
@@ -34,25 +34,14 @@ const DEFAULTS: SvmParams = {
 };
 const HARDWARE_OPTIONS = ['decodeAssists', 'flushByAsid', 'vmcbClean'] as const satisfies readonly OptionalFeature[];
 
-function checkOptions(options: SvmOptions): void {
-  const known: Record<string, unknown> = { ...DEFAULTS, decodeAssists: true, flushByAsid: true, vmcbClean: true };
-  for (const [name, value] of Object.entries(options)) {
-    if (value === undefined) continue;
-    if (!(name in known)) {
-      throw new KvmError('SVM_PARAM', 22, `svm has no parameter '${name}'; it has ${Object.keys(known).join(', ')}`);
-    }
-    if (typeof value !== typeof known[name]) {
-      throw new KvmError('SVM_PARAM', 22, `svm: '${name}' is a ${typeof known[name]}, not ${JSON.stringify(value)}`);
-    }
-  }
-}
+const KNOWN = { ...DEFAULTS, decodeAssists: true, flushByAsid: true, vmcbClean: true };
 
 /**
- * The SVM backend. Throws KvmError SVM_PARAM (EINVAL) for a parameter that it does not have or of a wrong type.
+ * The SVM backend. Throws KvmError UNKNOWN_PARAM or BAD_PARAM (EINVAL) for a parameter that it does not have or of a wrong type.
  * @param options KVM's module parameters of kvm_amd in camel case, and hardware features to leave out
  */
 export function svm(options: SvmOptions = {}): Backend {
-  checkOptions(options);
+  checkModuleParams('svm', options, KNOWN);
   const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
   const params: SvmParams = { ...DEFAULTS };
   for (const name of Object.keys(DEFAULTS)) if (name in given) Object.assign(params, { [name]: given[name] });
