@@ -100,6 +100,10 @@ export class HandlerSet {
     }
     if (missing !== null) this.#compile(missing);
   }
+  /** Makes sure that the form has a function of its own, even if it is hot. */
+  compileApart(info: FormInfo): void {
+    if (info.slot < 0) this.#compile([info]);
+  }
   #compile(missing: readonly FormInfo[]): void {
     if (this.#nextSlot + missing.length > TABLE_SIZE) throw new RangeError('too many instruction forms');
     const bytes = outOfLineModule(

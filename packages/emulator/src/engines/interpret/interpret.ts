@@ -4,7 +4,7 @@
  */
 import type { Instruction } from '../../decode/instruction.ts';
 import { Layout, TlbEntry } from '../../memory/layout.ts';
-import { PAGE } from '../../memory/physical.ts';
+import { PAGE, type PhysicalMemory } from '../../memory/physical.ts';
 import { Flag, S, Seg } from '../../state-layout.ts';
 import type { CodeKey, Engine, EngineHost, EngineStop } from '../engine.ts';
 import { HELPERS } from './frame.ts';
@@ -18,6 +18,29 @@ export interface InterpretOptions {
   vendor: 'amd' | 'intel';
   /** Features of the processor: rows of absent ones do not decode. Absent: instructions that need a feature go to JavaScript. */
   features?: ReadonlySet<string>;
+  /** Whoever wants to replace hot records by something faster. */
+  hotCode?: (parts: EngineParts) => HotCode;
+}
+
+/** What a {@link HotCode} works on. */
+export interface EngineParts {
+  readonly memory: PhysicalMemory;
+  readonly predecoder: Predecoder;
+  instance(handlers: HandlerSet): Instance;
+  /** Puts a form's out-of-line function into the table. */
+  install(handlers: HandlerSet, info: FormInfo): void;
+}
+
+/** Follows where time goes, between calls of generated code. */
+export interface HotCode {
+  /** Ticks of the next call at most. */
+  slice(): number;
+  /** A call used so many ticks and left at (or behind) a record. */
+  ran(record: number, ticks: number): void;
+  /** The records of a host page are stale. */
+  dropped(hostPage: number): void;
+  /** All records are gone. */
+  cleared(): void;
 }
 
 /** Instructions in one wasm call: V8 does not replace a running function, so long calls would stay in slow code. */
@@ -31,7 +54,7 @@ const RFLAGS = Layout.state + S.rflags;
 type Run = (record: number, ticks: number) => number;
 
 /** A module's instance in this engine's memory. */
-interface Instance {
+export interface Instance {
   run: Run;
   table: WebAssembly.Table;
   exports: WebAssembly.Exports;
@@ -57,6 +80,7 @@ export class InterpretEngine implements Engine {
   /** Records that the scratch copies were made from. */
   #stepped = 0;
   #running = false;
+  readonly #hot: HotCode | null;
   /** Records that leave, and the handlers that they had. */
   readonly #paused: { at: number; handler: number }[] = [];
 
@@ -68,6 +92,9 @@ export class InterpretEngine implements Engine {
     this.#words = new Int32Array(host.memory.memory.buffer, 0, RECORDS_END >> 2);
     const install = (handlers: HandlerSet, info: FormInfo): void => this.#install(handlers, info);
     this.#predecoder = new Predecoder(host.memory, install);
+    const { memory } = host;
+    const parts = { memory, predecoder: this.#predecoder, instance: (h: HandlerSet) => this.#instance(h), install };
+    this.#hot = options.hotCode?.(parts) ?? null;
     this.invalidateAll();
   }
 
@@ -157,7 +184,7 @@ export class InterpretEngine implements Engine {
     let shadowed = false;
     let stop: EngineStop | undefined;
     while (stop === undefined && left > 0) {
-      const slice = Math.min(left, shadowed ? 1 : SLICE);
+      const slice = Math.min(left, shadowed ? 1 : this.#hot === null ? SLICE : this.#hot.slice());
       const exact = slice <= MAX_RUN;
       if (exact && at === ENTRY_RECORD && (at = this.#enter(key)) === 0) break;
       if (exact) this.#copyRun(at, slice);
@@ -177,6 +204,7 @@ export class InterpretEngine implements Engine {
         this.#resume();
         stop ??= 'budget';
       }
+      if (!exact) this.#hot?.ran(this.#words[P.pc >> 2], used);
       // Start at the record itself: nothing says that the TLB keeps what was just fetched through it.
       if (stop === undefined && status === Status.miss && left > 0 && (at = this.#enter(key)) === 0) break;
     }
@@ -275,6 +303,7 @@ export class InterpretEngine implements Engine {
   }
   invalidatePage(hostPage: number): void {
     this.#predecoder.invalidate(hostPage);
+    this.#hot?.dropped(hostPage);
     // Whatever is being stepped now may come from that page: leave behind the current instruction.
     if (!this.#running) return;
     for (let i = 0; i < MAX_RUN + 2; i++) {
@@ -285,6 +314,7 @@ export class InterpretEngine implements Engine {
 
   invalidateAll(): void {
     this.#predecoder.clear();
+    this.#hot?.cleared();
     this.#u8.fill(0, ENTRY_RECORD, SCRATCH_RECORDS + (MAX_RUN + 2) * R.size);
     this.#view.setUint16(ENTRY_RECORD + R.handler, Special.entry, true);
   }

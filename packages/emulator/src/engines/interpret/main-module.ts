@@ -33,6 +33,10 @@ export interface HotHandler {
 /** Out-of-line handlers: (record, RIP at page offset 0) → Outcome. */
 export const OUT_OF_LINE: FuncType = { params: [I32, I64], results: [I32] };
 export const TABLE_SIZE = 16384;
+/** Translated regions: (record, RIP at page offset 0, ticks left, entry) → ticks left. No tick used: the record is not for the region now. */
+export const REGION: FuncType = { params: [I32, I64, I32, I32], results: [I32] };
+/** Entries of regions stand behind the out-of-line functions in the table. */
+export const REGION_ENTRIES = 16384;
 
 const RUN: FuncType = { params: [I32, I32], results: [I32] };
 /** Locals of `run`; the first two are its parameters (ticks becomes `budget`). */
@@ -312,24 +316,15 @@ class RunEmitter implements Frame {
   #outOfLine(first: number): void {
     const { code } = this;
     const status = this.acquire(I32);
-    code
-      .i32(0)
-      .get(L.result)
-      .mem(MEM.i64Store, Layout.state + S.lazyResult);
-    code
-      .i32(0)
-      .get(L.aux)
-      .mem(MEM.i64Store, Layout.state + S.lazyAux);
-    code.get(L.pc).get(L.pageBase).get(L.pc).mem(MEM.i32Load16U, R.handler).i32(first).op(OP.i32Sub);
-    code.callIndirect(0, 0).set(status);
-    code
-      .i32(0)
-      .mem(MEM.i64Load, Layout.state + S.lazyResult)
-      .set(L.result);
-    code
-      .i32(0)
-      .mem(MEM.i64Load, Layout.state + S.lazyAux)
-      .set(L.aux);
+    const slot = this.acquire(I32);
+    this.#storeFlags();
+    code.get(L.pc).mem(MEM.i32Load16U, R.handler).i32(first).op(OP.i32Sub).tee(slot);
+    code.i32(TABLE_SIZE).op(OP.i32GeU).if();
+    this.#region(slot, status);
+    code.get(L.pc).mem(MEM.i32Load16U, R.plain).i32(first).op(OP.i32Sub).set(slot).end();
+    code.get(L.pc).get(L.pageBase).get(slot).callIndirect(0, 0).set(status);
+    this.release(slot, I32);
+    this.#loadFlags();
     code.get(status).op(OP.i32Eqz).if();
     this.#advance();
     code.end();
@@ -349,6 +344,44 @@ class RunEmitter implements Frame {
     code.end();
     this.repeat();
     this.release(status, I32);
+  }
+
+  /** Runs a region; goes on where it left, unless it used no tick. */
+  #region(slot: number, left: number): void {
+    const { code } = this;
+    this.#left().i32(RECORD_SHIFT).op(OP.i32ShrU).set(left);
+    const after = this.acquire(I32);
+    code.get(L.pc).get(L.pageBase).get(left).get(slot).get(slot).callIndirect(1, 0);
+    code.tee(after).get(left).op(OP.i32Ne).if();
+    this.#loadFlags();
+    code
+      .i32(0)
+      .mem(MEM.i64Load, Layout.state + S.rip)
+      .set(L.target);
+    code.get(after).i32(RECORD_SHIFT).op(OP.i32Shl).set(L.budget).br(this.#labels.transfer).end();
+    this.release(after, I32);
+  }
+  #storeFlags(): void {
+    const { code } = this;
+    code
+      .i32(0)
+      .get(L.result)
+      .mem(MEM.i64Store, Layout.state + S.lazyResult);
+    code
+      .i32(0)
+      .get(L.aux)
+      .mem(MEM.i64Store, Layout.state + S.lazyAux);
+  }
+  #loadFlags(): void {
+    const { code } = this;
+    code
+      .i32(0)
+      .mem(MEM.i64Load, Layout.state + S.lazyResult)
+      .set(L.result);
+    code
+      .i32(0)
+      .mem(MEM.i64Load, Layout.state + S.lazyAux)
+      .set(L.aux);
   }
 
   /** Finds `target`'s record: in this page by its offset, elsewhere through the TLB; then the jump cache. */
@@ -426,9 +459,9 @@ export const PLAIN: Form = {
 /** Bytes of the module. Handler numbers: {@link Special}, then `handlers`, then the table of out-of-line functions. */
 export function mainModule(handlers: readonly HotHandler[], long: boolean): Uint8Array<ArrayBuffer> {
   return encodeModule({
-    types: [OUT_OF_LINE],
+    types: [OUT_OF_LINE, REGION],
     imports: hostImports(),
     functions: [...helperFunctions(), new RunEmitter(long).build(handlers)],
-    table: TABLE_SIZE,
+    table: TABLE_SIZE + REGION_ENTRIES,
   });
 }

@@ -37,7 +37,7 @@ export interface KeyState {
 }
 
 /** One instruction of a run that is being laid down. */
-interface Pending {
+export interface Pending {
   insn: Instruction;
   /** null: it did not decode. */
   shape: Shape | null;
@@ -55,8 +55,17 @@ function registerOffset(number: number, byte: boolean, rex: number): number {
   return S.gpr + number * 8;
 }
 
+/** Records that were laid down together. */
+export interface LaidRun {
+  readonly page: CodePage;
+  readonly first: number;
+  readonly count: number;
+}
+
 export class Predecoder {
   readonly #memory: PhysicalMemory;
+  /** By address: records are laid down upwards. */
+  readonly #laid: LaidRun[] = [];
   readonly #pages = new Map<number, CodePage[]>();
   /** Instructions that records hand to JavaScript. */
   readonly #instructions = new Map<number, Instruction>();
@@ -154,7 +163,26 @@ export class Predecoder {
     for (let i = 0; i < run.length; i++) this.#finish(page, run[i], first + i * R.size);
     if (open) this.#writeLink(page, last.next, first + run.length * R.size);
     page.runs.push({ first, count });
+    this.#laid.push({ page, first, count });
     return first;
+  }
+
+  /** The run that a record belongs to; its page may have been dropped since. */
+  runAt(record: number): LaidRun | undefined {
+    let from = 0;
+    let to = this.#laid.length;
+    while (from < to) {
+      const middle = (from + to) >> 1;
+      if (this.#laid[middle].first <= record) from = middle + 1;
+      else to = middle;
+    }
+    const run = this.#laid[from - 1];
+    return run !== undefined && record < run.first + run.count * R.size ? run : undefined;
+  }
+
+  /** Decodes without laying down anything. */
+  decodeAt(page: CodePage, offset: number): Pending {
+    return this.#decodeOne(page, offset);
   }
 
   /** Everything of a record but its handlers, and what the page has to know about it. */
@@ -305,6 +333,7 @@ export class Predecoder {
     const pages = [...this.#pages.keys()];
     this.#pages.clear();
     this.#instructions.clear();
+    this.#laid.length = 0;
     this.#next = FIRST_RECORD;
     this.#memory.u8.fill(0, Jump.base, Jump.base + Jump.entries * Jump.size);
     return pages;
