@@ -103,6 +103,17 @@ export class FpuArea {
   writeXmm(n: number, from: Lanes): void {
     this.#copyIn(n * 32, from, 4);
   }
+  /** Bits 255:128 of a YMM register. */
+  readHigh(n: number, into: Lanes): void {
+    this.#copyOut(n * 32 + 16, into, 4);
+  }
+  writeHigh(n: number, from: Lanes): void {
+    this.#copyIn(n * 32 + 16, from, 4);
+  }
+  clearHigh(n: number): void {
+    this.view.setBigUint64(n * 32 + 16, 0n, true);
+    this.view.setBigUint64(n * 32 + 24, 0n, true);
+  }
   xmm(n: number): bigint {
     return (this.view.getBigUint64(n * 32 + 8, true) << 64n) | this.view.getBigUint64(n * 32, true);
   }

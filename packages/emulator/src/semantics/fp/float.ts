@@ -86,7 +86,7 @@ export function unpack64(bits: bigint): Unpacked {
 }
 
 /** Infinity or NaN by the fraction, left-justified below the integer bit. */
-function unpackSpecial(sign: boolean, fraction: bigint): Unpacked {
+export function unpackSpecial(sign: boolean, fraction: bigint): Unpacked {
   if (fraction === 0n) return infinity(sign);
   return make((fraction & QUIET_BIT) !== 0n ? 'qnan' : 'snan', sign, 0, fraction | INTEGER_BIT);
 }

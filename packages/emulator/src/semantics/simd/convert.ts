@@ -8,30 +8,43 @@ import { type Rounding, TRUNCATE } from '../fp/float.ts';
 import { convertFormat, DOUBLE, fromSigned, type LaneType, SINGLE, toSigned } from './arithmetic.ts';
 import { env, settleFlags } from './float.ts';
 import { Lanes } from './lanes.ts';
-import { inMemory, isMmx, readGeneral, readVector, vectorOperand, writeVector } from './operands.ts';
+import {
+  inMemory,
+  isMmx,
+  isWide,
+  operationName,
+  readGeneral,
+  readVector,
+  registerOf,
+  vectorOperand,
+  vectorOperands,
+  writeVector,
+} from './operands.ts';
 
 const a = new Lanes();
 const b = new Lanes();
 const r = new Lanes();
+/** Bits 255:128. */
+const upper = { b: new Lanes(), r: new Lanes() };
 
 /** Fills `r` from `b` lane by lane. */
-type Conversion = (rounding: Rounding) => void;
+type Conversion = (r: Lanes, b: Lanes, rounding: Rounding) => void;
 
 const lanesOf = (type: LaneType): number => 16 / type.bytes;
 
 const integersToFloat =
   (type: LaneType, count: number): Conversion =>
-  () => {
+  (r, b) => {
     for (let i = 0; i < count; i++) type.write(r, i, fromSigned(env, type.format, BigInt(b.i32[i]!)));
   };
 const floatToIntegers =
   (type: LaneType, count: number): Conversion =>
-  (rounding) => {
+  (r, b, rounding) => {
     for (let i = 0; i < count; i++) r.i32[i] = Number(toSigned(env, env.source(type.read(b, i)), 32, rounding));
   };
 const floatToFloat =
   (from: LaneType, to: LaneType, count: number): Conversion =>
-  () => {
+  (r, b) => {
     for (let i = 0; i < count; i++) to.write(r, i, convertFormat(env, to.format, env.source(from.read(b, i))));
   };
 
@@ -65,23 +78,33 @@ const SHAPES: Readonly<Record<string, Shape>> = {
 
 const roundingOf = (truncate: boolean | undefined): Rounding => (truncate === true ? TRUNCATE : env.control.rounding);
 
+/** 256 bits: the lanes of the upper half stand in the source's upper half, or in the upper half of a 16-byte source. */
+function convertUpper(shape: Shape, sourceBytes: number, rounding: Rounding): void {
+  if (sourceBytes === 16) upper.b.load(b.u64[1]!, 8);
+  upper.r.u64.fill(0n);
+  shape.convert(upper.r, upper.b, rounding);
+}
+
 function vectorConversion(row: Row, shape: Shape): FpFunction {
-  const dst = vectorOperand(row, 0);
-  const src = vectorOperand(row, 1);
+  const { dst, first, src, byLength } = vectorOperands(row);
   return (ctx) => {
     const fpu = fpuOf(ctx);
+    const wide = byLength && isWide(ctx);
     // MMX mode is entered with an MMX register, even if the conversion then raises #XM.
     const mmx = isMmx(dst) || (isMmx(src) && !inMemory(ctx, src));
     if (mmx) checkPending(ctx, fpu);
-    readVector(ctx, fpu, src, b);
-    readVector(ctx, fpu, dst, a);
+    readVector(ctx, fpu, src, b, wide ? upper.b : undefined);
+    readVector(ctx, fpu, first, a);
     if (mmx) fpu.enterMmx();
     env.begin(fpu.mxcsr);
     if (shape.keep === undefined) r.u64.fill(0n);
     else r.copy(a);
-    shape.convert(roundingOf(shape.truncate));
+    shape.convert(r, b, roundingOf(shape.truncate));
+    if (wide) convertUpper(shape, src.byLength ? 32 : 16, roundingOf(shape.truncate));
     settleFlags(ctx, fpu);
-    writeVector(ctx, fpu, dst, r);
+    // Into 16 bytes from 32: both halves have given eight bytes.
+    if (wide && !dst.byLength) r.u64[1] = upper.r.u64[0]!;
+    writeVector(ctx, fpu, dst, r, wide && dst.byLength ? upper.r : undefined);
     return done();
   };
 }
@@ -90,15 +113,15 @@ function vectorConversion(row: Row, shape: Shape): FpFunction {
 const fromGeneral =
   (type: LaneType) =>
   (row: Row): FpFunction => {
-    const src = vectorOperand(row, 1);
+    const { dst, first, src } = vectorOperands(row);
     return (ctx) => {
       const fpu = fpuOf(ctx);
       const value = BigInt.asIntN(ctx.insn.opSize * 8, readGeneral(ctx, src));
       env.begin(fpu.mxcsr);
-      fpu.readXmm(ctx.insn.reg, r);
+      fpu.readXmm(registerOf(ctx, first), r);
       type.write(r, 0, fromSigned(env, type.format, value));
       settleFlags(ctx, fpu);
-      fpu.writeXmm(ctx.insn.reg, r);
+      writeVector(ctx, fpu, dst, r);
       return done();
     };
   };
@@ -131,6 +154,7 @@ const GENERAL: Readonly<Record<string, (row: Row) => FpFunction>> = {
 
 /** The function of a converting row, or undefined. */
 export function convertFunction(row: Row): FpFunction | undefined {
-  const shape = SHAPES[row.mnemonic];
-  return shape === undefined ? GENERAL[row.mnemonic]?.(row) : vectorConversion(row, shape);
+  const name = operationName(row);
+  const shape = SHAPES[name];
+  return shape === undefined ? GENERAL[name]?.(row) : vectorConversion(row, shape);
 }

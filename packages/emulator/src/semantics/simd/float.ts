@@ -23,13 +23,12 @@ import {
   squareRoot,
   subtract,
 } from './arithmetic.ts';
-import { Lanes } from './lanes.ts';
-import { readVector, vectorOperand } from './operands.ts';
-import { immediateByte, setArithmeticFlags } from './packed.ts';
+import { type Kernel, Lanes } from './lanes.ts';
+import { operationName, readVector, vectorOperand } from './operands.ts';
+import { type Around, packed, setArithmeticFlags } from './packed.ts';
 
-const a = new Lanes();
-const b = new Lanes();
-const r = new Lanes();
+const x = new Lanes();
+const y = new Lanes();
 export const env = new SseEnvironment();
 
 const PRE_COMPUTATION = 7;
@@ -43,13 +42,19 @@ export function settleFlags(ctx: FpContext, fpu: FpuArea): void {
   if ((env.flags & ~masks) !== 0) raiseSimdException(ctx);
 }
 
+/** Around a kernel of floating point. */
+export const UNDER_MXCSR: Around = {
+  begin: (ctx) => env.begin(fpuOf(ctx).mxcsr),
+  end: (ctx) => settleFlags(ctx, fpuOf(ctx)),
+};
+
 /** What the host computes for a lane, where that is the same. */
 type HostOperation = (x: number, y: number) => number;
 
 const isNormal = (x: number, smallest: number): boolean => x >= smallest || x <= -smallest || x === 0;
 
 /** The host's result if it is exact or inexactness is known already, and nothing else can have happened; else undefined. */
-function onHost(host: HostOperation, type: LaneType, i: number): boolean {
+function onHost(host: HostOperation, type: LaneType, r: Lanes, a: Lanes, b: Lanes, i: number): boolean {
   const single = type === SINGLE;
   const view = single ? 'f32' : 'f64';
   const x = a[view][i]!;
@@ -84,67 +89,45 @@ export function formOf(mnemonic: string): { type: LaneType; scalar: boolean } {
   return { type: mnemonic.endsWith('s') ? SINGLE : DOUBLE, scalar: mnemonic.at(-2) === 's' };
 }
 
+/** A kernel for a type; `count` lanes of it are computed, the others are the first source's. */
+type KernelMaker = (type: LaneType, count: number) => Kernel;
+
 /** A lane operation over all lanes, or the lowest. `operation` may depend on the immediate. */
 const lanewise =
-  (operation: (imm: number) => LaneOperation, host?: HostOperation) =>
-  (row: Row): FpFunction => {
-    const { type, scalar } = formOf(row.mnemonic);
-    const src = vectorOperand(row, 1);
-    const count = scalar ? 1 : 16 / type.bytes;
-    return (ctx) => {
-      const fpu = fpuOf(ctx);
-      readVector(ctx, fpu, src, b);
-      fpu.readXmm(ctx.insn.reg, a);
-      env.begin(fpu.mxcsr);
-      r.copy(a);
-      const f = operation(immediateByte(ctx));
-      for (let i = 0; i < count; i++) {
-        if (host !== undefined && env.plain && onHost(host, type, i)) continue;
-        type.write(r, i, f(env, type.format, env.source(type.read(a, i)), env.source(type.read(b, i))));
-      }
-      settleFlags(ctx, fpu);
-      fpu.writeXmm(ctx.insn.reg, r);
-      return done();
-    };
+  (operation: (imm: number) => LaneOperation, host?: HostOperation): KernelMaker =>
+  (type, count) =>
+  (r, a, b, imm) => {
+    r.copy(a);
+    const f = operation(imm);
+    for (let i = 0; i < count; i++) {
+      if (host !== undefined && env.plain && onHost(host, type, r, a, b, i)) continue;
+      type.write(r, i, f(env, type.format, env.source(type.read(a, i)), env.source(type.read(b, i))));
+    }
   };
 
 // Comparisons
 
-const PREDICATES: readonly ((o: number) => boolean)[] = [
-  (o) => o === 0,
-  (o) => o === -1,
-  (o) => o === -1 || o === 0,
-  (o) => o === 2,
-  (o) => o !== 0,
-  (o) => o !== -1,
-  (o) => o !== -1 && o !== 0,
-  (o) => o !== 2,
-];
-/** LT, LE and their negations signal on quiet NaNs. */
-const SIGNALLING = [false, true, true, false, false, true, true, false];
+/** Relations that satisfy each predicate: 1 less, 2 equal, 4 greater, 8 unordered. Bit 4 of a predicate changes signalling only. */
+const PREDICATES = [2, 1, 3, 8, 13, 14, 12, 7, 10, 9, 11, 0, 5, 6, 4, 15];
+/** Predicates 0 to 15 that signal on quiet NaNs; those of 16 to 31 are the others. */
+const SIGNALLING = 0b0110_0110_0110_0110;
 
-function cmp(row: Row): FpFunction {
-  const { type, scalar } = formOf(row.mnemonic);
-  const src = vectorOperand(row, 1);
-  const count = scalar ? 1 : 16 / type.bytes;
-  return (ctx) => {
-    const fpu = fpuOf(ctx);
-    readVector(ctx, fpu, src, b);
-    fpu.readXmm(ctx.insn.reg, a);
-    env.begin(fpu.mxcsr);
+/** CMPxx; the legacy form has eight predicates. */
+const cmp =
+  (predicates: 8 | 32): KernelMaker =>
+  (type, count) =>
+  (r, a, b, imm) => {
     r.copy(a);
-    const predicate = immediateByte(ctx) & 7;
+    const predicate = imm & (predicates - 1);
+    const holding = PREDICATES[predicate & 15]!;
+    const signalling = ((SIGNALLING >> (predicate & 15)) & 1) !== predicate >> 4;
     for (let i = 0; i < count; i++) {
-      const o = order(env, env.source(type.read(a, i)), env.source(type.read(b, i)), SIGNALLING[predicate]!);
-      const holds = PREDICATES[predicate]!(o);
+      const o = order(env, env.source(type.read(a, i)), env.source(type.read(b, i)), signalling);
+      const holds = (holding & (1 << (o + 1))) !== 0;
       if (type === SINGLE) r.i32[i] = holds ? -1 : 0;
       else r.i64[i] = holds ? -1n : 0n;
     }
-    settleFlags(ctx, fpu);
-    fpu.writeXmm(ctx.insn.reg, r);
-    return done();
   };
-}
 
 const RELATION: Readonly<Record<number, number>> = { [-1]: Flag.CF, 0: Flag.ZF, 1: 0, 2: Flag.ZF | Flag.PF | Flag.CF };
 
@@ -155,94 +138,53 @@ const comi =
     const src = vectorOperand(row, 1);
     return (ctx) => {
       const fpu = fpuOf(ctx);
-      readVector(ctx, fpu, src, b);
-      fpu.readXmm(ctx.insn.reg, a);
+      readVector(ctx, fpu, src, y);
+      fpu.readXmm(ctx.insn.reg, x);
       env.begin(fpu.mxcsr);
-      const o = order(env, env.source(type.read(a, 0)), env.source(type.read(b, 0)), signalling);
+      const o = order(env, env.source(type.read(x, 0)), env.source(type.read(y, 0)), signalling);
       settleFlags(ctx, fpu);
       setArithmeticFlags(ctx, RELATION[o]!);
       return done();
     };
   };
+const COMPARISONS: Readonly<Record<string, (row: Row) => FpFunction>> = { comi: comi(true), ucomi: comi(false) };
 
 // Horizontal operations
 
 /** Result lane i from a pair of lanes: of the first source in the lower half, of the second in the upper. */
 const horizontal =
-  (operation: LaneOperation) =>
-  (row: Row): FpFunction => {
-    const { type } = formOf(row.mnemonic);
-    const src = vectorOperand(row, 1);
+  (operation: LaneOperation): KernelMaker =>
+  (type) =>
+  (r, a, b) => {
     const half = 8 / type.bytes;
-    return (ctx) => {
-      const fpu = fpuOf(ctx);
-      readVector(ctx, fpu, src, b);
-      fpu.readXmm(ctx.insn.reg, a);
-      env.begin(fpu.mxcsr);
-      for (let i = 0; i < 2 * half; i++) {
-        const from = i < half ? a : b;
-        const j = 2 * (i % half);
-        type.write(
-          r,
-          i,
-          operation(env, type.format, env.source(type.read(from, j)), env.source(type.read(from, j + 1))),
-        );
-      }
-      settleFlags(ctx, fpu);
-      fpu.writeXmm(ctx.insn.reg, r);
-      return done();
-    };
+    for (let i = 0; i < 2 * half; i++) {
+      const from = i < half ? a : b;
+      const j = 2 * (i % half);
+      type.write(r, i, operation(env, type.format, env.source(type.read(from, j)), env.source(type.read(from, j + 1))));
+    }
   };
 
 /** Subtracts in even lanes, adds in odd ones. */
-function addsub(row: Row): FpFunction {
-  const { type } = formOf(row.mnemonic);
-  const src = vectorOperand(row, 1);
-  return (ctx) => {
-    const fpu = fpuOf(ctx);
-    readVector(ctx, fpu, src, b);
-    fpu.readXmm(ctx.insn.reg, a);
-    env.begin(fpu.mxcsr);
-    for (let i = 0; i < 16 / type.bytes; i++) {
-      const f = (i & 1) === 0 ? subtract : add;
-      type.write(r, i, f(env, type.format, env.source(type.read(a, i)), env.source(type.read(b, i))));
-    }
-    settleFlags(ctx, fpu);
-    fpu.writeXmm(ctx.insn.reg, r);
-    return done();
-  };
-}
+const addsub: KernelMaker = (type, count) => (r, a, b) => {
+  for (let i = 0; i < count; i++) {
+    const f = (i & 1) === 0 ? subtract : add;
+    type.write(r, i, f(env, type.format, env.source(type.read(a, i)), env.source(type.read(b, i))));
+  }
+};
 
-/** Dot product: products chosen by imm[7:4], summed in pairs, stored to lanes of imm[3:0]. */
-function dotProduct(row: Row): FpFunction {
-  const { type } = formOf(row.mnemonic);
-  const src = vectorOperand(row, 1);
-  const count = 16 / type.bytes;
-  return (ctx) => {
-    const fpu = fpuOf(ctx);
-    readVector(ctx, fpu, src, b);
-    fpu.readXmm(ctx.insn.reg, a);
-    env.begin(fpu.mxcsr);
-    const imm = immediateByte(ctx);
-    const sum = (from: number, lanes: number): Unpacked => {
-      if (lanes > 1) {
-        const half = lanes / 2;
-        return step(add, type, sum(from, half), sum(from + half, half));
-      }
-      if (((imm >> (4 + from)) & 1) === 0) return zero(false);
-      return step(multiply, type, env.source(type.read(a, from)), env.source(type.read(b, from)));
-    };
-    const result = sum(0, count);
-    for (let i = 0; i < count; i++) type.write(r, i, ((imm >> i) & 1) !== 0 ? result : zero(false));
-    settleFlags(ctx, fpu);
-    fpu.writeXmm(ctx.insn.reg, r);
-    return done();
+/** Dot product: products chosen by imm[7:4], summed in pairs, stored to lanes of imm[3:0]. DAZ applies to intermediate results too. */
+const dotProduct: KernelMaker = (type, count) => (r, a, b, imm) => {
+  const sum = (from: number, lanes: number): Unpacked => {
+    if (lanes > 1) {
+      const half = lanes / 2;
+      return add(env, type.format, env.source(sum(from, half)), env.source(sum(from + half, half)));
+    }
+    if (((imm >> (4 + from)) & 1) === 0) return zero(false);
+    return multiply(env, type.format, env.source(type.read(a, from)), env.source(type.read(b, from)));
   };
-}
-/** Intermediate results are operands again: denormals among them raise nothing. */
-function step(operation: LaneOperation, type: LaneType, x: Unpacked, y: Unpacked): Unpacked {
-  return operation(env, type.format, x, y);
-}
+  const result = sum(0, count);
+  for (let i = 0; i < count; i++) type.write(r, i, ((imm >> i) & 1) !== 0 ? result : zero(false));
+};
 
 // Approximations
 
@@ -258,31 +200,24 @@ const SMALLEST = 2 ** -126;
 
 /** RCPPS and RSQRTPS look at no part of MXCSR; denormals count as zero, tiny results too. */
 const approximation =
-  (f: (x: number) => number) =>
-  (row: Row): FpFunction => {
-    const { scalar } = formOf(row.mnemonic);
-    const src = vectorOperand(row, 1);
-    return (ctx) => {
-      const fpu = fpuOf(ctx);
-      readVector(ctx, fpu, src, b);
-      fpu.readXmm(ctx.insn.reg, r);
-      for (let i = 0; i < (scalar ? 1 : 4); i++) approximateLane(f, i);
-      fpu.writeXmm(ctx.insn.reg, r);
-      return done();
-    };
+  (f: (value: number) => number): KernelMaker =>
+  (_type, count) =>
+  (r, a, b) => {
+    r.copy(a);
+    for (let i = 0; i < count; i++) approximateLane(f, r, b, i);
   };
-function approximateLane(f: (x: number) => number, i: number): void {
-  const x = SINGLE.read(b, i);
-  if (x.kind === 'qnan' || x.kind === 'snan') {
-    SINGLE.write(r, i, quiet(x));
+function approximateLane(f: (value: number) => number, r: Lanes, b: Lanes, i: number): void {
+  const source = SINGLE.read(b, i);
+  if (source.kind === 'qnan' || source.kind === 'snan') {
+    SINGLE.write(r, i, quiet(source));
     return;
   }
-  const value = f(x.denormal ? (x.sign ? -0 : 0) : b.f32[i]!);
+  const value = f(source.denormal ? (source.sign ? -0 : 0) : b.f32[i]!);
   if (Number.isNaN(value)) r.u32[i] = 0xffc00000;
   else r.f32[i] = Math.abs(value) < SMALLEST ? (value < 0 || Object.is(value, -0) ? -0 : 0) : approximate(value);
 }
 
-const OPERATIONS: Readonly<Record<string, (row: Row) => FpFunction>> = {
+const MAKERS: Readonly<Record<string, KernelMaker>> = {
   add: lanewise(() => add, HOST.add),
   sub: lanewise(() => subtract, HOST.sub),
   mul: lanewise(() => multiply, HOST.mul),
@@ -291,19 +226,24 @@ const OPERATIONS: Readonly<Record<string, (row: Row) => FpFunction>> = {
   min: lanewise(() => minimum),
   max: lanewise(() => maximum),
   round: lanewise(roundToInteger),
-  cmp,
-  comi: comi(true),
-  ucomi: comi(false),
+  cmp: cmp(8),
+  vcmp: cmp(32),
   hadd: horizontal(add),
   hsub: horizontal(subtract),
   addsub,
   dp: dotProduct,
-  rcp: approximation((x) => 1 / x),
-  rsqrt: approximation((x) => (x < 0 ? Number.NaN : Object.is(x, -0) ? -Infinity : 1 / Math.sqrt(x))),
+  rcp: approximation((value) => 1 / value),
+  rsqrt: approximation((value) => (value < 0 ? Number.NaN : Object.is(value, -0) ? -Infinity : 1 / Math.sqrt(value))),
 };
 
 /** The function of a floating-point row, or undefined. */
 export function floatFunction(row: Row): FpFunction | undefined {
-  const match = /^(\w+)[ps][sd]$/.exec(row.mnemonic);
-  return match === null ? undefined : OPERATIONS[match[1]!]?.(row);
+  const match = /^(\w+)[ps][sd]$/.exec(operationName(row));
+  if (match === null) return undefined;
+  const name = match[1]!;
+  if (name in COMPARISONS) return COMPARISONS[name]!(row);
+  const maker = row.mnemonic.startsWith('vcmp') ? MAKERS['vcmp'] : MAKERS[name];
+  if (maker === undefined) return undefined;
+  const { type, scalar } = formOf(row.mnemonic);
+  return packed(row, maker(type, scalar ? 1 : 16 / type.bytes), UNDER_MXCSR);
 }

@@ -10,16 +10,23 @@ import {
   forRow,
   inMemory,
   isMmx,
+  isWide,
+  memorySize,
+  operationName,
   readGeneral,
   readMemory,
   readVector,
+  registerOf,
   vectorOperand,
+  vectorOperands,
   writeMemory,
   writeVector,
 } from './operands.ts';
 
 const v = new Lanes();
 const old = new Lanes();
+/** Bits 255:128. */
+const high = new Lanes();
 
 /** Whole registers; loads from memory are zero-extended, stores take the operand's size. */
 function whole(row: Row): FpFunction {
@@ -27,31 +34,33 @@ function whole(row: Row): FpFunction {
   const src = vectorOperand(row, 1);
   return forRow(row, (ctx) => {
     const fpu = fpuOf(ctx);
-    readVector(ctx, fpu, src, v);
-    if (inMemory(ctx, dst)) writeMemory(ctx, v.toBigInt(dst.size), dst.size, dst.aligned);
-    else writeVector(ctx, fpu, dst, v);
+    const wide = src.byLength && isWide(ctx);
+    readVector(ctx, fpu, src, v, wide ? high : undefined);
+    if (inMemory(ctx, dst)) {
+      const value = wide ? (high.toBigInt(16) << 128n) | v.toBigInt(16) : v.toBigInt(dst.size);
+      writeMemory(ctx, value, memorySize(ctx, dst), dst.aligned);
+    } else writeVector(ctx, fpu, dst, v, wide ? high : undefined);
     return done();
   });
 }
 
-/** MOVSS, MOVSD: between registers the rest of the destination stays. */
+/** MOVSS, MOVSD: between registers the rest comes from the destination, or from VEX.vvvv. */
 function scalar(row: Row): FpFunction {
-  const dst = vectorOperand(row, 0);
-  const src = vectorOperand(row, 1);
+  const { dst, first, src } = vectorOperands(row);
+  const bytes = src.size;
   return (ctx) => {
     const fpu = fpuOf(ctx);
     readVector(ctx, fpu, src, v);
     if (inMemory(ctx, dst)) writeMemory(ctx, v.toBigInt(dst.size), dst.size, false);
     else {
-      if (!inMemory(ctx, src)) keepAbove(ctx, row, src.size);
+      if (!inMemory(ctx, src)) {
+        readVector(ctx, fpu, first, old);
+        for (let i = bytes; i < 16; i++) v.u8[i] = old.u8[i]!;
+      }
       writeVector(ctx, fpu, dst, v);
     }
     return done();
   };
-}
-function keepAbove(ctx: FpContext, row: Row, bytes: number): void {
-  readVector(ctx, fpuOf(ctx), vectorOperand(row, 0), old);
-  for (let i = bytes; i < 16; i++) v.u8[i] = old.u8[i]!;
 }
 
 /** MOVQ between XMM registers and memory: the upper half becomes zero. */
@@ -73,20 +82,21 @@ function movq(row: Row): FpFunction {
 const half =
   (lane: 0 | 1, sourceLane: 0 | 1) =>
   (row: Row): FpFunction => {
-    const dst = vectorOperand(row, 0);
+    const { dst, first } = vectorOperands(row);
     return (ctx) => {
       const fpu = fpuOf(ctx);
-      fpu.readXmm(ctx.insn.reg, old);
       if (dst.letter === 'M') {
+        fpu.readXmm(ctx.insn.reg, old);
         writeMemory(ctx, old.u64[lane]!, 8, false);
         return done();
       }
+      fpu.readXmm(registerOf(ctx, first), old);
       if (ctx.insn.mod !== 3) old.u64[lane] = readMemory(ctx, 8, false);
       else {
         fpu.readXmm(ctx.insn.rm, v);
         old.u64[lane] = v.u64[sourceLane]!;
       }
-      fpu.writeXmm(ctx.insn.reg, old);
+      writeVector(ctx, fpu, dst, old);
       return done();
     };
   };
@@ -138,8 +148,11 @@ function maskedMove(row: Row): FpFunction {
       BigInt.asUintN(ctx.insn.addrSize * 8, ctx.getReg(RDI, ctx.insn.addrSize) + BigInt(i));
     // MMX mode is entered even if the store faults.
     if (bytes === 8) fpu.enterMmx();
-    for (let i = 0; i < bytes; i++) if (old.i8[i]! < 0) probeMasked(ctx, at, i);
-    for (let i = 0; i < bytes; i++) if (old.i8[i]! < 0) ctx.write(ctx.insn.seg, at(i), BigInt(v.u8[i]!), 1);
+    const selected = Array.from({ length: bytes }, (_, i) => i).filter((i) => old.i8[i]! < 0);
+    // With a selected byte anywhere the page of the first one is accessed.
+    if (selected.length > 0) probeMasked(ctx, at, 0);
+    for (const i of selected) probeMasked(ctx, at, i);
+    for (const i of selected) ctx.write(ctx.insn.seg, at(i), BigInt(v.u8[i]!), 1);
     return done();
   });
 }
@@ -180,4 +193,4 @@ const MOVES: Readonly<Record<string, (row: Row) => FpFunction>> = {
 };
 
 /** The function of a row that moves, or undefined. */
-export const moveFunction = (row: Row): FpFunction | undefined => MOVES[row.mnemonic]?.(row);
+export const moveFunction = (row: Row): FpFunction | undefined => MOVES[operationName(row)]?.(row);

@@ -6,11 +6,11 @@ import type { OperandSpec, Row } from '../../decode/instruction.ts';
 import { Seg, Vector } from '../../state-layout.ts';
 import type { FpuArea } from '../fp/area.ts';
 import { checkPending, type FpContext, type FpFunction, fpuOf } from '../fp/context.ts';
-import type { Lanes } from './lanes.ts';
+import { Lanes } from './lanes.ts';
 
 const SIZES: Readonly<Record<string, number>> = { b: 1, w: 2, d: 4, q: 8, dq: 16, ss: 4, sd: 8, ps: 16, pd: 16 };
 
-/** Instructions whose 16-byte operand may stand anywhere. */
+/** Legacy instructions whose 16-byte operand may stand anywhere. */
 const UNALIGNED: ReadonlySet<string> = new Set([
   'movups',
   'movupd',
@@ -21,6 +21,16 @@ const UNALIGNED: ReadonlySet<string> = new Set([
   'pcmpistrm',
   'pcmpistri',
 ]);
+/** With VEX it is the other way round: these alone demand alignment, to the operand's size (APM vol. 4 section 1.2.3). */
+const ALIGNED_VEX: ReadonlySet<string> = new Set([
+  'vmovaps',
+  'vmovapd',
+  'vmovdqa',
+  'vmovntps',
+  'vmovntpd',
+  'vmovntdq',
+  'vmovntdqa',
+]);
 
 /** SHA instructions: only Intel's demand alignment (SDM vol. 2 table 2-21; AMD processors do not, although APM vol. 4 lists #GP). */
 const isAligned = (ctx: FpContext, operand: VectorOperand): boolean =>
@@ -30,21 +40,57 @@ export interface VectorOperand {
   letter: string;
   /** Bytes as memory operand; 0: by operand size. */
   size: number;
+  /** VEX: 16 or 32 bytes by VEX.L; `size` is 16. */
+  byLength: boolean;
   aligned: boolean;
   sha: boolean;
+  /** The row has a VEX prefix: writing a register clears what is above. */
+  vex: boolean;
 }
 
 export function vectorOperand(row: Row, n: number): VectorOperand {
   const spec: OperandSpec = row.operands[n] ?? '';
   const [first = '', memory] = spec.split('/');
-  const size = SIZES[(memory ?? first).slice(1)] ?? 0;
+  const letters = (memory ?? first).slice(1);
+  const vex = row.unit === 'avx';
+  const byLength = letters === 'x';
+  const size = byLength ? 16 : (SIZES[letters] ?? 0);
+  const aligned = vex ? ALIGNED_VEX.has(row.mnemonic) : !UNALIGNED.has(row.mnemonic);
   return {
     letter: first.charAt(0),
     size,
-    aligned: size === 16 && !UNALIGNED.has(row.mnemonic),
+    byLength,
+    aligned: size === 16 && aligned,
     sha: row.mnemonic.startsWith('sha') && row.feature === 'sha',
+    vex,
   };
 }
+
+/** Name of the operation: VEX forms carry a leading v. */
+export const operationName = (row: Row): string => (row.unit === 'avx' ? row.mnemonic.slice(1) : row.mnemonic);
+
+/** Operands of an instruction with a result: with VEX the first source is an operand of its own. */
+export interface VectorOperands {
+  dst: VectorOperand;
+  /** The destination's old value, or VEX.vvvv. */
+  first: VectorOperand;
+  src: VectorOperand;
+  /** An operand's length goes by VEX.L. */
+  byLength: boolean;
+}
+export function vectorOperands(row: Row): VectorOperands {
+  const named = row.operands.findIndex((spec) => spec.startsWith('H'));
+  const dst = vectorOperand(row, 0);
+  const first = named > 0 ? vectorOperand(row, named) : dst;
+  const src = vectorOperand(row, named === 1 ? 2 : 1);
+  return { dst, first, src, byLength: [dst, first, src].some((operand) => operand.byLength) };
+}
+
+/** VEX.L says 256 bits. */
+export const isWide = (ctx: FpContext): boolean => ctx.insn.vex.l === 1 && ctx.insn.vex.present;
+/** Bytes of an operand in memory. */
+export const memorySize = (ctx: FpContext, operand: VectorOperand): number =>
+  operand.byLength && isWide(ctx) ? 32 : operand.size;
 
 export const isMmx = (operand: VectorOperand): boolean =>
   operand.letter === 'P' || operand.letter === 'Q' || operand.letter === 'N';
@@ -53,71 +99,74 @@ export const isMmx = (operand: VectorOperand): boolean =>
 export const inMemory = (ctx: FpContext, operand: VectorOperand): boolean =>
   ctx.insn.mod !== 3 && 'WQEMR'.includes(operand.letter);
 
-/** Linear address of a 16-byte operand: #GP(0) if it must be aligned and isn't. */
-function linearOf(ctx: FpContext, aligned: boolean, write: boolean): bigint {
+/** Linear address of a 16- or 32-byte operand: #GP(0) if it must be aligned and isn't. */
+function linearOf(ctx: FpContext, size: number, aligned: boolean, write: boolean): bigint {
   const { seg } = ctx.insn;
   const offset = ctx.effectiveAddress();
+  const mask = BigInt(size - 1);
   // In 64-bit mode misalignment comes before the canonical check (#GP, not #SS).
   if (aligned && ctx.mode === 'prot64') {
     const base = seg === Seg.FS || seg === Seg.GS ? ctx.ops.getCachedSegmentBase(seg) : 0n;
-    if (((base + offset) & 15n) !== 0n) ctx.raise(Vector.GP, 0);
+    if (((base + offset) & mask) !== 0n) ctx.raise(Vector.GP, 0);
   }
-  const linear = ctx.linearize(seg, offset, 16, write);
-  if (aligned && (linear & 15n) !== 0n) ctx.raise(Vector.GP, 0);
+  const linear = ctx.linearize(seg, offset, size, write);
+  if (aligned && (linear & mask) !== 0n) ctx.raise(Vector.GP, 0);
   return linear;
 }
 
 export function readMemory(ctx: FpContext, size: number, aligned: boolean): bigint {
-  if (size === 16) return ctx.readLinear(linearOf(ctx, aligned, false), 16, false);
+  if (size >= 16) return ctx.readLinear(linearOf(ctx, size, aligned, false), size, false);
   return ctx.read(ctx.insn.seg, ctx.effectiveAddress(), size);
 }
 
 export function writeMemory(ctx: FpContext, value: bigint, size: number, aligned: boolean): void {
-  if (size === 16) ctx.ops.writeEmulated(linearOf(ctx, aligned, true), value, 16);
+  if (size >= 16) ctx.ops.writeEmulated(linearOf(ctx, size, aligned, true), value, size);
   else ctx.write(ctx.insn.seg, ctx.effectiveAddress(), value, size);
 }
 
-/** Reads a register or memory operand; memory is zero-extended. */
-export function readVector(ctx: FpContext, fpu: FpuArea, operand: VectorOperand, into: Lanes): void {
+/** Number of the vector register that an operand names. */
+export function registerOf(ctx: FpContext, operand: VectorOperand): number {
+  const { insn } = ctx;
+  if (operand.letter === 'V') return insn.reg;
+  if (operand.letter === 'H') return insn.vex.vvvv;
+  // imm[7:4]; outside 64-bit mode there are eight registers.
+  if (operand.letter === 'L') return (Number(insn.imm) >> 4) & (ctx.mode === 'prot64' ? 15 : 7);
+  return insn.rm;
+}
+
+/** Reads a register or memory operand; memory is zero-extended. `high`: also bits 255:128. */
+export function readVector(ctx: FpContext, fpu: FpuArea, operand: VectorOperand, into: Lanes, high?: Lanes): void {
   const { insn } = ctx;
   if (inMemory(ctx, operand)) {
-    into.load(readMemory(ctx, operand.size, isAligned(ctx, operand)), operand.size);
+    const size = memorySize(ctx, operand);
+    const value = readMemory(ctx, size, isAligned(ctx, operand));
+    into.load(size === 32 ? BigInt.asUintN(128, value) : value, Math.min(size, 16));
+    high?.load(size === 32 ? value >> 128n : 0n, 16);
     return;
   }
-  switch (operand.letter) {
-    case 'V':
-      fpu.readXmm(insn.reg, into);
-      break;
-    case 'P':
-      fpu.readMm(insn.reg & 7, into);
-      break;
-    case 'Q':
-    case 'N':
-      fpu.readMm(insn.rm & 7, into);
-      break;
-    default:
-      fpu.readXmm(insn.rm, into);
+  if (operand.letter === 'P') fpu.readMm(insn.reg & 7, into);
+  else if (operand.letter === 'Q' || operand.letter === 'N') fpu.readMm(insn.rm & 7, into);
+  else {
+    const register = registerOf(ctx, operand);
+    fpu.readXmm(register, into);
+    if (high !== undefined) fpu.readHigh(register, high);
   }
 }
 
-/** Writes a register operand; an MMX one enters MMX mode. */
-export function writeVector(ctx: FpContext, fpu: FpuArea, operand: VectorOperand, from: Lanes): void {
+/**
+ * Writes a register operand; an MMX one enters MMX mode. With VEX bits 255:128 are `high` or zero, without they stay.
+ */
+export function writeVector(ctx: FpContext, fpu: FpuArea, operand: VectorOperand, from: Lanes, high?: Lanes): void {
   const { insn } = ctx;
-  switch (operand.letter) {
-    case 'V':
-      fpu.writeXmm(insn.reg, from);
-      break;
-    case 'P':
-      fpu.writeMm(insn.reg & 7, from);
-      break;
-    case 'Q':
-    case 'N':
-      fpu.writeMm(insn.rm & 7, from);
-      break;
-    default:
-      fpu.writeXmm(insn.rm, from);
+  if (operand.letter === 'P') fpu.writeMm(insn.reg & 7, from);
+  else if (operand.letter === 'Q' || operand.letter === 'N') fpu.writeMm(insn.rm & 7, from);
+  else {
+    const register = registerOf(ctx, operand);
+    fpu.writeXmm(register, from);
+    if (operand.vex) fpu.writeHigh(register, high ?? ZERO);
   }
 }
+const ZERO = new Lanes();
 
 /** Value of a general register or memory operand (`Ey`, `Ry/Mw`). */
 export function readGeneral(ctx: FpContext, operand: VectorOperand): bigint {

@@ -113,6 +113,7 @@ const compare =
       if (toMask) {
         writeMask(bits, (imm & 0x40) !== 0, strings);
         fpu.writeXmm(0, r);
+        if (src.vex) fpu.clearHigh(0);
       } else ctx.setReg(RCX, 4, BigInt(index(bits, (imm & 0x40) !== 0, count)));
       const ends = (lengthB < count ? Flag.ZF : 0) | (lengthA < count ? Flag.SF : 0);
       setArithmeticFlags(ctx, (bits !== 0 ? Flag.CF : 0) | ends | ((bits & 1) !== 0 ? Flag.OF : 0));
