@@ -38,7 +38,36 @@ export interface NestedTranslation {
   shift: number;
 }
 
+/** How `intercept` answers for an instruction, as far as that is known before its operands are. */
+export const Verdict = {
+  /** No. */
+  pass: 0,
+  /** Yes, and the exit says nothing but the instruction's length: `leave` records it. */
+  leave: 1,
+  /** It depends on operands or bitmaps, or the exit describes them. */
+  ask: 2,
+} as const;
+
+/**
+ * The short way to the exits of frequent instructions: numbers only, nothing is built for a question. Answers and records are those of
+ * `intercept`, `interceptMsr` and `interceptIo`. RIP stands at the instruction; `length` is its length in bytes.
+ */
+export interface DirectExits {
+  /** One {@link Verdict} for each of INTERCEPTS (by INTERCEPT_ID); the owner keeps them in step with its controls. */
+  readonly verdicts: Uint8Array;
+  /** Records the exit of an instruction whose verdict is `leave`. */
+  leave(id: number, length: number): void;
+  /** MOV CR with verdict `ask`: `gpr` is the other operand's number. True: exit recorded. */
+  movCr(cr: number, write: boolean, gpr: number, length: number): boolean;
+  /** RDMSR and WRMSR with verdict `ask`. True: exit recorded. */
+  msr(index: number, write: boolean, length: number): boolean;
+  /** IN and OUT (not the string forms) with verdict `ask`. True: exit recorded. */
+  port(port: number, size: number, input: boolean, immediate: boolean, length: number): boolean;
+}
+
 export interface GuestMode {
+  /** Absent, or null while it may not be used: every question goes to the methods below. */
+  readonly direct?: DirectExits | null;
   /** Distinguishes TLB contexts: ASID or VPID (0 is the host's). */
   readonly asid: number;
   /** Root of the nested tables (0: no nested paging), part of the TLB context. */

@@ -76,3 +76,8 @@ export const INTERCEPTS = [
   'taskSwitch',
 ] as const;
 export type Intercept = (typeof INTERCEPTS)[number];
+
+/** Place of an intercept in {@link INTERCEPTS}: index of {@link DirectExits.verdicts}. */
+export const INTERCEPT_ID = Object.fromEntries(INTERCEPTS.map((name, id) => [name, id])) as Readonly<
+  Record<Intercept, number>
+>;
