@@ -6,6 +6,8 @@ import { CR4, FEATURES, type FeatureBit, hasFeature } from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
 import type { Kvm } from './kvm.ts';
 import { isGuestMode, kvmIsCr4BitSet } from './kvm-cache-regs.ts';
+import { requireShape } from './shape.ts';
+import { CPUID } from './state-shapes.ts';
 import { Errno } from './types.ts';
 import type { CpuidEntry, Vcpu } from './vcpu.ts';
 
@@ -232,6 +234,7 @@ export function kvmVcpuAfterSetCpuid(vcpu: Vcpu): void {
 
 /** KVM_SET_CPUID2. Throws KvmError CPUID_* (EINVAL, E2BIG). */
 export function setCpuid2(vcpu: Vcpu, entries: readonly CpuidEntry[]): void {
+  requireShape('CPUID_FIELD', Errno.EINVAL, 'KVM_SET_CPUID2: ', entries, 'entries', CPUID);
   if (entries.length > 256) throw new KvmError('CPUID_TOO_MANY', Errno.E2BIG, 'at most 256 CPUID entries');
   const address = entries.find((e) => e.function === 0x80000008);
   const virtual = address ? (address.eax >>> 8) & 0xff : 0;

@@ -96,8 +96,8 @@ export class HostMemory {
 
   /** Frames that back guest memory: contiguous and 2 MiB-aligned if possible, scattered if the kernel was created so. */
   allocGuestFrames(count: number): Uint32Array {
-    const out = new Uint32Array(count);
     if (count > this.#free) this.#exhausted(count);
+    const out = new Uint32Array(count);
     const first = this.#seed === null ? this.tryAllocRun(count, count >= 512 ? 512 : 1) : undefined;
     for (let i = 0; i < count; i++) out[i] = first === undefined ? this.allocFrame() : first + i;
     return out;

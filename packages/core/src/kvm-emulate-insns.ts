@@ -14,8 +14,9 @@ import {
 import { kvmCompleteInsnGp, kvmHandleInvalidOp, kvmSkipEmulatedInstruction } from './kvm-emulate.ts';
 import { kvmPvSendIpi } from './lapic.ts';
 import { kvmGetMsr, kvmSetMsr, kvmSetXcr } from './msrs.ts';
+import { requireShape, u64 } from './shape.ts';
 import { frame, trace } from './trace.ts';
-import { MpState } from './types.ts';
+import { Errno, MpState } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
 /** KVM: kvm_emulate_cpuid. */
@@ -115,7 +116,10 @@ function hypercall(vcpu: Vcpu, nr: bigint, [a0, a1, a2, a3]: bigint[], wide: boo
 }
 /** User space has answered a hypercall exit. */
 export function completeHypercall(vcpu: Vcpu): number {
-  if (vcpu.exit.reason === 'hypercall') kvmRaxWrite(vcpu, BigInt.asUintN(64, vcpu.exit.ret));
+  if (vcpu.exit.reason === 'hypercall') {
+    requireShape('RUN_ANSWER', Errno.EINVAL, 'KVM_RUN: ', vcpu.exit.ret, 'exit.ret', u64);
+    kvmRaxWrite(vcpu, vcpu.exit.ret);
+  }
   return kvmSkipEmulatedInstruction(vcpu);
 }
 

@@ -3,6 +3,7 @@
  * KVM: emulator_pio_in_out, complete_emulated_pio, complete_emulated_mmio, kvm_fast_pio (x86.c).
  */
 import { Flag, PAGE, RCX, RDI, Seg } from '@tskvm/emulator';
+import { KvmError } from './diagnostics.ts';
 import type { MmioAccess } from './emulate-memory.ts';
 import { kernelPioIn, kernelPioOut } from './emulate-ops.ts';
 import { kvmRaxRead, kvmRaxWrite, kvmRegisterReadRaw } from './kvm-cache-regs.ts';
@@ -17,7 +18,7 @@ import {
   x86EmulateInstruction,
 } from './kvm-emulate.ts';
 import { frame, trace } from './trace.ts';
-import { EmulType } from './types.ts';
+import { EmulType, Errno } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
 /** KVM_X86_QUIRK_OUT_7E_INC_RIP. */
@@ -67,9 +68,17 @@ function prepareMmioExit(vcpu: Vcpu, access: MmioAccess): void {
   trace(vcpu, 'kvm_mmio', () => ({ type: access.isWrite ? 'write' : 'unsatisfied-read', len, gpa, val: value }));
   vcpu.exit = { reason: 'mmio', physAddr: gpa, len, isWrite: access.isWrite, data };
 }
+/** What user space has answered. Throws KvmError RUN_ANSWER (EINVAL) if it has put something else in the place of the bytes. */
 function exitData(vcpu: Vcpu): Uint8Array {
   const { exit } = vcpu;
-  return exit.reason === 'io' || exit.reason === 'mmio' ? exit.data : new Uint8Array(8);
+  if (exit.reason !== 'io' && exit.reason !== 'mmio') return new Uint8Array(8);
+  const { data } = exit;
+  if (data instanceof Uint8Array && data.length >= (exit.reason === 'io' ? exit.size * exit.count : 8)) return data;
+  throw new KvmError(
+    'RUN_ANSWER',
+    Errno.EINVAL,
+    "KVM_RUN: the exit's data is not what it was; fill the bytes that were there",
+  );
 }
 /** The value that user space has supplied for an input. KVM: trace in complete_pio. */
 function pioInput(vcpu: Vcpu): number {

@@ -5,6 +5,7 @@ import {
   type EngineName,
   PAGE,
   PhysicalMemory,
+  PRIVATE,
   type ProcessorApi,
 } from '@tskvm/emulator';
 import { type Backend, backendModel } from './backend.ts';
@@ -14,6 +15,8 @@ import { HostMemory } from './host-memory.ts';
 import { newMmuConfig } from './mmu/config.ts';
 import { joinModeChanges } from './mode-switch.ts';
 import type { KvmX86Calls } from './ops-table.ts';
+import { callback, i32, MAX_TICK, oneOf, optional, requireShape, type Shape, struct } from './shape.ts';
+import { KVM_STATE } from './state-shapes.ts';
 import { unloadedCalls } from './static-calls.ts';
 import { type TraceListener, type TraceName, Tracer } from './trace.ts';
 import { Errno } from './types.ts';
@@ -58,6 +61,31 @@ export interface KvmCaps {
 export interface KvmSave {
   version: 1;
   tick: number;
+}
+
+const PAGE_OF_WASM = 65536;
+/** What a wasm memory can hold beside the processor's own structures. */
+const MAX_MEMORY = 65535 * PAGE_OF_WASM - PRIVATE;
+const memorySize: Shape = (value, at) =>
+  typeof value === 'number' && value > 0 && value <= MAX_MEMORY && value % PAGE_OF_WASM === 0
+    ? undefined
+    : `${at} ${typeof value === 'number' ? value : `(a ${typeof value})`}: give a multiple of 65536 bytes, at most ${MAX_MEMORY}`;
+const nsPerTick: Shape = (value, at) =>
+  typeof value === 'number' && value >= 1e-3 && value <= 1e6 ? undefined : `${at}: give a number from 0.001 to 1000000`;
+const KVM_OPTIONS = struct({
+  memory: optional(memorySize),
+  shuffleFrames: optional(i32),
+  nsPerTick: optional(nsPerTick),
+  engine: optional(oneOf('interpret', 'evaluate')),
+  processor: callback,
+});
+/** Host physical memory; a host that has no room for it is ENOMEM. */
+function allocateMemory(size: number): PhysicalMemory {
+  try {
+    return new PhysicalMemory(size);
+  } catch (error) {
+    throw new KvmError('HOST_MEMORY_SIZE', Errno.ENOMEM, `no room for ${size} bytes of memory: ${String(error)}`);
+  }
 }
 
 export class Kvm {
@@ -106,24 +134,39 @@ export class Kvm {
 
   /**
    * Makes a machine's kernel and loads a vendor into it.
-   * Throws KvmError: NO_CPU_MODEL (EINVAL), and what {@link kvmX86VendorInit} refuses.
+   * Throws KvmError: KVM_OPTIONS, BACKEND, NO_CPU_MODEL (EINVAL), HOST_MEMORY_SIZE (ENOMEM), and what {@link kvmX86VendorInit} refuses.
    */
   static async create(backend: Backend, options: KvmOptions = {}): Promise<Kvm> {
+    requireShape('KVM_OPTIONS', Errno.EINVAL, 'Kvm.create: ', options, 'options', KVM_OPTIONS);
+    if (backend?.kind !== 'tskvm-backend') {
+      throw new KvmError(
+        'BACKEND',
+        Errno.EINVAL,
+        'Kvm.create: give a backend: svm(), vmx(), or what defineBackend makes',
+      );
+    }
     const model = options.model ?? backendModel(backend);
     if (!model) {
       throw new KvmError('NO_CPU_MODEL', Errno.EINVAL, `backend '${backend.name}' brings no CPU model; give { model }`);
     }
-    const memory = new PhysicalMemory(options.memory ?? 64 * 1024 * 1024);
+    const memory = allocateMemory(options.memory ?? 64 * 1024 * 1024);
     const make = options.processor ?? createProcessor;
     const kvm = new Kvm(options, memory, await make(memory, model, { engine: options.engine }), model);
     kvm.load(backend);
     return kvm;
   }
 
-  /** Loads a vendor (modprobe kvm_amd, see {@link kvmX86VendorInit}), or what `save` gave. */
+  /**
+   * Loads a vendor (modprobe kvm_amd, see {@link kvmX86VendorInit}), or what `save` gave.
+   * Throws KvmError KVM_STATE (EINVAL) for something else.
+   */
   load(what: Backend | KvmSave): void {
-    if ('kind' in what) kvmX86VendorInit(this, what);
-    else this.processor.tick = what.tick;
+    if (typeof what === 'object' && what !== null && 'kind' in what) {
+      kvmX86VendorInit(this, what);
+      return;
+    }
+    requireShape('KVM_STATE', Errno.EINVAL, 'the saved kernel is damaged or foreign: ', what, 'state', KVM_STATE);
+    this.processor.tick = what.tick;
   }
   /** The kernel's own state: the clock. VMs are saved by themselves. */
   save(): KvmSave {
@@ -142,9 +185,10 @@ export class Kvm {
   now(): number {
     return this.processor.tick;
   }
-  /** Time passes while nothing runs: the clock moves on to `tick`. */
+  /** Time passes while nothing runs: the clock moves on to `tick`, at most 2^52 (beyond it a tick would not count). */
   warpTo(tick: number): void {
-    if (tick > this.processor.tick && Number.isFinite(tick)) this.processor.tick = Math.ceil(tick);
+    if (typeof tick === 'number' && tick > this.processor.tick && tick <= MAX_TICK)
+      this.processor.tick = Math.ceil(tick);
   }
   /** Tick at which so many nanoseconds since power-on have passed. */
   tickAt(ns: number): number {

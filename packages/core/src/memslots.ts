@@ -2,6 +2,7 @@
 import { PAGE } from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
 import { kvmArchFlushShadowMemslot, kvmMmuSlotWriteProtect, kvmMmuZapAll } from './mmu/mmu.ts';
+import { anyNumber, optional, requireShape, struct, u32, words } from './shape.ts';
 import { Errno } from './types.ts';
 import type { Vm } from './vm.ts';
 
@@ -51,10 +52,20 @@ const refuse = (code: string, errno: number, message: string): never => {
 };
 const hex = (n: number): string => `0x${n.toString(16)}`;
 
+const REGION = struct({
+  slot: u32,
+  flags: optional(u32),
+  guestPhysAddr: anyNumber,
+  memorySize: anyNumber,
+  offset: optional(anyNumber),
+  backing: optional(struct({ frames: words() })),
+});
+
 function checkRegion(region: MemoryRegion): void {
+  requireShape('MEMSLOT_FIELD', Errno.EINVAL, 'KVM_SET_USER_MEMORY_REGION: ', region, 'region', REGION);
   const { slot, flags = 0, guestPhysAddr, memorySize, offset = 0 } = region;
   const id = slot & 0xffff;
-  if (slot < 0 || slot >>> 16 > 1) refuse('MEMSLOT_SPACE', Errno.EINVAL, `slot ${hex(slot)}: address space is 0 or 1`);
+  if (slot >>> 16 > 1) refuse('MEMSLOT_SPACE', Errno.EINVAL, `slot ${hex(slot)}: address space is 0 or 1`);
   if (id >= USER_MEM_SLOTS + 3) refuse('MEMSLOT_ID', Errno.EINVAL, `slot id ${id} is above ${USER_MEM_SLOTS - 1}`);
   if ((flags & ~KNOWN_FLAGS) !== 0) {
     refuse('MEMSLOT_FLAGS', Errno.EINVAL, `slot flags ${hex(flags)}: only LOG_DIRTY_PAGES (1) and READONLY (2) exist`);
@@ -193,6 +204,7 @@ export function kvmSetMemoryRegion(vm: Vm, region: MemoryRegion): void {
 
 /** Copies and clears a slot's dirty bitmap (bit n: page n) and write-protects what was dirty. KVM: KVM_GET_DIRTY_LOG. */
 export function kvmGetDirtyLog(vm: Vm, slotNumber: number): Uint32Array {
+  requireShape('DIRTY_LOG_SLOT', Errno.EINVAL, 'KVM_GET_DIRTY_LOG: ', slotNumber, 'slot', u32);
   const slot = vm.memslots.find((s) => s.id === (slotNumber & 0xffff) && s.addressSpace === slotNumber >>> 16);
   if (!slot?.dirtyBitmap) {
     throw new KvmError(

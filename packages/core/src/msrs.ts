@@ -8,8 +8,9 @@ import { kvmX2apicMsrRead, kvmX2apicMsrWrite } from './lapic-regs.ts';
 import { getMsrMce, setMsrMce } from './mce.ts';
 import { kvmMmuResetContext } from './mmu/mmu.ts';
 import { kvmWriteSystemTime, kvmWriteWallClock } from './pvclock.ts';
+import { requireShape, u8, u64 } from './shape.ts';
 import { frame } from './trace.ts';
-import type { MsrData } from './types.ts';
+import { Errno, type MsrData } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
 /** MSR numbers that core serves. */
@@ -290,7 +291,9 @@ export function kvmSetXcr(vcpu: Vcpu, index: number, value: bigint): number {
 export function completeUserMsr(vcpu: Vcpu): number {
   const { exit } = vcpu;
   const err = exit.reason === 'rdmsr' || exit.reason === 'wrmsr' ? exit.error : 1;
+  requireShape('RUN_ANSWER', Errno.EINVAL, 'KVM_RUN: ', err, 'exit.error', u8);
   if (exit.reason === 'rdmsr' && err === 0) {
+    requireShape('RUN_ANSWER', Errno.EINVAL, 'KVM_RUN: ', exit.data, 'exit.data', u64);
     vcpu.arch.regs[0] = exit.data & 0xffffffffn;
     vcpu.arch.regs[2] = exit.data >> 32n;
   }

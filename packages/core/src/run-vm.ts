@@ -1,19 +1,22 @@
 /** Several vCPUs on one processor: round robin with a fixed quantum, the same every time. No KVM counterpart: Linux's scheduler. */
-import type { KvmExit } from './types.ts';
-import type { RunOptions, Vcpu } from './vcpu.ts';
+import { KvmError } from './diagnostics.ts';
+import { Errno, type KvmExit } from './types.ts';
+import { checkRunOptions, type RunOptions, type Vcpu } from './vcpu.ts';
 import type { Vm } from './vm.ts';
 
 /** Ticks that a vCPU runs before the next gets its turn. */
 export const QUANTUM = 20000;
 
-/** See {@link Vm.run}. */
+/** See {@link Vm.run}. Throws KvmError RUN_BUDGET, RUN_NO_VCPU (EINVAL). */
 export function runVm(vm: Vm, options: RunOptions): { vcpu: Vcpu; exit: KvmExit } {
   const { kvm, vcpus } = vm;
+  checkRunOptions(options);
+  if (vcpus.length === 0) throw new KvmError('RUN_NO_VCPU', Errno.EINVAL, 'the VM has no vCPU; call createVcpu first');
   const end = kvm.now() + (options.budget ?? Number.POSITIVE_INFINITY);
   let idle = 0;
   for (;;) {
     const vcpu = vcpus[vm.nextVcpu % vcpus.length];
-    const left = end - kvm.now();
+    const left = Math.max(0, end - kvm.now());
     const exit = vcpu.run({ budget: vcpus.length > 1 ? Math.min(QUANTUM, left) : left });
     if (exit.reason === 'idle') idle++;
     else idle = 0;

@@ -1,10 +1,15 @@
 /** save() and load() of vCPUs and VMs: KVM's migration order, as plain versioned objects. */
 import { PAGE, type SavedSession } from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
+import type { MmioAccess } from './emulate-memory.ts';
 import { getFpu, setFpu } from './fpu.ts';
 import { emulateCtxt } from './kvm-emulate.ts';
+import type { Memslot } from './memslots.ts';
 import { kvmMmuResetContext } from './mmu/mmu.ts';
+import { requireShape } from './shape.ts';
+import { VCPU_STATE, VM_STATE } from './state-shapes.ts';
 import { Errno, type KvmExit, type MpState, type Req } from './types.ts';
+import { hasUserspaceIoCompletion } from './userspace-io.ts';
 import type { CpuidEntry, UserspaceCompletion, Vcpu } from './vcpu.ts';
 import type { KvmDebugregs, KvmRegs, KvmSregs2, KvmVcpuEvents } from './vcpu-state.ts';
 import type { Vm } from './vm.ts';
@@ -81,15 +86,35 @@ function movable(completion: UserspaceCompletion | null): UserspaceCompletion | 
   return copy;
 }
 
-/** Puts it back, in the order that user space uses (CPUID first, events last). */
+/** Does the answer that a completion waits for fit its exit. */
+function checkCompletion({ completion, exit, pio }: VcpuSave): void {
+  if (!completion) return;
+  const { kind } = completion;
+  const input = kind === 'emulatedPio' || kind === 'fastPioIn';
+  const io = exit.reason === 'io' && exit.size === pio.size && exit.data.length === exit.size * exit.count;
+  const mmio =
+    exit.reason === 'mmio' && (completion.data as MmioAccess).at < (completion.data as MmioAccess).fragments?.length;
+  if (hasUserspaceIoCompletion(kind) && (!input || io) && (kind !== 'emulatedMmio' || mmio)) return;
+  refuseState(`its pending work '${kind}' does not belong to its exit '${exit.reason}'`);
+}
+const refuseState = (why: string): never => {
+  throw new KvmError('VCPU_STATE', Errno.EINVAL, `the saved vCPU can't be loaded: ${why}; save it anew`);
+};
+
+/** What can be said about a saved vCPU before anything changes. */
+function checkVcpuSave(vcpu: Vcpu, saved: VcpuSave): void {
+  requireShape('VCPU_STATE', Errno.EINVAL, 'the saved vCPU is damaged or foreign: ', saved, 'state', VCPU_STATE);
+  if (saved.vcpuId !== vcpu.vcpuId) refuseState(`it is vCPU ${saved.vcpuId}, this one ${vcpu.vcpuId}`);
+  if ((saved.lapic === null) !== (vcpu.arch.apic === null)) refuseState('one of the two has no local APIC');
+  checkCompletion(saved);
+}
+
+/**
+ * Puts it back, in the order that user space uses (CPUID first, events last).
+ * Throws KvmError VCPU_STATE (EINVAL) before anything has changed, and what the setters refuse: the vCPU is then half loaded.
+ */
 export function loadVcpu(vcpu: Vcpu, saved: VcpuSave): void {
-  if (saved.version !== 1 || saved.vcpuId !== vcpu.vcpuId) {
-    throw new KvmError(
-      'VCPU_STATE',
-      Errno.EINVAL,
-      `the saved state is version ${saved.version} of vCPU ${saved.vcpuId}`,
-    );
-  }
+  checkVcpuSave(vcpu, saved);
   const { arch } = vcpu;
   vcpuLoad(vcpu);
   vcpu.setCpuid(saved.cpuid);
@@ -140,17 +165,35 @@ export function saveVm(vm: Vm): VmSave {
   };
 }
 
-/** Into a VM with the same slots and vCPUs. Throws KvmError VM_STATE (EINVAL). */
-export function loadVm(vm: Vm, saved: VmSave): void {
-  if (saved.version !== 1 || saved.vcpus.length !== vm.vcpus.length) {
-    throw new KvmError('VM_STATE', Errno.EINVAL, 'the saved state has other vCPUs; create the VM as it was when saved');
-  }
+const slotOf = (vm: Vm, id: number, addressSpace: number): Memslot | undefined =>
+  vm.memslots.find((slot) => slot.id === id && slot.addressSpace === addressSpace);
+
+/** What can be said about a saved VM before anything changes. */
+function checkVmSave(vm: Vm, saved: VmSave): void {
+  requireShape('VM_STATE', Errno.EINVAL, 'the saved VM is damaged or foreign: ', saved, 'state', VM_STATE);
+  const refuse = (what: string): never => {
+    throw new KvmError('VM_STATE', Errno.EINVAL, `the saved VM has ${what}; create the VM as it was when saved`);
+  };
+  if (saved.vcpus.length !== vm.vcpus.length) refuse(`${saved.vcpus.length} vCPUs, this one ${vm.vcpus.length}`);
+  saved.vcpus.forEach((state, i) => {
+    checkVcpuSave(vm.vcpus[i], state);
+  });
+  if (saved.memory.length !== vm.memslots.length) refuse('other memory slots');
   for (const { id, addressSpace, bytes } of saved.memory) {
-    const slot = vm.memslots.find((s) => s.id === id && s.addressSpace === addressSpace);
-    if (!slot || slot.npages * PAGE !== bytes.length) {
-      throw new KvmError('VM_STATE', Errno.EINVAL, `the saved state has another memory slot ${id}`);
-    }
-    vm.writeGuest(slot.baseGfn * PAGE, bytes, addressSpace === 1);
+    if (slotOf(vm, id, addressSpace)?.npages !== bytes.length / PAGE) refuse(`another memory slot ${id}`);
+  }
+  if ((saved.irqchip === null) !== (vm.irqchip === null)) refuse(saved.irqchip ? 'an irqchip' : 'no irqchip');
+}
+
+/**
+ * Into a VM with the same slots and vCPUs. Throws KvmError VM_STATE, VCPU_STATE (EINVAL) before anything has changed, and what the
+ * vCPUs' setters refuse: the VM is then half loaded, and good for another load or for destroy.
+ */
+export function loadVm(vm: Vm, saved: VmSave): void {
+  checkVmSave(vm, saved);
+  for (const { id, addressSpace, bytes } of saved.memory) {
+    const slot = slotOf(vm, id, addressSpace);
+    if (slot) vm.writeGuest(slot.baseGfn * PAGE, bytes, addressSpace === 1);
   }
   vm.disabledQuirks = saved.disabledQuirks;
   saved.vcpus.forEach((state, i) => {

@@ -22,6 +22,9 @@ export function registerUserspaceIoCompletion(kind: string, completion: Userspac
   COMPLETIONS.set(kind, completion);
 }
 
+/** Is this a kind of pending work that someone finishes. */
+export const hasUserspaceIoCompletion = (kind: string): boolean => COMPLETIONS.has(kind);
+
 export function completeUserspaceIo(vcpu: Vcpu, kind: string, data: unknown): number {
   const completion = COMPLETIONS.get(kind);
   if (!completion) throw new AssertionError(`no completion for user-space exits of kind '${kind}'`);

@@ -14,7 +14,7 @@ const MAX_VCPU_ID = 254;
 
 function check(vm: Vm, id: number): void {
   if (!Number.isInteger(id) || id < 0 || id > MAX_VCPU_ID) {
-    throw new KvmError('VCPU_ID', Errno.EINVAL, `vCPU id ${id}: give 0 to ${MAX_VCPU_ID}`);
+    throw new KvmError('VCPU_ID', Errno.EINVAL, `vCPU id ${String(id)}: give 0 to ${MAX_VCPU_ID}`);
   }
   if (vm.vcpus.some((vcpu) => vcpu.vcpuId === id)) {
     throw new KvmError('VCPU_EXISTS', Errno.EEXIST, `vCPU ${id} exists already`);

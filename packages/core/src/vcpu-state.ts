@@ -36,7 +36,9 @@ import {
   loadPdptrs,
 } from './regs.ts';
 import { kvmMakeRequest } from './requests.ts';
+import { requireShape, u32, u64 } from './shape.ts';
 import { kvmSmmChanged } from './smm.ts';
+import { DEBUGREGS, GUEST_DEBUG_REGS, REGS, SREGS, SREGS2, VCPU_EVENTS } from './state-shapes.ts';
 import { frame } from './trace.ts';
 import { type DtPtr, Errno, type KvmSegment, MpState, Req } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
@@ -119,7 +121,6 @@ const SEGMENTS = [
   ['tr', Seg.TR],
   ['ldt', Seg.LDTR],
 ] as const;
-const MASK64 = 0xffffffffffffffffn;
 
 const invalid = (code: string, message: string, rule?: string): never => {
   throw new KvmError(code, Errno.EINVAL, message, rule);
@@ -140,13 +141,14 @@ export function getRegs(vcpu: Vcpu): KvmRegs {
   for (const [name, reg] of GPRS) out[name] = kvmRegisterReadRaw(vcpu, reg);
   return out;
 }
-/** KVM_SET_REGS: drops pending exceptions, sets bit 1 of RFLAGS. */
+/** KVM_SET_REGS: drops pending exceptions, sets bit 1 of RFLAGS. Throws KvmError REGS_FIELD (EINVAL). */
 export function setRegs(vcpu: Vcpu, regs: KvmRegs): void {
+  requireShape('REGS_FIELD', Errno.EINVAL, 'KVM_SET_REGS: ', regs, 'regs', REGS);
   requireUnprotected(vcpu, 'setRegs');
   vcpuLoad(vcpu);
-  for (const [name, reg] of GPRS) kvmRegisterWriteRaw(vcpu, reg, regs[name] & MASK64);
-  kvmRipWrite(vcpu, regs.rip & MASK64);
-  kvmSetRflagsRaw(vcpu, (regs.rflags & MASK64) | 2n);
+  for (const [name, reg] of GPRS) kvmRegisterWriteRaw(vcpu, reg, regs[name]);
+  kvmRipWrite(vcpu, regs.rip);
+  kvmSetRflagsRaw(vcpu, regs.rflags | 2n);
   vcpu.arch.exception.pending = false;
   vcpu.arch.exceptionVmexit.pending = false;
   kvmMakeRequest(Req.EVENT, vcpu);
@@ -302,6 +304,7 @@ function finishSregs(vcpu: Vcpu, reset: boolean): void {
 
 /** KVM_SET_SREGS. Throws KvmError SREGS_* (EINVAL) with the rule; nothing has changed then. */
 export const setSregs = frame('setSregs', (vcpu: Vcpu, sregs: KvmSregs): void => {
+  requireShape('SREGS_FIELD', Errno.EINVAL, 'KVM_SET_SREGS: ', sregs, 'sregs', SREGS);
   requireUnprotected(vcpu, 'setSregs');
   vcpuLoad(vcpu);
   const reset = setSregsCommon(vcpu, sregs, true);
@@ -311,6 +314,7 @@ export const setSregs = frame('setSregs', (vcpu: Vcpu, sregs: KvmSregs): void =>
 
 /** KVM_SET_SREGS2: PDPTEs, if given, are used as they are. Throws KvmError SREGS_* (EINVAL). */
 export const setSregs2 = frame('setSregs2', (vcpu: Vcpu, sregs: KvmSregs2): void => {
+  requireShape('SREGS2_FIELD', Errno.EINVAL, 'KVM_SET_SREGS2: ', sregs, 'sregs', SREGS2);
   requireUnprotected(vcpu, 'setSregs2');
   vcpuLoad(vcpu);
   const pae = (sregs.cr0 & CR0.PG) !== 0n && (sregs.cr4 & CR4.PAE) !== 0n && (sregs.efer & EFER.LMA) === 0n;
@@ -375,8 +379,9 @@ export function getVcpuEvents(vcpu: Vcpu): KvmVcpuEvents {
   };
 }
 
-/** KVM_SET_VCPU_EVENTS. Throws KvmError EVENTS_EXCEPTION (EINVAL). */
+/** KVM_SET_VCPU_EVENTS. Throws KvmError EVENTS_FIELD, EVENTS_EXCEPTION (EINVAL). */
 export function setVcpuEvents(vcpu: Vcpu, events: KvmVcpuEvents): void {
+  requireShape('EVENTS_FIELD', Errno.EINVAL, 'KVM_SET_VCPU_EVENTS: ', events, 'events', VCPU_EVENTS);
   vcpuLoad(vcpu);
   const { arch, kvm } = vcpu;
   const { exception, interrupt, nmi, smi } = events;
@@ -421,8 +426,9 @@ export const getDebugregs = (vcpu: Vcpu): KvmDebugregs => ({
   dr6: vcpu.arch.dr6,
   dr7: vcpu.arch.dr7,
 });
-/** KVM_SET_DEBUGREGS. Throws KvmError DEBUGREGS (EINVAL). */
+/** KVM_SET_DEBUGREGS. Throws KvmError DEBUGREGS_FIELD, DEBUGREGS (EINVAL). */
 export function setDebugregs(vcpu: Vcpu, regs: KvmDebugregs): void {
+  requireShape('DEBUGREGS_FIELD', Errno.EINVAL, 'KVM_SET_DEBUGREGS: ', regs, 'regs', DEBUGREGS);
   if (regs.dr6 >> 32n !== 0n || regs.dr7 >> 32n !== 0n) invalid('DEBUGREGS', 'DR6 and DR7 have no bits above 31');
   vcpuLoad(vcpu);
   vcpu.arch.db = [...regs.db];
@@ -436,7 +442,7 @@ export function setDebugregs(vcpu: Vcpu, regs: KvmDebugregs): void {
 export function setMpState(vcpu: Vcpu, state: MpState): void {
   const legal = Object.values(MpState).includes(state);
   if (!legal || (!vcpu.arch.apic && state !== MpState.RUNNABLE)) {
-    invalid('MP_STATE', `mp_state ${state}: without an in-kernel APIC only RUNNABLE (0) exists`);
+    invalid('MP_STATE', `mp_state ${String(state)}: without an in-kernel APIC only RUNNABLE (0) exists`);
   }
   if (state === MpState.SIPI_RECEIVED) {
     vcpu.arch.mpState = MpState.INIT_RECEIVED;
@@ -456,9 +462,14 @@ export const GuestDebug = {
   BLOCKIRQ: 0x100000,
 } as const;
 
-/** KVM_SET_GUEST_DEBUG. @param debugreg DR0-3 and DR7 for hardware breakpoints of user space. Throws KvmError GUEST_DEBUG_BUSY. */
+/**
+ * KVM_SET_GUEST_DEBUG. @param debugreg DR0-3 and DR7 for hardware breakpoints of user space.
+ * Throws KvmError GUEST_DEBUG_FIELD, GUEST_DEBUG (EINVAL), GUEST_DEBUG_BUSY (EBUSY).
+ */
 export function setGuestDebug(vcpu: Vcpu, control: number, debugreg?: { db: bigint[]; dr7: bigint }): void {
   const { arch, kvm } = vcpu;
+  requireShape('GUEST_DEBUG_FIELD', Errno.EINVAL, 'KVM_SET_GUEST_DEBUG: ', control, 'control', u32);
+  requireShape('GUEST_DEBUG_FIELD', Errno.EINVAL, 'KVM_SET_GUEST_DEBUG: ', debugreg, 'debugreg', GUEST_DEBUG_REGS);
   if (arch.guestStateProtected) invalid('GUEST_DEBUG', 'a protected guest can not be debugged');
   vcpuLoad(vcpu);
   if ((control & (GuestDebug.INJECT_DB | GuestDebug.INJECT_BP)) !== 0) {
@@ -482,14 +493,17 @@ function injectDebugException(vcpu: Vcpu, vector: number): void {
   kvmMakeRequest(Req.EVENT, vcpu);
 }
 
-/** KVM_GET_MSRS for one MSR, as the host. Undefined: it does not exist. */
+/** KVM_GET_MSRS for one MSR, as the host. Undefined: it does not exist. Throws KvmError MSR_INDEX (EINVAL). */
 export function getMsr(vcpu: Vcpu, index: number): bigint | undefined {
+  requireShape('MSR_INDEX', Errno.EINVAL, 'KVM_GET_MSRS: ', index, 'index', u32);
   vcpuLoad(vcpu);
   const { err, data } = kvmGetMsr(vcpu, index, true);
   return err === 0 ? data : undefined;
 }
-/** KVM_SET_MSRS for one MSR, as the host. False: refused. */
+/** KVM_SET_MSRS for one MSR, as the host. False: refused. Throws KvmError MSR_INDEX, MSR_DATA (EINVAL). */
 export function setMsr(vcpu: Vcpu, index: number, data: bigint): boolean {
+  requireShape('MSR_INDEX', Errno.EINVAL, 'KVM_SET_MSRS: ', index, 'index', u32);
+  requireShape('MSR_DATA', Errno.EINVAL, 'KVM_SET_MSRS: ', data, 'data', u64);
   vcpuLoad(vcpu);
   return kvmSetMsr(vcpu, index, data, true) === 0;
 }

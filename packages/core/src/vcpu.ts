@@ -10,7 +10,9 @@ import { kvmMmuGvaToGpaSystem } from './mmu/walker.ts';
 import { kvmSetXcr } from './msrs.ts';
 import { RegSet } from './reg-set.ts';
 import { kvmMakeRequest } from './requests.ts';
+import { requireShape, u64, words } from './shape.ts';
 import { loadVcpu, saveVcpu, type VcpuSave } from './snapshot.ts';
+import { FPU_IMAGE, XCRS } from './state-shapes.ts';
 import type { KvmExit, KvmSegment } from './types.ts';
 import { Errno, MpState, Req } from './types.ts';
 import type { KvmDebugregs, KvmRegs, KvmSregs, KvmSregs2, KvmVcpuEvents } from './vcpu-state.ts';
@@ -220,6 +222,19 @@ function newArch(): VcpuArch {
   };
 }
 
+/** Throws KvmError RUN_BUDGET (EINVAL): a budget is a number of at least 0, or Infinity. */
+export function checkRunOptions(options: RunOptions): void {
+  if (typeof options === 'object' && options !== null) {
+    const { budget } = options;
+    if (budget === undefined || (typeof budget === 'number' && budget >= 0)) return;
+  }
+  throw new KvmError(
+    'RUN_BUDGET',
+    Errno.EINVAL,
+    'KVM_RUN: budget is not a number of at least 0; leave it out for no limit',
+  );
+}
+
 export class Vcpu {
   readonly kvm: Kvm;
   readonly arch: VcpuArch = newArch();
@@ -255,8 +270,12 @@ export class Vcpu {
     this.kvm = vm.kvm;
   }
 
-  /** KVM_RUN: runs until something needs the caller. Never blocks; never throws for anything that the guest does. */
+  /**
+   * KVM_RUN: runs until something needs the caller. Never blocks; never throws for anything that the guest does.
+   * Throws KvmError RUN_BUDGET, RUN_CR8, RUN_ANSWER (EINVAL) and, once the VM is dead, RUN_FAILED (EIO).
+   */
   run(options: RunOptions = {}): KvmExit {
+    checkRunOptions(options);
     return kvmArchVcpuIoctlRun(this, options);
   }
 
@@ -308,8 +327,9 @@ export class Vcpu {
   getXcrs(): { xcr0: bigint } {
     return { xcr0: this.arch.xcr0 };
   }
-  /** Throws KvmError XCR0 (EINVAL). */
+  /** Throws KvmError XCRS_FIELD, XCR0 (EINVAL). */
   setXcrs(xcrs: { xcr0: bigint }): void {
+    requireShape('XCRS_FIELD', Errno.EINVAL, 'KVM_SET_XCRS: ', xcrs, 'xcrs', XCRS);
     if (kvmSetXcr(this, 0, xcrs.xcr0) !== 0) {
       throw new KvmError('XCR0', Errno.EINVAL, `XCR0 0x${xcrs.xcr0.toString(16)} is not legal for this guest`);
     }
@@ -318,7 +338,9 @@ export class Vcpu {
   getFpu(): Uint8Array {
     return getFpu(this);
   }
+  /** Throws KvmError FPU_IMAGE (EINVAL) unless it is as long as what getFpu gives. */
   setFpu(image: Uint8Array): void {
+    requireShape('FPU_IMAGE', Errno.EINVAL, 'KVM_SET_FPU: ', image, 'image', FPU_IMAGE);
     setFpu(this, image);
   }
   /** KVM_SET_CPUID2. Throws KvmError CPUID_*. */
@@ -333,8 +355,9 @@ export class Vcpu {
   setGuestDebug(control: number, debugreg?: { db: bigint[]; dr7: bigint }): void {
     state.setGuestDebug(this, control, debugreg);
   }
-  /** KVM_TRANSLATE: guest physical address of a linear one, undefined: not mapped. */
+  /** KVM_TRANSLATE: guest physical address of a linear one, undefined: not mapped. Throws KvmError TRANSLATE_ADDRESS. */
   translate(linear: bigint): number | undefined {
+    requireShape('TRANSLATE_ADDRESS', Errno.EINVAL, 'KVM_TRANSLATE: ', linear, 'linear', u64);
     vcpuLoad(this);
     return kvmMmuGvaToGpaSystem(this, linear);
   }
@@ -349,7 +372,7 @@ export class Vcpu {
   /** KVM_INTERRUPT, without an in-kernel PIC. Throws KvmError INTERRUPT_* (EINVAL, EEXIST). */
   interrupt(vector: number): void {
     if (!Number.isInteger(vector) || vector < 0 || vector > 255) {
-      throw new KvmError('INTERRUPT_VECTOR', Errno.EINVAL, `vector ${vector}: give 0 to 255`);
+      throw new KvmError('INTERRUPT_VECTOR', Errno.EINVAL, `vector ${String(vector)}: give 0 to 255`);
     }
     if (this.vm.irqchipInKernel) {
       throw new KvmError('INTERRUPT_IN_KERNEL', Errno.EINVAL, 'the irqchip is in the kernel; use vm.setIrqLine');
@@ -365,8 +388,10 @@ export class Vcpu {
     if (!this.arch.apic) throw new KvmError('LAPIC', Errno.EINVAL, 'the VM has no in-kernel irqchip');
     return this.arch.apic.regs.slice();
   }
+  /** Throws KvmError LAPIC, LAPIC_REGS (EINVAL). */
   setLapic(regs: Uint32Array): void {
     if (!this.arch.apic) throw new KvmError('LAPIC', Errno.EINVAL, 'the VM has no in-kernel irqchip');
+    requireShape('LAPIC_REGS', Errno.EINVAL, 'KVM_SET_LAPIC: ', regs, 'regs', words(64, 64));
     this.arch.apic.regs.set(regs);
     this.arch.apic.timer.start();
     kvmMakeRequest(Req.EVENT, this);

@@ -14,7 +14,9 @@ import {
 } from './memslots.ts';
 import { kvmMmuZapAll, type MmuVm, newMmuVm } from './mmu/mmu.ts';
 import { runVm } from './run-vm.ts';
+import { oneOf, optional, requireShape, struct, u32, u64, uint } from './shape.ts';
 import { loadVm, saveVm, type VmSave } from './snapshot.ts';
+import { ROUTING } from './state-shapes.ts';
 import type { KvmExit } from './types.ts';
 import { Errno } from './types.ts';
 import type { RunOptions, Vcpu } from './vcpu.ts';
@@ -27,10 +29,21 @@ export interface VmOptions {
   type?: 'default' | 'sev-es';
 }
 
+const VM_OPTIONS = struct({ type: optional(oneOf('default', 'sev-es')) });
+const LEVEL = oneOf(0, 1, true, false);
 /** Source of lines that user space drives (KVM_USERSPACE_IRQ_SOURCE_ID). */
 const USERSPACE_IRQ_SOURCE = 0;
 /** MMIO generations are 19 bits wide (facts: MMIO SPTEs). */
 export const MMIO_GENERATION_MASK = 0x7ffff;
+
+function checkRange(gpa: number, length: number): void {
+  if (Number.isSafeInteger(gpa) && gpa >= 0 && Number.isSafeInteger(length) && length >= 0) return;
+  throw new KvmError(
+    'GUEST_RANGE',
+    Errno.EINVAL,
+    `guest range ${String(gpa)} (+${String(length)}): address and length are integers from 0`,
+  );
+}
 
 export class Vm {
   readonly vcpus: Vcpu[] = [];
@@ -64,6 +77,7 @@ export class Vm {
     readonly kvm: Kvm,
     options: VmOptions = {},
   ) {
+    requireShape('VM_OPTIONS', Errno.EINVAL, 'KVM_CREATE_VM: ', options, 'options', VM_OPTIONS);
     this.vmType = options.type ?? 'default';
   }
   /** In-kernel PIC, IOAPIC and local APICs exist (KVM_CREATE_IRQCHIP). */
@@ -73,7 +87,7 @@ export class Vm {
 
   /** KVM_SET_USER_MEMORY_REGION; see {@link kvmSetMemoryRegion} for the refusals. */
   setUserMemoryRegion(region: MemoryRegion): void {
-    if ((region.slot & 0xffff) >= USER_MEM_SLOTS) {
+    if (typeof region?.slot === 'number' && (region.slot & 0xffff) >= USER_MEM_SLOTS) {
       throw new KvmError('MEMSLOT_ID', Errno.EINVAL, `slot id ${region.slot & 0xffff} is above ${USER_MEM_SLOTS - 1}`);
     }
     kvmSetMemoryRegion(this, region);
@@ -84,6 +98,7 @@ export class Vm {
   }
   /** Host frames that slots can share. */
   allocBacking(bytes: number): Backing {
+    requireShape('BACKING_SIZE', Errno.EINVAL, 'allocBacking: ', bytes, 'bytes', uint(40));
     const backing = { frames: this.kvm.hostMemory.allocGuestFrames(Math.ceil(bytes / PAGE)) };
     this.#backings.push(backing);
     return backing;
@@ -97,6 +112,7 @@ export class Vm {
     for (const { frames } of this.#backings) for (const frame of frames) this.kvm.hostMemory.freeFrame(frame);
     this.#backings.length = 0;
   }
+  /** KVM_GET_DIRTY_LOG: bit n stands for page n. Throws KvmError DIRTY_LOG_SLOT, DIRTY_LOG (EINVAL). */
   getDirtyLog(slot: number): Uint32Array {
     return kvmGetDirtyLog(this, slot);
   }
@@ -155,6 +171,7 @@ export class Vm {
 
   /** Calls `each` with the host address of every piece of a guest range. Throws KvmError GUEST_MEMORY (EFAULT). */
   #pieces(gpa: number, length: number, smm: boolean, each: (hpa: number, at: number, length: number) => void): void {
+    checkRange(gpa, length);
     for (let at = 0; at < length; ) {
       const address = gpa + at;
       const hpa = this.gpaToHpa(address, smm);
@@ -166,14 +183,19 @@ export class Vm {
       at += piece;
     }
   }
-  /** Reads guest physical memory through the slots (a copy). Throws KvmError GUEST_MEMORY (EFAULT). */
+  /** Reads guest physical memory through the slots (a copy). Throws KvmError GUEST_RANGE (EINVAL), GUEST_MEMORY (EFAULT). */
   readGuest(gpa: number, length: number, smm = false): Uint8Array {
+    // A length that no memory can have must not be allocated before the slots are asked.
+    checkRange(gpa, length);
+    if (length > PAGE) this.#pieces(gpa, length, smm, () => {});
     const out = new Uint8Array(length);
     this.#pieces(gpa, length, smm, (hpa, at, piece) => out.set(this.kvm.memory.readBytes(hpa, piece), at));
     return out;
   }
   /** Writes guest physical memory: marks it dirty and tells the processor. Ignores READONLY (as the host's own store would). */
   writeGuest(gpa: number, bytes: Uint8Array, smm = false): void {
+    if (!(bytes instanceof Uint8Array))
+      throw new KvmError('GUEST_BYTES', Errno.EINVAL, 'writeGuest: give a Uint8Array');
     this.#pieces(gpa, bytes.length, smm, (hpa, at, piece) => {
       this.kvm.memory.writeBytes(hpa, bytes.subarray(at, at + piece));
       this.markPageDirty(Math.floor((gpa + at) / PAGE), smm);
@@ -211,14 +233,19 @@ export class Vm {
   }
   /** Drives an interrupt line (KVM_IRQ_LINE). Throws KvmError IRQCHIP_MISSING. */
   setIrqLine(gsi: number, level: boolean | number): void {
+    requireShape('IRQ_LINE', Errno.EINVAL, 'KVM_IRQ_LINE: ', gsi, 'gsi', u32);
+    requireShape('IRQ_LINE', Errno.EINVAL, 'KVM_IRQ_LINE: ', level, 'level', LEVEL);
     this.#needIrqchip().setIrq(gsi, level === true || level === 1, USERSPACE_IRQ_SOURCE);
   }
   /** KVM_SET_GSI_ROUTING. */
   setGsiRouting(entries: readonly RoutingEntry[]): void {
+    requireShape('GSI_ROUTING', Errno.EINVAL, 'KVM_SET_GSI_ROUTING: ', entries, 'entries', ROUTING);
     this.#needIrqchip().setRouting(entries);
   }
   /** KVM_SIGNAL_MSI. @returns whether some APIC took it */
   signalMsi(address: bigint, data: number): boolean {
+    requireShape('MSI', Errno.EINVAL, 'KVM_SIGNAL_MSI: ', address, 'address', u64);
+    requireShape('MSI', Errno.EINVAL, 'KVM_SIGNAL_MSI: ', data, 'data', u32);
     this.#needIrqchip();
     return kvmSetMsi(this, address, data);
   }
@@ -244,6 +271,7 @@ export class Vm {
 
   /** KVM_SET_TSS_ADDR: three pages below 4 GiB for VMX's real-mode TSS. */
   setTssAddr(address: number): void {
+    requireShape('TSS_ADDR', Errno.EINVAL, 'KVM_SET_TSS_ADDR: ', address, 'address', u32);
     if (address > 0xffffffff - 3 * PAGE) {
       throw new KvmError('TSS_ADDR', Errno.EINVAL, 'the TSS pages must lie below 4 GiB');
     }
@@ -252,6 +280,7 @@ export class Vm {
   }
   /** KVM_SET_IDENTITY_MAP_ADDR; before any vCPU. */
   setIdentityMapAddr(address: number): void {
+    requireShape('IDENTITY_MAP_ADDR', Errno.EINVAL, 'KVM_SET_IDENTITY_MAP_ADDR: ', address, 'address', u32);
     if (this.vcpus.length > 0) {
       throw new KvmError('IDENTITY_MAP_ADDR', Errno.EINVAL, 'set the identity map address before creating vCPUs');
     }
