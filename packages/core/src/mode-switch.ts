@@ -2,7 +2,7 @@
 import { CR0, CR4, EFER, Flag, type ModeChange, type ModeName, PAGE, type ProcessorMode, Seg } from '@tskvm/emulator';
 import type { Kvm } from './kvm.ts';
 import { isGuestMode, isSmm, kvmRipRead } from './kvm-cache-regs.ts';
-import type { ModeSwitch, Tracer } from './trace.ts';
+import type { LastExit, ModeSwitch, Tracer } from './trace.ts';
 import type { Vcpu } from './vcpu.ts';
 
 /** Cause of a switch that happened in KVM's emulator, with no entry of the guest in between. */
@@ -15,8 +15,8 @@ const controlsChanged = (change: ModeChange): boolean =>
 
 /** Why a guest could switch by itself. */
 function nativeReason(change: ModeChange): string {
-  if (controlsChanged(change)) return `${change.cause}: the guest owns the bit, no exit`;
-  return `${change.cause}: neither a control register nor EFER changed, nothing to intercept`;
+  if (controlsChanged(change)) return 'the guest owns the bit';
+  return 'neither a control register nor EFER changed, nothing to intercept';
 }
 
 function describe(kvm: Kvm, tracer: Tracer, change: ModeChange): ModeSwitch {
@@ -26,17 +26,21 @@ function describe(kvm: Kvm, tracer: Tracer, change: ModeChange): ModeSwitch {
   }
   const setter = tracer.lastSetter;
   tracer.lastSetter = null;
-  const path = setter?.path ?? [];
+  // Emulation without a setter (a far jump): the frames that are open now.
+  const path = setter?.path ?? (change.cause === EMULATION ? tracer.stack.slice() : []);
   const event = EVENT_CAUSES.find(([frame]) => path.includes(frame));
-  const exit = setter?.exit ?? tracer.lastExit;
+  const exit = ownExit(setter?.exit ?? tracer.lastExit, vcpuId);
   if (event) return { ...change, cause: event[1], vcpuId, exit, path, why: null };
   if (change.cause === EMULATION) {
     const by = setter?.instruction ?? tracer.instruction;
-    const why = setter ? null : 'emulated by KVM: VM entry would refuse this guest state';
-    return { ...change, rip: by?.rip, bytes: by?.bytes, vcpuId, exit, path, why };
+    return { ...change, rip: by?.rip, bytes: by?.bytes, vcpuId, exit, path, why: null };
   }
   return { ...change, rip: setter?.instruction?.rip, bytes: setter?.instruction?.bytes, vcpuId, exit, path, why: null };
 }
+
+/** The exit as the event shows it; another vCPU's explains nothing. */
+const ownExit = (exit: LastExit | null, vcpuId: number): ModeSwitch['exit'] =>
+  exit === null || exit.vcpuId !== vcpuId ? null : { reason: exit.reason, name: exit.name };
 
 /** Frames that say that an event changed the mode, not an instruction. */
 const EVENT_CAUSES: readonly (readonly [string, string])[] = [
@@ -81,7 +85,7 @@ export function traceTrappedSwitch(vcpu: Vcpu, setter: string): void {
   const { tracer } = vcpu.kvm;
   if (tracer === null || tracer.held === null) return;
   const why = 'the processor checked and committed the write inside the VMSA; the trap behind it tells KVM';
-  tracer.held = { ...tracer.held, exit: tracer.lastExit, path: [...tracer.stack, setter], why };
+  tracer.held = { ...tracer.held, exit: ownExit(tracer.lastExit, vcpu.vcpuId), path: [...tracer.stack, setter], why };
   releaseHeld(tracer);
 }
 

@@ -111,7 +111,11 @@ export type TraceListener<N extends TraceName> = (event: TraceEvents[N], name: N
 /** A mode switch with what led to it. */
 export interface ModeSwitch extends ModeChange {
   vcpuId: number;
-  /** The last hardware exit before it, if the switch came through KVM; null: native, the guest did it without an exit. */
+  /**
+   * The last exit of this vCPU before it, if the switch came through KVM (for an SMI: the exit after which KVM delivered it). Where KVM
+   * emulates because VM entry would refuse the guest's state, there is none: the name says so, the reason is the one that KVM makes up.
+   * null: native, the guest did it without an exit; or an event that reached a vCPU that had not been running.
+   */
   exit: { reason: number; name: string } | null;
   /** Frames that ran down to the deciding setter (set_cr0, set_cr4, set_efer), outermost first; empty for a native switch. */
   path: readonly string[];
@@ -119,10 +123,17 @@ export interface ModeSwitch extends ModeChange {
   why: string | null;
 }
 
+/** An exit, and whose. */
+export interface LastExit {
+  reason: number;
+  name: string;
+  vcpuId: number;
+}
+
 /** The last call of a setter that can change the mode. */
 export interface Setter {
   path: string[];
-  exit: { reason: number; name: string } | null;
+  exit: LastExit | null;
   instruction: { rip: bigint; bytes: Uint8Array } | null;
 }
 
@@ -146,14 +157,18 @@ export class Tracer {
   lastSetter: Setter | null = null;
   /** The instruction that exited last, or that KVM emulates now; null where KVM can't see it (protected state). */
   instruction: { rip: bigint; bytes: Uint8Array } | null = null;
-  #lastExit: { reason: number; name: string } | null = null;
+  #lastExit: LastExit | null = null;
   /** The last hardware exit. A new one ends what the setters before it explain. */
-  get lastExit(): { reason: number; name: string } | null {
+  get lastExit(): LastExit | null {
     return this.#lastExit;
   }
-  set lastExit(exit: { reason: number; name: string } | null) {
+  set lastExit(exit: LastExit | null) {
     this.#lastExit = exit;
     this.lastSetter = null;
+  }
+  /** KVM emulates instead of entering: what led to that stays explained by the setter before. */
+  set emulated(exit: LastExit) {
+    this.#lastExit = exit;
   }
   /** A switch of a protected guest whose write trap is still to be handled. */
   held: ModeSwitch | null = null;

@@ -73,7 +73,7 @@ function traceExit(vcpu: Vcpu): void {
   const { tracer } = vcpu.kvm;
   if (tracer === null) return;
   const { reason, name, isa, info1, info2, intrInfo, errorCode } = svmGetExitInfo(vcpu);
-  tracer.lastExit = { reason, name };
+  tracer.lastExit = { reason, name, vcpuId: vcpu.vcpuId };
   let requests = 0n;
   for (const request of vcpu.requests) requests |= 1n << BigInt(request);
   const rip = vcpu.arch.regs[VCPU_REGS_RIP];

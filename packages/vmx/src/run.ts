@@ -101,6 +101,10 @@ export const vmxVcpuRun = frame('vmxVcpuRun', (vcpu: Vcpu, runFlags: number): Fa
     vmx.exitReason = (Reason.INVALID_STATE | FAILED_VMENTRY) >>> 0;
     vmx.exitIntrInfo = 0;
     vmx.idtVectoringInfo = 0;
+    const { tracer } = vcpu.kvm;
+    if (tracer !== null) {
+      tracer.emulated = { reason: vmx.exitReason, name: 'emulated invalid guest state', vcpuId: vcpu.vcpuId };
+    }
     return FastPath.NONE;
   }
   flushRegisters(vcpu);
@@ -150,7 +154,7 @@ function afterExit(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
 function traceExit(vcpu: Vcpu): void {
   trace(vcpu, 'kvm_exit', () => {
     const info = vmxGetExitInfo(vcpu);
-    vcpu.kvm.tracer!.lastExit = { reason: info.reason, name: info.name };
+    vcpu.kvm.tracer!.lastExit = { reason: info.reason, name: info.name, vcpuId: vcpu.vcpuId };
     let requests = 0n;
     for (const req of vcpu.requests) requests |= 1n << BigInt(req);
     return { vcpuId: vcpu.vcpuId, rip: kvmRipRead(vcpu), ...info, requests };
