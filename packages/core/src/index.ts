@@ -14,6 +14,7 @@ export { noteEmulatedSwitch, traceTrappedSwitch } from './mode-switch.ts';
 export * from './ops-table.ts';
 export { type RegName, RegSet } from './reg-set.ts';
 export { fromSegment, toSegment } from './segments.ts';
+export * as shape from './shape.ts';
 export * from './smm.ts';
 export type { VcpuSave, VmSave } from './snapshot.ts';
 export { kvmOpsUpdate } from './static-calls.ts';

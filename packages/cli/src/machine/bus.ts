@@ -3,6 +3,10 @@
  * A device registers ranges and gets the offset into its range, never the address.
  */
 
+import { shape } from '@tskvm/core';
+
+type Shape = shape.Shape;
+
 export interface PortDevice {
   /** Reads `size` (1, 2, 4) bytes at `offset` of the range. */
   read(offset: number, size: number): number;
@@ -14,12 +18,18 @@ export interface MmioDevice {
   write(offset: number, size: number, value: bigint): void;
 }
 
+/** The shape of a device's state: version 1 and these fields. */
+export const deviceShape = (fields: Readonly<Record<string, Shape>>): Shape =>
+  shape.struct({ version: shape.oneOf(1), ...fields });
+
 /** Plain, versioned state of a device. */
 export type DeviceState = Record<string, unknown>;
 
 /** What every device can do besides its registers. */
 export interface Device {
   readonly name: string;
+  /** What `save` gives; nothing else reaches `load`. */
+  readonly stateShape: Shape;
   save(): DeviceState;
   load(state: DeviceState): void;
 }

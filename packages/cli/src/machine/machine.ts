@@ -2,9 +2,9 @@
  * The PC: memory map, chipset and devices around a VM, and the loop that answers KVM's exits.
  * Free of Node: this is what an embedder gets from `import { createMachine } from 'tskvm'`.
  */
-import { type Backend, Kvm, KvmError, type KvmExit, type Vcpu, type Vm } from '@tskvm/core';
+import { type Backend, Kvm, KvmError, type KvmExit, shape, type Vcpu, type Vm } from '@tskvm/core';
 import { type CpuModel, NotImplementedError } from '@tskvm/emulator';
-import { type Device, type DeviceHost, IoBus } from './bus.ts';
+import { type Device, type DeviceHost, type DeviceState, IoBus } from './bus.ts';
 import type { BlockImage } from './devices/ide.ts';
 import { UsageError } from './errors.ts';
 import type { LoadPlan } from './loaders/image.ts';
@@ -105,7 +105,7 @@ export class Machine {
 
   /** Makes a machine, loads its image and puts the boot processor into the start state. Throws UsageError or KvmError. */
   static async create(options: MachineOptions): Promise<Machine> {
-    const memory = options.memory ?? 64 * MIB;
+    const memory = options?.memory ?? 64 * MIB;
     checkOptions(options, memory);
     const kvm = await Kvm.create(options.backend, {
       memory: memory + 16 * MIB + 2 * roundUp(options.image.rom?.length ?? 0, 65536),
@@ -192,10 +192,9 @@ export class Machine {
 
   /** Runs in slices until something ends the run; between slices the event loop gets its turn. */
   async run(limits: RunLimits = {}): Promise<MachineStop> {
+    requireFit('BAD_LIMIT', limits, 'limits', LIMITS);
     const end = this.instructions + (limits.maxInstructions ?? Number.POSITIVE_INFINITY);
     const slice = limits.slice ?? 2_000_000;
-    if (!(slice >= 1)) throw new UsageError('BAD_LIMIT', `slice ${slice}: give a number of at least 1`);
-    if (Number.isNaN(end)) throw new UsageError('BAD_LIMIT', 'maxInstructions is not a number');
     for (;;) {
       const stop = this.runSlice(Math.min(slice, end - this.instructions));
       if (stop && stop.reason !== 'budget') return stop;
@@ -206,6 +205,7 @@ export class Machine {
 
   /** Runs at most `budget` instructions; null or 'budget' when they are used up. Never throws for what a guest does. */
   runSlice(budget: number): MachineStop | null {
+    requireFit('BAD_LIMIT', budget, 'budget', shape.limit(0));
     const end = this.instructions + budget;
     try {
       while (this.instructions < end) {
@@ -301,7 +301,8 @@ export class Machine {
   /** All processors sleep: guest time jumps to whatever comes first. */
   #idle(idleUntil: number, end: number): MachineStop | null {
     const next = Math.min(idleUntil, this.kvm.tickAt(this.#nextTimer()));
-    if (!Number.isFinite(next)) return { reason: 'idle' };
+    // A timer that is set for later than the clock can count never comes.
+    if (!(next <= shape.MAX_TICK)) return { reason: 'idle' };
     // At least a tick: a time that is rounded must not stop the clock.
     this.kvm.warpTo(Math.max(Math.min(next, end), this.instructions + 1));
     return null;
@@ -350,21 +351,34 @@ export class Machine {
       timers: [...this.#timers].map(([key, { time }]) => [key, time]),
     };
   }
-  /** Restores what `save` gave, into a machine made with the same options. */
+  /**
+   * Restores what `save` gave, into a machine made with the same options. Throws UsageError BAD_STATE and KvmError VM_STATE, VCPU_STATE
+   * before anything has changed, and what the setters of a vCPU refuse (SREGS_* and such): the machine is then good for another load only.
+   */
   load(state: MachineState): void {
-    if (state.version !== 1 || state.memory !== this.memory) {
-      throw new UsageError(
-        'BAD_STATE',
-        'the saved state does not fit: create the machine with the options it was saved under',
-      );
-    }
+    const parts = this.#all.map(({ name, stateShape }) => shape.tuple(shape.oneOf(name), stateShape));
+    const whole = shape.struct({ ...STATE, memory: shape.oneOf(this.memory), devices: shape.tuple(...parts) });
+    requireFit(
+      'BAD_STATE',
+      state,
+      'state',
+      whole,
+      ' (a state fits only a machine with the options under which it was saved)',
+    );
+    const tick = this.kvm.save();
     this.kvm.load(state.kvm);
-    this.vm.load(state.vm);
-    const saved = new Map(state.devices);
-    for (const device of this.#all) {
-      const part = saved.get(device.name);
-      if (part) device.load(part as Record<string, unknown>);
+    try {
+      this.vm.load(state.vm);
+    } catch (error) {
+      this.kvm.load(tick);
+      throw error;
     }
+    this.#timers.clear();
+    this.#stop = null;
+    this.#resetWanted = false;
+    this.#all.forEach((device, i) => {
+      device.load(state.devices[i][1] as DeviceState);
+    });
   }
 }
 
@@ -382,13 +396,58 @@ export const createMachine = (options: MachineOptions): Promise<Machine> => Mach
 
 const roundUp = (value: number, unit: number): number => Math.ceil(value / unit) * unit;
 
+/** Throws UsageError with this code if the value hasn't the shape. */
+function requireFit(code: string, value: unknown, at: string, wanted: shape.Shape, hint = ''): void {
+  const problem = wanted(value, at);
+  if (problem !== undefined) throw new UsageError(code, problem + hint);
+}
+const LIMITS = shape.struct({
+  maxInstructions: shape.optional(shape.limit(0)),
+  slice: shape.optional(shape.limit(1)),
+  between: shape.callback,
+});
+/** What `save` gives, but for what depends on the machine. */
+const STATE = {
+  version: shape.oneOf(1),
+  kvm: shape.anything,
+  vm: shape.anything,
+  timers: shape.list(shape.tuple(shape.text, shape.time), 64),
+};
+const isMedium: shape.Shape = (value, at) =>
+  shape.struct({ size: shape.address })(value, at) ??
+  (typeof (value as BlockImage).read === 'function' ? undefined : `${at}.read is missing: give a BlockImage`);
+const START = shape.union('kind', {
+  reset: shape.struct({}),
+  real: shape.struct({ cs: shape.u16, ip: shape.u16, dl: shape.u8 }),
+  protected32: shape.struct({ eip: shape.u32, eax: shape.u32, ebx: shape.u32 }),
+  long64: shape.struct({ rip: shape.address, rsi: shape.address, cr3: shape.address }),
+});
+const OPTIONS = shape.struct({
+  backend: shape.struct({ kind: shape.oneOf('tskvm-backend') }),
+  image: shape.struct({
+    segments: shape.list(shape.struct({ at: shape.address, bytes: shape.bytes() })),
+    rom: shape.optional(shape.bytes(1)),
+    start: START,
+  }),
+  disks: shape.optional(shape.list(isMedium)),
+  cdrom: shape.optional(isMedium),
+  cpu: shape.optional(shape.text),
+  serialConsole: shape.optional(shape.flag),
+  onSerial: shape.callback,
+  onDebug: shape.callback,
+});
+
 function checkOptions(options: MachineOptions, memory: number): void {
+  requireFit('BAD_OPTION', options, 'options', OPTIONS);
   if (!Number.isInteger(memory) || memory < MIB || memory > LOW_RAM_LIMIT || memory % 65536 !== 0) {
-    throw new UsageError('BAD_MEMORY', `memory of ${memory} bytes: give 1 MiB to 3584 MiB, a multiple of 64 KiB`);
+    throw new UsageError(
+      'BAD_MEMORY',
+      `memory of ${String(memory)} bytes: give 1 MiB to 3584 MiB, a multiple of 64 KiB`,
+    );
   }
   const cpus = options.cpus ?? 1;
   if (!Number.isInteger(cpus) || cpus < 1 || cpus > 8)
-    throw new UsageError('BAD_CPUS', `${cpus} processors: give 1 to 8`);
+    throw new UsageError('BAD_CPUS', `${String(cpus)} processors: give 1 to 8`);
   if ((options.disks?.length ?? 0) > 1) throw new UsageError('TOO_MANY_DISKS', 'one disk and one CD-ROM at most');
 }
 

@@ -2,7 +2,8 @@
  * An ATA disk: IDENTIFY, READ/WRITE SECTORS (28 and 48 bit, multiple), the rest of the mandatory command set.
  * Manual: ATA/ATAPI-6 ch. 8.
  */
-import type { DeviceState } from '../bus.ts';
+import { shape } from '@tskvm/core';
+import { type DeviceState, deviceShape } from '../bus.ts';
 import type { BlockImage, Drive, TaskFile, Transfer } from './ide.ts';
 
 const SECTOR = 512;
@@ -18,18 +19,34 @@ export function putAtaString(into: DataView, word: number, words: number, text: 
     into.setUint16((word + i) * 2, (padded.charCodeAt(2 * i) << 8) | padded.charCodeAt(2 * i + 1), true);
 }
 
+/** A transfer in progress: `count` sectors from `lba` on are still to be moved, `step` a block. */
+interface Phase {
+  direction: 'in' | 'out';
+  lba: number;
+  count: number;
+  step: number;
+}
+
 export class AtaDisk implements Drive {
   readonly kind = 'ata';
   readonly #image: BlockImage;
   readonly #sectors: number;
   #multiple = 16;
+  /** What comes behind the block that the host is reading or writing; null: nothing. */
+  #phase: Phase | null = null;
+  readonly stateShape: shape.Shape;
 
   constructor(image: BlockImage) {
     this.#image = image;
     this.#sectors = Math.ceil(image.size / SECTOR);
+    const { integer, nullable, oneOf, struct } = shape;
+    const sector = integer(0, this.#sectors);
+    const phase = struct({ direction: oneOf('in', 'out'), lba: sector, count: sector, step: integer(1, 16) });
+    this.stateShape = deviceShape({ multiple: integer(1, 16), phase: nullable(phase) });
   }
 
   reset(task: TaskFile): void {
+    this.#phase = null;
     task.error = 1;
     task.count = 1;
     task.lba = [1, 0, 0];
@@ -37,9 +54,10 @@ export class AtaDisk implements Drive {
   }
 
   command(task: TaskFile, code: number, transfer: Transfer): void {
+    this.#phase = null;
     switch (code) {
       case 0xec:
-        transfer.dataIn(this.#identify(), null);
+        transfer.dataIn(this.#identify());
         return;
       case 0x20:
       case 0x21:
@@ -122,11 +140,8 @@ export class AtaDisk implements Drive {
       return;
     }
     const n = Math.min(step, count);
-    const rest = count - n;
-    transfer.dataIn(
-      this.#image.read(lba * SECTOR, n * SECTOR),
-      rest > 0 ? () => this.#read(task, transfer, lba + n, rest, step) : null,
-    );
+    this.#phase = count > n ? { direction: 'in', lba: lba + n, count: count - n, step } : null;
+    transfer.dataIn(this.#image.read(lba * SECTOR, n * SECTOR));
   }
   #write(task: TaskFile, transfer: Transfer, lba: number, count: number, step: number): void {
     if (lba < 0 || lba + count > this.#sectors) {
@@ -137,14 +152,24 @@ export class AtaDisk implements Drive {
       this.#fail(task, transfer, ABRT);
       return;
     }
-    const n = Math.min(step, count);
-    transfer.dataOut(n * SECTOR, (bytes) => {
-      this.#image.write?.(lba * SECTOR, bytes);
-      if (count > n) {
-        this.#write(task, transfer, lba + n, count - n, step);
-        transfer.interrupt();
-      } else this.#done(task, transfer);
-    });
+    this.#phase = { direction: 'out', lba, count, step };
+    transfer.dataOut(Math.min(step, count) * SECTOR);
+  }
+  blockDone(task: TaskFile, bytes: Uint8Array, transfer: Transfer): void {
+    const phase = this.#phase;
+    if (!phase) return;
+    this.#phase = null;
+    const { direction, lba, count, step } = phase;
+    if (direction === 'in') {
+      this.#read(task, transfer, lba, count, step);
+      return;
+    }
+    this.#image.write?.(lba * SECTOR, bytes);
+    const n = bytes.length / SECTOR;
+    if (count > n) {
+      this.#write(task, transfer, lba + n, count - n, step);
+      transfer.interrupt();
+    } else this.#done(task, transfer);
   }
 
   #identify(): Uint8Array {
@@ -181,9 +206,10 @@ export class AtaDisk implements Drive {
   }
 
   save(): DeviceState {
-    return { version: 1, multiple: this.#multiple };
+    return { version: 1, multiple: this.#multiple, phase: this.#phase && { ...this.#phase } };
   }
   load(state: DeviceState): void {
     this.#multiple = state.multiple as number;
+    this.#phase = state.phase ? { ...(state.phase as Phase) } : null;
   }
 }

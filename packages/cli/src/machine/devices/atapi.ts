@@ -2,7 +2,8 @@
  * An ATAPI CD-ROM drive: the packet commands that firmware and boot loaders use.
  * Manual: MMC-3, SFF-8020i; ATA/ATAPI-6 section 8.23 (PACKET).
  */
-import type { DeviceState } from '../bus.ts';
+import { shape } from '@tskvm/core';
+import { type DeviceState, deviceShape } from '../bus.ts';
 import { putAtaString } from './ata-disk.ts';
 import type { BlockImage, Drive, TaskFile, Transfer } from './ide.ts';
 
@@ -23,18 +24,46 @@ const OUT_OF_RANGE: Sense = [5, 0x21, 0];
 const INVALID_FIELD: Sense = [5, 0x24, 0];
 const UNIT_ATTENTION: Sense = [6, 0x29, 0];
 
+/** Bytes a block, as the host has asked for them; 0 stands for the most. */
+const byteCount = (task: TaskFile): number => task.lba[1] + task.lba[2] * 256 || 0xfffe;
+
+/** What a saved drive looks like, with a medium of so many bytes. */
+function stateShape(size: number): shape.Shape {
+  const { bytes, flag, integer, nullable, struct, times, u8, union } = shape;
+  const byteLimit = integer(1, 0xffff);
+  const phase = union('kind', {
+    packet: struct({}),
+    reply: struct({ bytes: bytes(0, 0xffff), limit: byteLimit }),
+    medium: struct({ offset: integer(0, size), length: integer(0, size), limit: byteLimit }),
+  });
+  return deviceShape({ sense: times(3, u8), attention: flag, phase: nullable(phase) });
+}
+
+/** What comes behind the block that the host is reading or writing. */
+type Phase =
+  /** The 12 bytes of a command packet. */
+  | { kind: 'packet' }
+  /** More of a reply, in blocks of at most `limit` bytes. */
+  | { kind: 'reply'; bytes: Uint8Array; limit: number }
+  /** More of the medium: `length` bytes from `offset`. */
+  | { kind: 'medium'; offset: number; length: number; limit: number };
+
 export class AtapiDrive implements Drive {
   readonly kind = 'atapi';
   readonly #image: BlockImage;
   readonly #sectors: number;
   #sense: Sense = UNIT_ATTENTION;
+  #phase: Phase | null = null;
+  readonly stateShape: shape.Shape;
 
   constructor(image: BlockImage) {
     this.#image = image;
     this.#sectors = Math.ceil(image.size / CD_SECTOR);
+    this.stateShape = stateShape(this.#sectors * CD_SECTOR);
   }
 
   reset(task: TaskFile): void {
+    this.#phase = null;
     task.error = 1;
     task.count = 1;
     task.lba = [1, 0x14, 0xeb]; // the ATAPI signature
@@ -42,13 +71,15 @@ export class AtapiDrive implements Drive {
   }
 
   command(task: TaskFile, code: number, transfer: Transfer): void {
+    this.#phase = null;
     switch (code) {
       case 0xa1:
-        transfer.dataIn(this.#identify(), null);
+        transfer.dataIn(this.#identify());
         return;
       case 0xa0:
         task.count = REASON_COMMAND;
-        transfer.dataOut(12, (packet) => this.#packet(task, packet, transfer));
+        this.#phase = { kind: 'packet' };
+        transfer.dataOut(12);
         return;
       case 0x08:
         this.reset(task);
@@ -138,29 +169,40 @@ export class AtapiDrive implements Drive {
       this.#done(task, transfer);
       return;
     }
-    this.#send(task, transfer, bytes.subarray(0, length));
+    this.#send(task, transfer, { kind: 'reply', bytes: bytes.slice(0, length), limit: byteCount(task) });
   }
-  /** One DRQ block of at most the byte count limit, then the next. */
-  #send(task: TaskFile, transfer: Transfer, bytes: Uint8Array): void {
-    const limit = task.lba[1] + task.lba[2] * 256 || 0xfffe;
-    const block = bytes.subarray(0, Math.min(bytes.length, limit & ~1 || 2));
-    const rest = bytes.subarray(block.length);
-    task.lba[1] = block.length & 0xff;
-    task.lba[2] = block.length >> 8;
+  /** One DRQ block of at most the byte count limit; the rest waits in the phase. */
+  #send(task: TaskFile, transfer: Transfer, phase: Exclude<Phase, { kind: 'packet' }>): void {
+    const { limit } = phase;
+    const left = phase.kind === 'reply' ? phase.bytes.length : phase.length;
+    const n = Math.min(left, limit & ~1 || 2);
+    task.lba[1] = n & 0xff;
+    task.lba[2] = n >> 8;
     task.count = REASON_IN;
-    transfer.dataIn(block, () => {
-      if (rest.length > 0) {
-        task.lba[1] = limit & 0xff;
-        task.lba[2] = limit >> 8;
-        this.#send(task, transfer, rest);
-      } else this.#done(task, transfer);
-    });
+    if (phase.kind === 'reply') {
+      this.#phase = { kind: 'reply', bytes: phase.bytes.slice(n), limit };
+      transfer.dataIn(phase.bytes.slice(0, n));
+    } else {
+      this.#phase = { kind: 'medium', offset: phase.offset + n, length: left - n, limit };
+      transfer.dataIn(this.#image.read(phase.offset, n));
+    }
+  }
+  blockDone(task: TaskFile, bytes: Uint8Array, transfer: Transfer): void {
+    const phase = this.#phase;
+    this.#phase = null;
+    if (!phase) return;
+    if (phase.kind === 'packet') this.#packet(task, bytes, transfer);
+    else if ((phase.kind === 'reply' ? phase.bytes.length : phase.length) > 0) this.#send(task, transfer, phase);
+    else this.#done(task, transfer);
   }
   #readSectors(task: TaskFile, transfer: Transfer, lba: number, count: number): void {
     if (count === 0) this.#done(task, transfer);
     else if (lba + count > this.#sectors) this.#check(task, transfer, OUT_OF_RANGE);
     else if (count > 0xffff) this.#check(task, transfer, INVALID_FIELD);
-    else this.#send(task, transfer, this.#image.read(lba * CD_SECTOR, count * CD_SECTOR));
+    else {
+      const medium = { kind: 'medium', offset: lba * CD_SECTOR, length: count * CD_SECTOR } as const;
+      this.#send(task, transfer, { ...medium, limit: byteCount(task) });
+    }
   }
 
   #requestSense(): Uint8Array {
@@ -213,9 +255,15 @@ export class AtapiDrive implements Drive {
   }
 
   save(): DeviceState {
-    return { version: 1, sense: [...this.#sense], attention: this.#sense === UNIT_ATTENTION };
+    return {
+      version: 1,
+      sense: [...this.#sense],
+      attention: this.#sense === UNIT_ATTENTION,
+      phase: structuredClone(this.#phase),
+    };
   }
   load(state: DeviceState): void {
     this.#sense = state.attention ? UNIT_ATTENTION : (state.sense as unknown as Sense);
+    this.#phase = structuredClone(state.phase as Phase | null);
   }
 }

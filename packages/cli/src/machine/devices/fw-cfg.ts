@@ -2,7 +2,8 @@
  * QEMU's firmware configuration device (ports 0x510 selector, 0x511 data; traditional interface without DMA).
  * Source: QEMU's specification "fw_cfg".
  */
-import type { Device, DeviceState, PortDevice } from '../bus.ts';
+import { shape } from '@tskvm/core';
+import { type Device, type DeviceState, deviceShape, type PortDevice } from '../bus.ts';
 
 const FILE_DIR = 0x19;
 const FIRST_FILE = 0x20;
@@ -22,6 +23,7 @@ export interface FwCfgOptions {
 
 export class FwCfg implements Device, PortDevice {
   readonly name = 'fw_cfg';
+  readonly stateShape = deviceShape({ selector: shape.u16, cursor: shape.u32 });
   readonly #items = new Map<number, Uint8Array>();
   #selector = 0;
   #cursor = 0;

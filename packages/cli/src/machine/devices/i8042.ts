@@ -2,7 +2,8 @@
  * Keyboard controller with a PS/2 keyboard (ports 0x60, 0x64). The auxiliary port answers as absent.
  * Manual: Intel 8042 data sheet; IBM PS/2 technical reference.
  */
-import type { Device, DeviceHost, DeviceState, PortDevice } from '../bus.ts';
+import { shape } from '@tskvm/core';
+import { type Device, type DeviceHost, type DeviceState, deviceShape, type PortDevice } from '../bus.ts';
 
 const STATUS_OUTPUT_FULL = 0x01;
 const STATUS_SYSTEM = 0x04;
@@ -13,8 +14,20 @@ const ACK = 0xfa;
 /** Bytes that wait for the guest; replies to commands beyond them are lost, as in the keyboard's own buffer. */
 const QUEUE_SIZE = 16;
 
+const { flag, list, u8 } = shape;
+const STATE = deviceShape({
+  config: u8,
+  output: list(u8),
+  last: u8,
+  expect: u8,
+  keyboardExpect: u8,
+  lastWasCommand: flag,
+  outputPort: u8,
+});
+
 export class I8042 implements Device {
   readonly name = 'i8042';
+  readonly stateShape = STATE;
   /** Ports: 0x60 data, 0x64 command and status. */
   readonly data: PortDevice = { read: () => this.#readData(), write: (_o, _s, value) => this.#writeData(value & 0xff) };
   readonly command: PortDevice = {

@@ -2,8 +2,8 @@
  * An IDE channel in PIO mode with an ATA disk or an ATAPI CD-ROM as master.
  * Manual: ATA/ATAPI-6 (T13 1410D), MMC-3 for the packet commands.
  */
-import type { Device, DeviceHost, DeviceState, PortDevice } from '../bus.ts';
-import { UsageError } from '../errors.ts';
+import { shape } from '@tskvm/core';
+import { type Device, type DeviceHost, type DeviceState, deviceShape, type PortDevice } from '../bus.ts';
 import { AtaDisk } from './ata-disk.ts';
 import { AtapiDrive } from './atapi.ts';
 
@@ -48,22 +48,40 @@ export interface Drive {
   /** Puts signature and status after reset. */
   reset(task: TaskFile): void;
   command(task: TaskFile, code: number, transfer: Transfer): void;
+  /** The host has read the block, or has written these bytes: what comes next is the drive's own state, never a closure. */
+  blockDone(task: TaskFile, bytes: Uint8Array, transfer: Transfer): void;
+  readonly stateShape: shape.Shape;
   save(): DeviceState;
   load(state: DeviceState): void;
 }
 
 /** PIO data phase. */
 export interface Transfer {
-  /** Offers bytes to the host; `next` is called when they are read. */
-  dataIn(bytes: Uint8Array, next: (() => void) | null): void;
-  /** Wants bytes from the host. */
-  dataOut(length: number, done: (bytes: Uint8Array) => void): void;
+  /** Offers a block to the host; when it has been read, the drive's `blockDone` follows. */
+  dataIn(bytes: Uint8Array): void;
+  /** Wants a block from the host; when it is there, the drive's `blockDone` follows. */
+  dataOut(length: number): void;
   /** Raises the interrupt (unless nIEN). */
   interrupt(): void;
 }
 
+const { bytes, integer, nullable, struct, times, u8 } = shape;
+/** A block is at most 64 KiB: an ATAPI byte count, or 128 sectors. */
+export const MAX_BLOCK = 65536;
+const TASK = struct({
+  error: u8,
+  features: u8,
+  count: u8,
+  countHigh: u8,
+  lba: times(3, u8),
+  lbaHigh: times(3, u8),
+  device: u8,
+  status: u8,
+});
+
 export class IdeChannel implements Device {
   readonly name: string;
+  readonly stateShape: shape.Shape;
   readonly #host: DeviceHost;
   readonly #irq: number;
   readonly #drive: Drive | null;
@@ -80,11 +98,16 @@ export class IdeChannel implements Device {
   #control = 0;
   #buffer: Uint8Array = new Uint8Array(0);
   #at = 0;
-  #next: (() => void) | null = null;
-  #out: ((bytes: Uint8Array) => void) | null = null;
 
   constructor(name: string, host: DeviceHost, irq: number, drive: Drive | null) {
     this.name = name;
+    this.stateShape = deviceShape({
+      task: TASK,
+      control: u8,
+      buffer: bytes(0, MAX_BLOCK),
+      at: integer(0, MAX_BLOCK),
+      drive: drive ? drive.stateShape : nullable(struct({})),
+    });
     this.#host = host;
     this.#irq = irq;
     this.#drive = drive;
@@ -160,36 +183,36 @@ export class IdeChannel implements Device {
   #command(code: number): void {
     const drive = this.#selected();
     if (!drive) return;
-    this.#buffer = new Uint8Array(0);
-    this.#at = 0;
-    this.#out = null;
+    this.#clearBlock();
     this.task.error = 0;
     this.task.status = Status.DRDY | Status.DSC;
     drive.command(this.task, code, this.#transfer);
+  }
+  #clearBlock(): void {
+    this.#buffer = new Uint8Array(0);
+    this.#at = 0;
   }
   #writeControl(value: number): void {
     const wasReset = (this.#control & 4) !== 0;
     this.#control = value;
     if (value & 4) this.task.status = Status.BSY;
     else if (wasReset) {
+      this.#clearBlock();
       this.task.device = 0;
       this.#drive?.reset(this.task);
     }
   }
 
   readonly #transfer: Transfer = {
-    dataIn: (bytes, next) => {
-      this.#buffer = bytes;
+    dataIn: (block) => {
+      this.#buffer = block;
       this.#at = 0;
-      this.#next = next;
-      this.#out = null;
       this.task.status = Status.DRDY | Status.DSC | Status.DRQ;
       this.#transfer.interrupt();
     },
-    dataOut: (length, done) => {
+    dataOut: (length) => {
       this.#buffer = new Uint8Array(length);
       this.#at = 0;
-      this.#out = done;
       this.task.status = Status.DRDY | Status.DSC | Status.DRQ;
     },
     interrupt: () => {
@@ -213,26 +236,24 @@ export class IdeChannel implements Device {
     this.#at += size;
     if (this.#at < this.#buffer.length) return;
     this.task.status &= ~Status.DRQ;
-    const out = this.#out;
-    const next = this.#next;
-    this.#out = null;
-    this.#next = null;
-    if (out) out(this.#buffer);
-    else next?.();
+    this.#drive?.blockDone(this.task, this.#buffer, this.#transfer);
   }
 
   save(): DeviceState {
-    // A data phase is finished by repeating the command: the drive keeps no closure, so the state is taken between phases only.
-    if (this.task.status & Status.DRQ)
-      throw new UsageError(
-        'BUSY_DEVICE',
-        `${this.name} can't be saved in the middle of a PIO transfer: run a little further`,
-      );
-    return { version: 1, task: structuredClone(this.task), control: this.#control, drive: this.#drive?.save() ?? null };
+    return {
+      version: 1,
+      task: structuredClone(this.task),
+      control: this.#control,
+      buffer: this.#buffer.slice(),
+      at: this.#at,
+      drive: this.#drive?.save() ?? null,
+    };
   }
   load(state: DeviceState): void {
     Object.assign(this.task, structuredClone(state.task));
     this.#control = state.control as number;
+    this.#buffer = (state.buffer as Uint8Array).slice();
+    this.#at = state.at as number;
     if (state.drive) this.#drive?.load(state.drive as DeviceState);
   }
 }

@@ -2,7 +2,8 @@
  * PCI configuration mechanism 1 (ports 0xCF8, 0xCFC) with a 440FX host bridge and a PIIX3 ISA bridge.
  * Manual: PCI local bus specification 2.3 section 3.2.2.3; Intel 82441FX and 82371SB data sheets.
  */
-import type { Device, DeviceHost, DeviceState, PortDevice } from '../bus.ts';
+import { shape } from '@tskvm/core';
+import { type Device, type DeviceHost, type DeviceState, deviceShape, type PortDevice } from '../bus.ts';
 
 /** One PCI function: 256 bytes of configuration space and which bits of them can be written. */
 export interface PciFunction {
@@ -45,8 +46,12 @@ export function pciFunction(identity: PciIdentity): PciFunction {
   return { devfn: identity.devfn, config, writable };
 }
 
+const { list, times, tuple, u8, u32 } = shape;
+const STATE = deviceShape({ address: u32, functions: list(tuple(u8, times(256, u8)), 256) });
+
 export class PciHost implements Device {
   readonly name = 'pci';
+  readonly stateShape = STATE;
   readonly #functions = new Map<number, PciFunction>();
   #address = 0;
   readonly #host: DeviceHost;

@@ -2,7 +2,8 @@
  * MC146818 real-time clock with 128 bytes of CMOS memory (ports 0x70, 0x71).
  * Manual: Motorola MC146818A data sheet. The clock runs on guest time from a fixed start, so that runs are deterministic.
  */
-import type { Device, DeviceHost, DeviceState, PortDevice } from '../bus.ts';
+import { shape } from '@tskvm/core';
+import { type Device, type DeviceHost, type DeviceState, deviceShape, type PortDevice } from '../bus.ts';
 
 const REG_A = 10;
 const REG_B = 11;
@@ -14,6 +15,10 @@ const B_UPDATE_IRQ = 0x10;
 const B_ALARM_IRQ = 0x20;
 const B_PERIODIC_IRQ = 0x40;
 const C_IRQ = 0x80;
+/** Bit 7 of the hour in 12-hour mode. */
+const HOUR_PM = 0x80;
+/** An alarm register from here on matches everything. */
+const ALARM_ANY = 0xc0;
 /** Update-in-progress shows for the last 244 µs of each second. */
 const UIP_NS = 244_000;
 const SECOND = 1_000_000_000;
@@ -21,8 +26,17 @@ const SECOND = 1_000_000_000;
 /** Where the clock starts unless told otherwise: 2024-01-01 00:00:00 UTC. */
 export const DEFAULT_START = Date.UTC(2024, 0, 1) / 1000;
 
+const { integer, time, times, u8, uint } = shape;
+const STATE = deviceShape({
+  cmos: times(128, u8),
+  index: uint(7),
+  start: integer(-(2 ** 40), 2 ** 40),
+  flagsSince: time,
+});
+
 export class Rtc implements Device, PortDevice {
   readonly name = 'rtc';
+  readonly stateShape = STATE;
   readonly cmos = new Uint8Array(128);
   #index = 0;
   #start: number;
@@ -70,17 +84,24 @@ export class Rtc implements Device, PortDevice {
   #decode(value: number): number {
     return this.cmos[REG_B] & B_BINARY ? value : (value >> 4) * 10 + (value & 15);
   }
+  /** The hour register: 1 to 12 with bit 7 for PM, unless register B chooses 24 hours. */
+  #encodeHours(hours: number): number {
+    if (this.cmos[REG_B] & B_24H) return this.#encode(hours);
+    return this.#encode(hours % 12 === 0 ? 12 : hours % 12) | (hours >= 12 ? HOUR_PM : 0);
+  }
+  #decodeHours(raw: number): number {
+    if (this.cmos[REG_B] & B_24H) return this.#decode(raw);
+    return (this.#decode(raw & ~HOUR_PM) % 12) + (raw & HOUR_PM ? 12 : 0);
+  }
   #time(index: number): number {
     const date = new Date(this.#seconds() * 1000);
-    const hours = date.getUTCHours();
     switch (index) {
       case 0:
         return this.#encode(date.getUTCSeconds());
       case 2:
         return this.#encode(date.getUTCMinutes());
       case 4:
-        if (this.cmos[REG_B] & B_24H) return this.#encode(hours);
-        return this.#encode(hours % 12 === 0 ? 12 : hours % 12) | (hours >= 12 ? 0x80 : 0);
+        return this.#encodeHours(date.getUTCHours());
       case 6:
         return this.#encode(date.getUTCDay() + 1);
       case 7:
@@ -100,7 +121,7 @@ export class Rtc implements Device, PortDevice {
     const value = this.#decode(raw & 0x7f);
     if (index === 0) date.setUTCSeconds(value);
     else if (index === 2) date.setUTCMinutes(value);
-    else if (index === 4) date.setUTCHours(value);
+    else if (index === 4) date.setUTCHours(this.#decodeHours(raw));
     else if (index === 7) date.setUTCDate(value);
     else if (index === 8) date.setUTCMonth(value - 1);
     else if (index === 9) date.setUTCFullYear(2000 + value);
@@ -115,9 +136,12 @@ export class Rtc implements Device, PortDevice {
   }
   #alarmDue(seconds: number): boolean {
     const date = new Date(seconds * 1000);
-    const matches = (reg: number, now: number): boolean =>
-      this.cmos[reg] >= 0xc0 || this.#decode(this.cmos[reg]) === now;
-    return matches(1, date.getUTCSeconds()) && matches(3, date.getUTCMinutes()) && matches(5, date.getUTCHours());
+    const matches = (reg: number, now: number): boolean => this.cmos[reg] >= ALARM_ANY || this.cmos[reg] === now;
+    return (
+      matches(1, this.#encode(date.getUTCSeconds())) &&
+      matches(3, this.#encode(date.getUTCMinutes())) &&
+      matches(5, this.#encodeHours(date.getUTCHours()))
+    );
   }
   #readC(): number {
     const value = this.cmos[REG_C];

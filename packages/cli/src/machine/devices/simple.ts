@@ -2,9 +2,23 @@
  * The PC's small devices, a few registers each: debug console, debug-exit, fast A20/reset, SMI trigger, DMA page registers and the
  * kvm-unit-tests test device. facts: QEMU's documented debug devices, PC/AT port map.
  */
-import type { Device, DeviceHost, DeviceState, MmioDevice, PortDevice } from '../bus.ts';
+import { shape } from '@tskvm/core';
+import {
+  type Device,
+  type DeviceHost,
+  type DeviceState,
+  deviceShape,
+  type MmioDevice,
+  type PortDevice,
+} from '../bus.ts';
 
-const stateless = { save: (): DeviceState => ({ version: 1 }), load: (_state: DeviceState): void => {} };
+const { bytes, times, u8 } = shape;
+
+const stateless = {
+  stateShape: deviceShape({}),
+  save: (): DeviceState => ({ version: 1 }),
+  load: (_state: DeviceState): void => {},
+};
 
 /** Bochs/QEMU debug console (ports 0x402 and 0xE9): every byte goes to `sink`; reads say that it is there. */
 export const debugcon = (name: string, sink: (byte: number) => void): Device & PortDevice => ({
@@ -25,9 +39,11 @@ export const debugExit = (exit: (status: number) => void): Device & PortDevice =
 /** A device that only remembers what was written (DMA controllers, POST code, PAM-like latches). */
 export class Latch implements Device, PortDevice {
   readonly name: string;
+  readonly stateShape: shape.Shape;
   #bytes: Uint8Array;
   constructor(name: string, length: number) {
     this.name = name;
+    this.stateShape = deviceShape({ bytes: times(length, u8) });
     this.#bytes = new Uint8Array(length);
   }
   read(offset: number, size: number): number {
@@ -49,6 +65,7 @@ export class Latch implements Device, PortDevice {
 /** Port 0x92: bit 0 resets the processor, bit 1 is A20 (always on here; the bit is remembered). */
 export class SystemControlPortA implements Device, PortDevice {
   readonly name = 'port92';
+  readonly stateShape = deviceShape({ value: u8 });
   #value = 2;
   readonly #host: DeviceHost;
   constructor(host: DeviceHost) {
@@ -72,6 +89,7 @@ export class SystemControlPortA implements Device, PortDevice {
 /** APM control and status (ports 0xB2, 0xB3): a write of the control port raises an SMI. */
 export class ApmControl implements Device, PortDevice {
   readonly name = 'apm';
+  readonly stateShape = deviceShape({ control: u8, status: u8 });
   #control = 0;
   #status = 0;
   readonly #host: DeviceHost;
@@ -109,6 +127,7 @@ export const irqTestDevice = (host: DeviceHost): Device & PortDevice => ({
 /** kvm-unit-tests' MMIO memory at 0xFF000000: 64 KiB that must be reached through MMIO. */
 export class TestMemory implements Device, MmioDevice {
   readonly name = 'testdev-iomem';
+  readonly stateShape = deviceShape({ bytes: bytes(0x10000, 0x10000) });
   #bytes = new Uint8Array(0x10000);
   read(offset: number, size: number): bigint {
     let value = 0n;

@@ -2,7 +2,8 @@
  * A 16550A serial port with transmit to the outside and a receive queue.
  * Manual: National Semiconductor PC16550D data sheet.
  */
-import type { Device, DeviceHost, DeviceState, PortDevice } from '../bus.ts';
+import { shape } from '@tskvm/core';
+import { type Device, type DeviceHost, type DeviceState, deviceShape, type PortDevice } from '../bus.ts';
 
 const IER_RX = 1;
 const IER_TX = 2;
@@ -16,8 +17,23 @@ const MCR_LOOP = 0x10;
 /** What the receiver holds; a byte that comes in loop-back while it is full is lost (overrun). */
 const FIFO_SIZE = 16;
 
+const { flag, list, u8, u16 } = shape;
+/** What may wait for the guest at most in a saved state (the outside may paste a file). */
+const RX_MAX = 2 ** 24;
+const STATE = deviceShape({
+  ier: u8,
+  lcr: u8,
+  mcr: u8,
+  scr: u8,
+  fcr: u8,
+  divisor: u16,
+  txPending: flag,
+  rx: list(u8, RX_MAX),
+});
+
 export class Uart16550 implements Device, PortDevice {
   readonly name: string;
+  readonly stateShape = STATE;
   /** Gets every transmitted byte. */
   onByte: ((byte: number) => void) | null = null;
   #ier = 0;

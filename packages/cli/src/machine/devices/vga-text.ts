@@ -2,12 +2,27 @@
  * VGA registers as far as text mode needs them; the screen itself is guest memory at 0xB8000.
  * Manual: IBM VGA technical reference. `dump` reads the screen as text.
  */
-import type { Device, DeviceHost, DeviceState, PortDevice } from '../bus.ts';
+import { shape } from '@tskvm/core';
+import { type Device, type DeviceHost, type DeviceState, deviceShape, type PortDevice } from '../bus.ts';
 
 const TEXT_BASE = 0xb8000;
 
+const { flag, struct, times, u8, uint } = shape;
+const STATE = deviceShape({
+  index: struct({ crtc: u8, sequencer: u8, graphics: u8, attribute: u8 }),
+  crtc: times(256, u8),
+  sequencer: times(8, u8),
+  graphics: times(16, u8),
+  attribute: times(32, u8),
+  attributeData: flag,
+  misc: u8,
+  dac: times(768, u8),
+  dacIndex: uint(10),
+});
+
 export class VgaText implements Device, PortDevice {
   readonly name = 'vga';
+  readonly stateShape = STATE;
   #index = { crtc: 0, sequencer: 0, graphics: 0, attribute: 0 };
   #crtc = new Uint8Array(256);
   #sequencer = new Uint8Array(8);
@@ -35,7 +50,7 @@ export class VgaText implements Device, PortDevice {
       case 0x05:
         return this.#sequencer[this.#index.sequencer & 7];
       case 0x09:
-        return this.#dac[this.#dacIndex++ % 768];
+        return this.#dac[this.#nextDac()];
       case 0x0c:
         return this.#misc;
       case 0x0e:
@@ -55,9 +70,8 @@ export class VgaText implements Device, PortDevice {
     }
   }
   write(offset: number, size: number, value: number): void {
-    if (size === 2) {
-      this.write(offset, 1, value & 0xff);
-      this.write(offset + 1, 1, value >> 8);
+    if (size > 1) {
+      for (let i = 0; i < size; i++) this.write(offset + i, 1, (value >>> (8 * i)) & 0xff);
       return;
     }
     switch (offset) {
@@ -80,7 +94,7 @@ export class VgaText implements Device, PortDevice {
         this.#dacIndex = (value & 0xff) * 3;
         break;
       case 0x09:
-        this.#dac[this.#dacIndex++ % 768] = value;
+        this.#dac[this.#nextDac()] = value;
         break;
       case 0x0e:
         this.#index.graphics = value;
@@ -95,6 +109,12 @@ export class VgaText implements Device, PortDevice {
         this.#crtc[this.#index.crtc] = value;
         break;
     }
+  }
+
+  #nextDac(): number {
+    const at = this.#dacIndex % 768;
+    this.#dacIndex = at + 1;
+    return at;
   }
 
   /** The text screen, one string a line, trailing blanks removed. */
