@@ -147,6 +147,8 @@ export interface X86EmulateOps {
   fpuArea?(): DataView;
   /** An unmasked x87 exception is pending while CR0.NE is clear: FERR#. */
   assertFerr?(): void;
+  /** RDRAND's and RDSEED's next number, 64 bits; absent: there is no source. */
+  random?(): bigint;
   /** Interrupt shadow to set after this instruction: 1 STI, 2 MOV SS. */
   setInterruptShadow(kind: 1 | 2): void;
 }

@@ -58,6 +58,8 @@ export const S = {
   activity: 0x29b,
   /** u8: 1 inside SMM. */
   smm: 0x29c,
+  /** State of the sequence behind RDRAND and RDSEED. */
+  random: 0x2a0,
   /** Linear base of memory operands per segment as generated code uses it; engine-private, ES..GS, 32 bytes each. */
   derived: 0x300,
   /** YMM0..YMM15, 32 bytes each. */

@@ -74,8 +74,8 @@ function execControl(vcpu: Vcpu): number {
 function secondaryExecControl(vcpu: Vcpu): number {
   const vmx = toVmx(vcpu);
   const { config, params } = vmx.module;
-  // Descriptor-table exiting comes with UMIP's emulation; RDTSCP and INVPCID with the guest's CPUID.
-  let control = config.secondary & ~(Secondary.descriptorTable | Secondary.rdtscp | Secondary.invpcid);
+  // Descriptor-table exiting comes with UMIP's emulation; RDTSCP, INVPCID and XSAVES with the guest's CPUID.
+  let control = config.secondary & ~(Secondary.descriptorTable | Secondary.rdtscp | Secondary.invpcid | Secondary.xsaves);
   if (vmx.vpid === 0) control &= ~Secondary.vpid;
   if (!params.ept) control &= ~Secondary.ept;
   if (!params.unrestrictedGuest) control &= ~Secondary.unrestrictedGuest;
@@ -176,6 +176,7 @@ export function vmxVcpuAfterSetCpuid(vcpu: Vcpu): void {
   for (const [feature, bit] of [
     ['rdtscp', Secondary.rdtscp],
     ['invpcid', Secondary.invpcid],
+    ['xsaves', Secondary.xsaves],
   ] as const) {
     if (!(config.secondary & bit)) continue;
     if (guestCpuidHas(vcpu, feature)) controlsSetBit(vcpu, F.SECONDARY_VM_EXEC_CONTROL, bit);

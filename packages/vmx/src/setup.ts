@@ -53,6 +53,7 @@ const WANTED = {
       Secondary.vpid |
       Secondary.rdtscp |
       Secondary.invpcid |
+      Secondary.xsaves |
       Secondary.descriptorTable |
       Secondary.wbinvd,
   },

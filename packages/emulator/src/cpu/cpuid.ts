@@ -4,7 +4,7 @@
  */
 import type { CpuModel } from '../cpu-model-types.ts';
 import { CR4 } from '../state-layout.ts';
-import type { CpuidLookup } from './features.ts';
+import { type CpuidLookup, hasFeature } from './features.ts';
 
 export type CpuidResult = readonly [number, number, number, number];
 const ZERO: CpuidResult = [0, 0, 0, 0];
@@ -21,20 +21,39 @@ const OSXSAVE = 1 << 27;
 const APIC = 1 << 9;
 const OSPKE = 1 << 4;
 
-/** Bytes of the standard-format XSAVE area for XCR0 as it is: the legacy region, header, and AVX's upper halves. */
-const xsaveSize = (xcr0: bigint): number => ((xcr0 & 4n) !== 0n ? 0x340 : 0x240);
+/** XSAVE area: legacy region and header, then AVX's upper halves, in both formats (SDM vol. 1 section 13.4). */
+const XSAVE_BASE = 0x240;
+const AVX_SIZE = 0x100;
+const X87_SSE = 3;
+const AVX = 4;
+const XSAVE_LEAF = 0xd;
+const xsaveSize = (components: bigint): number =>
+  (components & BigInt(AVX)) !== 0n ? XSAVE_BASE + AVX_SIZE : XSAVE_BASE;
+/** Sub-leaf 1, EAX: XSAVEC, XSAVES. */
+const COMPACTION = 2 | 8;
+
+/** Leaf Dh of a processor with XSAVE: what XCR0 may hold, sizes, and component 2. The instructions of sub-leaf 1 are the model's. */
+function xsaveLeaf(lookup: CpuidLookup, subleaf: number, own: CpuidResult | undefined): CpuidResult {
+  if (!hasFeature(lookup, 'xsave')) return ZERO;
+  const avx = hasFeature(lookup, 'avx');
+  if (subleaf === 0) return [avx ? X87_SSE | AVX : X87_SSE, XSAVE_BASE, xsaveSize(avx ? BigInt(AVX) : 0n), 0];
+  if (subleaf === 1) return [own?.[0] ?? 0, 0, 0, 0];
+  return subleaf === 2 && avx ? [AVX_SIZE, XSAVE_BASE, 0, 0] : ZERO;
+}
 
 /** The model's static leaves as a function. Leaves beyond the maximum: zeros on AMD, the highest basic leaf on Intel. */
 export function modelCpuid(model: CpuModel): CpuidLookup {
   const find = (leaf: number, subleaf: number): CpuidResult | undefined =>
     model.cpuid[`${leaf.toString(16)}.${subleaf.toString(16)}`] ?? model.cpuid[leaf.toString(16)];
   const maximum = (range: number): number => (model.cpuid[range.toString(16)]?.[0] ?? range) >>> 0;
-  return (leaf, subleaf) => {
+  const lookup: CpuidLookup = (leaf, subleaf) => {
     const range = leaf >= 0x80000000 ? 0x80000000 : 0;
     const top = maximum(range);
+    if (leaf === XSAVE_LEAF && leaf <= top) return xsaveLeaf(lookup, subleaf, model.cpuid[`d.${subleaf.toString(16)}`]);
     if (leaf <= top) return find(leaf, subleaf) ?? ZERO;
     return model.vendor === 'intel' ? (find(maximum(0), subleaf) ?? ZERO) : ZERO;
   };
+  return lookup;
 }
 
 const setBit = (word: number, bit: number, on: boolean): number => (on ? word | bit : word & ~bit) >>> 0;
@@ -47,7 +66,9 @@ export function cpuidNow(lookup: CpuidLookup, state: CpuidState, leaf: number, s
     return [eax, ebx, setBit(ecx, OSXSAVE, (state.cr4 & CR4.OSXSAVE) !== 0n), setBit(edx, APIC, apic)];
   }
   if (leaf === 7 && subleaf === 0) return [eax, ebx, setBit(ecx, OSPKE, (state.cr4 & CR4.PKE) !== 0n), edx];
-  if (leaf === 0xd && subleaf === 0 && ebx !== 0) return [eax, xsaveSize(state.xcr0), ecx, edx];
+  if (leaf === XSAVE_LEAF && (subleaf === 0 ? eax !== 0 : subleaf === 1 && (eax & COMPACTION) !== 0)) {
+    return [eax, xsaveSize(state.xcr0), ecx, edx];
+  }
   if (leaf >>> 0 === 0x80000001 && (edx & APIC) !== 0) {
     return [eax, ebx, ecx, setBit(edx, APIC, (state.apicBase & 0x800n) !== 0n)];
   }

@@ -27,6 +27,7 @@ export const Msr = {
   MISC_ENABLE: 0x1a0,
   DEBUGCTL: 0x1d9,
   PAT: 0x277,
+  XSS: 0xda0,
   EFER: 0xc0000080,
   STAR: 0xc0000081,
   LSTAR: 0xc0000082,
@@ -79,6 +80,8 @@ const ROWS: readonly (readonly [number, MsrRow])[] = [
   [Msr.MISC_ENABLE, { mask: ALL, reset: 0x1801n, vendor: 'intel' }],
   [Msr.DEBUGCTL, { at: S.debugctl, mask: 0xffffn }],
   [Msr.PAT, { at: S.pat, mask: ALL, rule: 'pat', feature: 'pat' }],
+  // No supervisor state component exists.
+  [Msr.XSS, { mask: 0n, feature: 'xsaves' }],
   [Msr.STAR, { at: S.star, mask: ALL, feature: 'syscall' }],
   [Msr.LSTAR, { at: S.lstar, mask: ALL, rule: 'canonical', feature: 'lm' }],
   [Msr.CSTAR, { at: S.cstar, mask: ALL, rule: 'canonical', feature: 'lm' }],
@@ -151,6 +154,17 @@ export class Msrs {
       if (row.at === undefined && row.reset !== undefined) this.#values.set(index, row.reset);
     }
     this.#state.set64(S.pat, PAT_RESET);
+  }
+
+  /**
+   * Offset in the state block of an MSR that is nothing but that field, or -1.
+   * @param write only if every canonical value may be written
+   */
+  fieldOf(index: number, write: boolean): number {
+    const row = this.#rows.get(index);
+    if (row === undefined || row.at === undefined || this.hooks.has(index)) return -1;
+    if (write && (row.mask !== ALL || (row.rule !== undefined && row.rule !== 'canonical'))) return -1;
+    return row.at;
   }
 
   /** undefined: no such MSR, #GP(0). */

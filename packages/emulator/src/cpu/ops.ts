@@ -8,6 +8,7 @@ import type { Intercept } from '../intercepts.ts';
 import { AccessKind } from '../memory/paging.ts';
 import { type InstructionInfo, type InterceptStage, X86Emul, type X86EmulateOps } from '../ops.ts';
 import { Attrib, CR4, type DescriptorTable, RCX, S, Seg, type Segment, type SegmentIndex } from '../state-layout.ts';
+import { nextRandomState, randomOf } from '../system/random.ts';
 import { highOf, lowOf } from './access.ts';
 import { readDr, writeDr } from './debug.ts';
 import { FEATURES, type FeatureName } from './features.ts';
@@ -298,8 +299,7 @@ export class SiliconOps implements X86EmulateOps {
   }
 
   getXcr(index: number): bigint {
-    // XCR1 reads as the components in use: all that XCR0 enables.
-    return index <= 1 ? this.#cpu.state.get64(S.xcr0) : 0n;
+    return index === 0 ? this.#cpu.state.get64(S.xcr0) : 0n;
   }
   setXcr(index: number, value: bigint): number {
     if (index !== 0 || (this.#cpu.state.cr4 & CR4.OSXSAVE) === 0n) return 1;
@@ -312,6 +312,12 @@ export class SiliconOps implements X86EmulateOps {
   }
   fpuArea(): DataView {
     return this.#fpu;
+  }
+  random(): bigint {
+    const { state } = this.#cpu;
+    const next = nextRandomState(state.get64(S.random));
+    state.set64(S.random, next);
+    return randomOf(next);
   }
   setInterruptShadow(kind: 1 | 2): void {
     this.newShadow = kind;

@@ -39,6 +39,8 @@ export interface ProcessorOptions {
   bus?: PlatformBus | null;
   /** TSC increments per tick. Default 1. */
   tscPerTick?: number;
+  /** Where the sequence of RDRAND and RDSEED starts at RESET: 64 bits. Default 0. */
+  seed?: bigint;
 }
 
 /** At most this many ticks in one call of an engine. */
@@ -60,6 +62,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   readonly events: EventUnit;
   readonly evaluator: Evaluator;
   readonly exception: GuestException;
+  readonly seed: bigint;
   readonly pagingModel: { maxphyaddr: number; gbPages: boolean; amd: boolean };
   engine: Engine | null = null;
   tick = 0;
@@ -89,7 +92,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   #recorded: GuestException | 'exit' | null = null;
   #codeHit = false;
 
-  constructor({ memory, model, bus, tscPerTick }: ProcessorOptions) {
+  constructor({ memory, model, bus, tscPerTick, seed }: ProcessorOptions) {
+    this.seed = BigInt.asUintN(64, seed ?? 0n);
     this.memory = memory;
     this.model = model;
     this.bus = bus ?? null;

@@ -29,6 +29,7 @@ function powerOn(cpu: Processor): void {
   cpu.msrs.reset();
   cpu.tscAdjust = 0n;
   state.set64(S.xcr0, 1n);
+  state.set64(S.random, cpu.seed);
   state.set64(S.smbase, 0x30000n);
   state.set64(S.apicBase, 0xfee00900n);
   state.block.setUint16(S.fcw, 0x37f, true);

@@ -3,6 +3,8 @@
  * Manual: APM vol. 2 ch. 3.1 and 13.1, SDM vol. 3 ch. 2.5 and 17.2; KVM: em_cr_write, check_dr_write, em_lmsw.
  */
 import { X86Emul } from '../ops.ts';
+import type { FpContext } from '../semantics/fp/context.ts';
+import { inUseOf } from '../semantics/fp/xsave.ts';
 import { CR0, CR4, RAX, RCX, RDX, Vector } from '../state-layout.ts';
 import { checkUmip, maskOf, nativeSize, readRm16, requireCpl0, writeRegOrMem16 } from './common.ts';
 import type { EmulateContext, SystemFunction } from './context.ts';
@@ -93,12 +95,12 @@ const requireOsxsave = (ctx: EmulateContext): void => {
   if (!(ctx.ops.getCr(4) & CR4.OSXSAVE)) ctx.raise(Vector.UD);
 };
 
-/** XCR1 is the in-use mask, where XGETBV with ECX 1 exists (SDM vol. 2, XGETBV). */
+/** XCR1 is XCR0's part of what is in use, where XGETBV with ECX 1 exists (SDM vol. 2, XGETBV). */
 const xgetbv: SystemFunction = (ctx) => {
   requireOsxsave(ctx);
   const index = Number(low32(ctx, RCX));
   if (index !== 0 && !(index === 1 && ctx.ops.guestHas('xgetbvEcx1'))) ctx.raise(Vector.GP, 0);
-  const value = ctx.ops.getXcr(index);
+  const value = index === 1 ? inUseOf(ctx as FpContext) : ctx.ops.getXcr(0);
   ctx.setReg(RAX, 4, value & 0xffff_ffffn);
   ctx.setReg(RDX, 4, value >> 32n);
   return X86Emul.CONTINUE;

@@ -98,15 +98,26 @@ describe('what is undefined', () => {
   });
 });
 
-it('rdrand repeats with the time stamp, sets CF and fills the operand size', () => {
-  const m = new TestMachine('prot64');
-  m.features.add('rdrand');
-  m.run(0x48, 0x0f, 0xc7, 0xf0);
-  const first = m.gpr[RAX]!;
-  expect(first >> 32n).not.toBe(0n);
-  expect(m.rflags & 0x8d5n).toBe(1n);
-  m.run(0x0f, 0xc7, 0xf1);
-  expect(m.gpr[RCX]).toBe(first & 0xffff_ffffn);
+describe('rdrand, rdseed', () => {
+  it('rdrand sets CF, clears the other flags and fills the operand size', () => {
+    const m = new TestMachine('prot64');
+    m.features.add('rdrand');
+    m.run(0x48, 0x0f, 0xc7, 0xf0);
+    const first = m.gpr[RAX]!;
+    expect(first >> 32n).not.toBe(0n);
+    expect(m.rflags & 0x8d5n).toBe(1n);
+    m.randomState = 0n;
+    m.run(0x0f, 0xc7, 0xf1);
+    expect(m.gpr[RCX]).toBe(first & 0xffff_ffffn);
+  });
+  it('rdseed goes on in the same sequence', () => {
+    const m = new TestMachine('prot64');
+    m.features.add('rdrand');
+    m.features.add('rdseed');
+    m.run(0x48, 0x0f, 0xc7, 0xf0);
+    m.run(0x48, 0x0f, 0xc7, 0xf9);
+    expect(m.gpr[RCX]).not.toBe(m.gpr[RAX]);
+  });
 });
 
 describe('rsm', () => {

@@ -22,6 +22,7 @@ import {
 } from '../state-layout.ts';
 import type { EmulateMode } from './context.ts';
 import { deliverEvent } from './events.ts';
+import { nextRandomState, randomOf } from './random.ts';
 
 export const GDT = 0x1000;
 export const LDT = 0x1800;
@@ -412,6 +413,12 @@ export class TestMachine implements X86EmulateOps {
   }
   assertFerr(): void {
     this.ferr = true;
+  }
+  /** Sequence of RDRAND. */
+  randomState = 0n;
+  random(): bigint {
+    this.randomState = nextRandomState(this.randomState);
+    return randomOf(this.randomState);
   }
   setInterruptShadow(kind: 1 | 2): void {
     this.shadow = kind;

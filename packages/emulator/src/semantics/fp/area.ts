@@ -110,9 +110,15 @@ export class FpuArea {
   writeHigh(n: number, from: Lanes): void {
     this.#copyIn(n * 32 + 16, from, 4);
   }
+  high(n: number): bigint {
+    return (this.view.getBigUint64(n * 32 + 24, true) << 64n) | this.view.getBigUint64(n * 32 + 16, true);
+  }
+  setHigh(n: number, value: bigint): void {
+    this.view.setBigUint64(n * 32 + 16, value & LOW64, true);
+    this.view.setBigUint64(n * 32 + 24, value >> 64n, true);
+  }
   clearHigh(n: number): void {
-    this.view.setBigUint64(n * 32 + 16, 0n, true);
-    this.view.setBigUint64(n * 32 + 24, 0n, true);
+    this.setHigh(n, 0n);
   }
   xmm(n: number): bigint {
     return (this.view.getBigUint64(n * 32 + 8, true) << 64n) | this.view.getBigUint64(n * 32, true);

@@ -1,38 +1,14 @@
 /**
- * x87 control, environments and images: FNINIT to FXRSTOR, EMMS, LDMXCSR.
+ * x87 control, environments and images: FNINIT to FRSTOR, EMMS, LDMXCSR.
  * Manual: APM vol. 5 (x87 and SSE instructions of these names), APM vol. 2 section 11.4.4 (images).
  */
 import { CR0, RAX, Vector } from '../../state-layout.ts';
 import type { FpuArea } from './area.ts';
 import { checkPending, done, type FpContext, type FpFunction, fpuOf } from './context.ts';
-
-const INITIAL_CW = 0x37f;
-/** Bits of FCW that exist; bit 6 always reads as one. */
-const CW_MASK = 0x1f7f;
-const CW_ONES = 0x40;
-/** MXCSR_MASK: all but the reserved upper half. */
-export const MXCSR_MASK = 0xffff;
-const ES_B = 0x8080;
-
-/** ES and B follow the pending unmasked exceptions. */
-export function updateSummary(fpu: FpuArea): void {
-  const pending = (fpu.sw & ~fpu.cw & 0x3f) !== 0;
-  fpu.sw = pending ? fpu.sw | ES_B : fpu.sw & ~ES_B;
-}
-
-export function setControlWord(fpu: FpuArea, value: number): void {
-  fpu.cw = (value & CW_MASK) | CW_ONES;
-  updateSummary(fpu);
-}
-
-function initialise(fpu: FpuArea): void {
-  fpu.cw = INITIAL_CW;
-  fpu.sw = 0;
-  fpu.tw = 0;
-  fpu.opcode = 0;
-  fpu.ip = 0n;
-  fpu.dp = 0n;
-}
+import { FX_INSTRUCTIONS } from './fxsave.ts';
+import { get80, Image, put80 } from './image.ts';
+import { initialise, legalControlWord, MXCSR_MASK, setControlWord, updateSummary } from './words.ts';
+import { XSAVE_INSTRUCTIONS } from './xsave.ts';
 
 /** An instruction on the registers alone that waits for nothing. */
 const immediate =
@@ -71,63 +47,6 @@ const storeWord =
 const fldcw = waiting((fpu, ctx) => setControlWord(fpu, Number(ctx.read(ctx.insn.seg, ctx.effectiveAddress(), 2))));
 
 // Images in memory
-
-/** An area of memory that is written only after all of it is known to be writable, in pieces of at most 8 bytes. */
-class Image {
-  readonly bytes: Uint8Array;
-  readonly view: DataView;
-  constructor(size: number) {
-    this.bytes = new Uint8Array(size);
-    this.view = new DataView(this.bytes.buffer);
-  }
-
-  store(ctx: FpContext, keep: readonly (readonly [number, number])[] = []): void {
-    const { seg } = ctx.insn;
-    const offset = ctx.effectiveAddress();
-    probe(ctx, this.bytes.length, (segment, at, size) => ctx.probeWrite(segment, at, size));
-    for (let at = 0; at < this.bytes.length; ) {
-      const size = pieceAt(at, this.bytes.length);
-      if (!keep.some(([from, to]) => at >= from && at < to))
-        ctx.write(seg, wrap(ctx, offset, at), this.#piece(at, size), size);
-      at += size;
-    }
-  }
-  #piece(at: number, size: number): bigint {
-    if (size === 8) return this.view.getBigUint64(at, true);
-    return BigInt(size === 4 ? this.view.getUint32(at, true) : this.view.getUint16(at, true));
-  }
-
-  load(ctx: FpContext): void {
-    const { seg } = ctx.insn;
-    const offset = ctx.effectiveAddress();
-    probe(ctx, this.bytes.length, (segment, at, size) => ctx.read(segment, at, size));
-    for (let at = 0; at < this.bytes.length; ) {
-      const size = pieceAt(at, this.bytes.length);
-      const value = ctx.read(seg, wrap(ctx, offset, at), size);
-      if (size === 8) this.view.setBigUint64(at, value, true);
-      else if (size === 4) this.view.setUint32(at, Number(value), true);
-      else this.view.setUint16(at, Number(value), true);
-      at += size;
-    }
-  }
-}
-
-const pieceAt = (at: number, length: number): number => (length - at >= 8 ? 8 : length - at >= 4 ? 4 : 2);
-const wrap = (ctx: FpContext, offset: bigint, at: number): bigint =>
-  BigInt.asUintN(ctx.insn.addrSize * 8, offset + BigInt(at));
-
-/**
- * The first field and the last byte are probed before anything else, as processors do it (CR2 shows which); FXSAVE and FXRSTOR look at the
- * last byte first.
- */
-function probe(ctx: FpContext, length: number, access: (seg: number, offset: bigint, size: number) => void): void {
-  const { seg, opSize } = ctx.insn;
-  const offset = ctx.effectiveAddress();
-  const last = wrap(ctx, offset, length - 1);
-  if (length === FX_SIZE) access(seg, last, 1);
-  access(seg, offset, opSize === 2 ? 2 : 4);
-  if (length !== FX_SIZE) access(seg, last, 1);
-}
 
 /** Two bits per physical register: 0 valid, 1 zero, 2 special, 3 empty (APM vol. 1 section 6.2.4). */
 function fullTags(fpu: FpuArea): number {
@@ -179,7 +98,7 @@ function writeEnvironment(ctx: FpContext, fpu: FpuArea, view: DataView): void {
 function readEnvironment(ctx: FpContext, fpu: FpuArea, view: DataView): void {
   const wide = ctx.insn.opSize !== 2;
   const field = (i: number): number => (wide ? view.getUint32(i * 4, true) : view.getUint16(i * 2, true));
-  fpu.cw = (field(0) & CW_MASK) | CW_ONES;
+  fpu.cw = legalControlWord(field(0));
   fpu.sw = field(1) & 0xffff;
   fpu.tw = abridged(field(2));
   updateSummary(fpu);
@@ -236,76 +155,6 @@ const frstor = waiting((fpu, ctx) => {
   for (let i = 0; i < 8; i++) fpu.setRegister(fpu.physical(i), get80(image.view, size + i * 10));
 });
 
-function put80(view: DataView, at: number, value: bigint): void {
-  view.setBigUint64(at, BigInt.asUintN(64, value), true);
-  view.setUint16(at + 8, Number(value >> 64n), true);
-}
-const get80 = (view: DataView, at: number): bigint =>
-  (BigInt(view.getUint16(at + 8, true)) << 64n) | view.getBigUint64(at, true);
-
-// FXSAVE and FXRSTOR
-
-const FX_SIZE = 512;
-/** Bytes that FXSAVE leaves to software. */
-const FX_AVAILABLE = [464, 512] as const;
-
-/** Their rows are integer ones: CR0.EM and TS give #NM; a misaligned image #GP(0). */
-function checkImage(ctx: FpContext): void {
-  if ((ctx.ops.getCr(0) & (CR0.EM | CR0.TS)) !== 0n) ctx.raise(Vector.NM);
-  const linear = ctx.linearize(ctx.insn.seg, ctx.effectiveAddress(), FX_SIZE, false);
-  if ((linear & 15n) !== 0n) ctx.raise(Vector.GP, 0);
-}
-
-const xmmCount = (ctx: FpContext): number => (ctx.mode === 'prot64' ? 16 : 8);
-
-const fxsave: FpFunction = (ctx) => {
-  checkImage(ctx);
-  const fpu = fpuOf(ctx);
-  const image = new Image(FX_SIZE);
-  const { view } = image;
-  view.setUint16(0, fpu.cw, true);
-  view.setUint16(2, fpu.sw, true);
-  view.setUint8(4, fpu.tw);
-  view.setUint16(6, fpu.opcode, true);
-  const wide = ctx.insn.opSize === 8;
-  view.setBigUint64(8, wide ? fpu.ip : fpu.ip & 0xffffffffn, true);
-  view.setBigUint64(16, wide ? fpu.dp : fpu.dp & 0xffffffffn, true);
-  view.setUint32(24, fpu.mxcsr, true);
-  view.setUint32(28, MXCSR_MASK, true);
-  for (let i = 0; i < 8; i++) put80(view, 32 + i * 16, fpu.st(i));
-  for (let n = 0; n < xmmCount(ctx); n++) {
-    view.setBigUint64(160 + n * 16, BigInt.asUintN(64, fpu.xmm(n)), true);
-    view.setBigUint64(168 + n * 16, fpu.xmm(n) >> 64n, true);
-  }
-  const unusedXmm = [160 + xmmCount(ctx) * 16, 416] as const;
-  image.store(ctx, [FX_AVAILABLE, unusedXmm, [416, 464]]);
-  return done();
-};
-
-const fxrstor: FpFunction = (ctx) => {
-  checkImage(ctx);
-  const fpu = fpuOf(ctx);
-  const image = new Image(FX_SIZE);
-  image.load(ctx);
-  const { view } = image;
-  const mxcsr = view.getUint32(24, true);
-  if ((mxcsr & ~MXCSR_MASK) !== 0) ctx.raise(Vector.GP, 0);
-  fpu.cw = (view.getUint16(0, true) & CW_MASK) | CW_ONES;
-  fpu.sw = view.getUint16(2, true);
-  fpu.tw = view.getUint8(4);
-  updateSummary(fpu);
-  fpu.opcode = view.getUint16(6, true) & 0x7ff;
-  const wide = ctx.insn.opSize === 8;
-  fpu.ip = wide ? view.getBigUint64(8, true) : BigInt(view.getUint32(8, true));
-  fpu.dp = wide ? view.getBigUint64(16, true) : BigInt(view.getUint32(16, true));
-  fpu.mxcsr = mxcsr;
-  for (let i = 0; i < 8; i++) fpu.setRegister(fpu.physical(i), get80(view, 32 + i * 16));
-  for (let n = 0; n < xmmCount(ctx); n++) {
-    fpu.setXmm(n, (view.getBigUint64(168 + n * 16, true) << 64n) | view.getBigUint64(160 + n * 16, true));
-  }
-  return done();
-};
-
 // MXCSR
 
 const ldmxcsr: FpFunction = (ctx) => {
@@ -336,8 +185,8 @@ export const CONTROL: Readonly<Record<string, FpFunction>> = {
   fldenv,
   fnsave,
   frstor,
-  fxsave,
-  fxrstor,
+  ...FX_INSTRUCTIONS,
+  ...XSAVE_INSTRUCTIONS,
   wait,
   ldmxcsr,
   stmxcsr,

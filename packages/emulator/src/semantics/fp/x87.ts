@@ -6,7 +6,6 @@ import { Seg } from '../../state-layout.ts';
 import { SseEnvironment } from '../simd/arithmetic.ts';
 import type { FpuArea } from './area.ts';
 import { checkPending, type FpContext, type FpFunction, fpuOf } from './context.ts';
-import { updateSummary } from './control.ts';
 import {
   DE,
   F80,
@@ -22,6 +21,7 @@ import {
   unpack64,
   ZE,
 } from './float.ts';
+import { updateSummary } from './words.ts';
 
 export const C0 = 0x100;
 export const C1 = 0x200;

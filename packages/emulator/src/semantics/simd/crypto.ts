@@ -13,12 +13,15 @@ function product(a: number, b: number): number {
   return sum;
 }
 
-/** The S-box: the inverse in the field, then an affine map. */
-const S_BOX = Uint8Array.from({ length: 256 }, (_, a) => {
+/** a^254 is the inverse of a, and 0 for 0. */
+const INVERSES = Uint8Array.from({ length: 256 }, (_, a) => {
   let inverse = a;
-  // a^254 is the inverse, and 0 for 0.
   for (let i = 0; i < 6; i++) inverse = product(product(inverse, inverse), a);
-  inverse = product(inverse, inverse);
+  return product(inverse, inverse);
+});
+
+/** The S-box: the inverse in the field, then an affine map. */
+const S_BOX = INVERSES.map((inverse) => {
   let result = 0x63;
   for (let shift = 0; shift < 5; shift++) result ^= (inverse << shift) | (inverse >> (8 - shift));
   return result & 0xff;
@@ -81,6 +84,27 @@ const pclmulqdq: Kernel = (r, a, b, imm) => {
   r.u64[0] = BigInt.asUintN(64, result);
   r.u64[1] = result >> 64n;
 };
+
+// GFNI: bytes are elements of GF(2^8) under AES's polynomial
+
+/** Each byte of the first source times the second's. */
+const gf2p8mulb: Kernel = (r, a, b) => {
+  for (let i = 0; i < 16; i++) r.u8[i] = product(a.u8[i]!, b.u8[i]!);
+};
+
+const parityOf = (byte: number): number => (0x6996 >> ((byte ^ (byte >> 4)) & 15)) & 1;
+
+/** An affine map: each byte of the first source, or its inverse, times the 8x8 bit matrix of its quadword in the second; plus imm. */
+const affine =
+  (inverse: boolean): Kernel =>
+  (r, a, b, imm) => {
+    for (let i = 0; i < 16; i++) {
+      const x = inverse ? INVERSES[a.u8[i]!]! : a.u8[i]!;
+      let byte = imm & 0xff;
+      for (let bit = 0; bit < 8; bit++) byte ^= parityOf(x & b.u8[(i & 8) + 7 - bit]!) << bit;
+      r.u8[i] = byte;
+    }
+  };
 
 // SHA: lane 3 is the first word of a block
 
@@ -164,6 +188,9 @@ export const CRYPTO_KERNELS: Readonly<Record<string, Kernel>> = {
   },
   aeskeygenassist,
   pclmulqdq,
+  gf2p8mulb,
+  gf2p8affineqb: affine(false),
+  gf2p8affineinvqb: affine(true),
   sha1rnds4,
   sha1nexte,
   sha1msg1,
