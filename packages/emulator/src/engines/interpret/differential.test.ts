@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { NotImplementedError } from '../../exceptions.ts';
 import type { RunStop } from '../../processor-api.ts';
 import { TestMachine, type TestMode } from '../../testing/index.ts';
+import { TranslateEngine } from '../translate/translate.ts';
 import { InterpretEngine } from './interpret.ts';
 
 const CODE = 0x10000;
@@ -210,12 +211,22 @@ interface Outcome {
   state: string[];
 }
 
-function machine(code: readonly number[], mode: TestMode, seed: number, interpret: boolean): TestMachine {
+type EngineUnderTest = 'evaluate' | 'interpret' | 'translate';
+
+function install(m: TestMachine, engine: EngineUnderTest): void {
+  if (engine === 'interpret') m.cpu.engine = new InterpretEngine(m.cpu, { vendor: 'amd' });
+  // Samples as dense as they can be: what runs for a moment is translated.
+  if (engine === 'translate') {
+    m.cpu.engine = new TranslateEngine(m.cpu, { vendor: 'amd', translate: { sample: 80, hot: 1 } });
+  }
+}
+
+function machine(code: readonly number[], mode: TestMode, seed: number, engine: EngineUnderTest): TestMachine {
   const m = new TestMachine({ size: 0x100000 });
   for (let i = 0; i < 0x1000; i += 4) m.memory.write32(DATA + i, Math.imul(i + seed, 0x9e3779b1) >>> 0);
   m.load(code, mode, CODE);
   for (const r of REGISTERS) m.state.gpr[r] = BigInt(Math.imul(r + 1, seed) >>> 0);
-  if (interpret) m.cpu.engine = new InterpretEngine(m.cpu, { vendor: 'amd' });
+  install(m, engine);
   return m;
 }
 
@@ -244,10 +255,16 @@ function step(m: TestMachine, ticks: number): Outcome {
   };
 }
 
-/** Runs both engines with the same deadlines; every stop must look the same. */
-function compare(code: readonly number[], mode: TestMode, seed: number, slices: readonly number[]): void {
-  const a = machine(code, mode, seed, false);
-  const b = machine(code, mode, seed, true);
+/** Runs evaluate and another engine with the same deadlines; every stop must look the same. */
+function compare(
+  code: readonly number[],
+  mode: TestMode,
+  seed: number,
+  slices: readonly number[],
+  engine: EngineUnderTest,
+): void {
+  const a = machine(code, mode, seed, 'evaluate');
+  const b = machine(code, mode, seed, engine);
   for (const ticks of slices) {
     const expected = step(a, ticks);
     expect(step(b, ticks)).toEqual(expected);
@@ -262,22 +279,23 @@ const slices = fc.array(fc.oneof(fc.integer({ min: 1, max: 70 }), fc.integer({ m
 const runs = Number(globalThis.process?.env.TSKVM_RUNS ?? 25);
 
 // In real mode the same bytes mean something else, which is as good.
-describe.each(['long', 'prot32', 'real'] as const)(
-  'interpret does what evaluate does on random programs, %s',
-  (mode) => {
-    it('at every deadline', () => {
-      const wide = mode === 'long';
-      fc.assert(
-        fc.property(
-          fc.array(piece(wide), { minLength: 5, maxLength: 40 }),
-          fc.integer(),
-          slices,
-          (pieces, seed, ticks) => {
-            compare(assemble(pieces, wide), mode, seed, [...ticks, 20_000]);
-          },
-        ),
-        { numRuns: runs, seed: 1 },
-      );
-    });
-  },
-);
+describe.each(
+  (['interpret', 'translate'] as const).flatMap((engine) =>
+    (['long', 'prot32', 'real'] as const).map((mode) => [engine, mode] as const),
+  ),
+)('%s does what evaluate does on random programs, %s', (engine, mode) => {
+  it('at every deadline', () => {
+    const wide = mode === 'long';
+    fc.assert(
+      fc.property(
+        fc.array(piece(wide), { minLength: 5, maxLength: 40 }),
+        fc.integer(),
+        slices,
+        (pieces, seed, ticks) => {
+          compare(assemble(pieces, wide), mode, seed, [...ticks, 20_000], engine);
+        },
+      ),
+      { numRuns: runs, seed: 1 },
+    );
+  });
+});

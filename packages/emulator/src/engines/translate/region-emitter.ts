@@ -1,0 +1,678 @@
+/**
+ * One wasm function for a region: registers in locals, loads and stores through the TLB inline, a stub for every place where it is left.
+ * Left in front of an instruction (TLB miss, device, fault): that record's handler does it all again, with the state as it was before.
+ * Structure: Ramsey, "Beyond Relooper"; TLB: memory/layout.ts.
+ */
+import { Layout, TlbEntry } from '../../memory/layout.ts';
+import { PAGE } from '../../memory/physical.ts';
+import { S } from '../../state-layout.ts';
+import {
+  type Effect,
+  type Region as IrRegion,
+  innerRegions,
+  isNode,
+  type MemoryAccess,
+  type Node,
+} from '../interpret/ir.ts';
+import { REGION } from '../interpret/main-module.ts';
+import { recordInto } from '../interpret/operation.ts';
+import { P } from '../interpret/records.ts';
+import { Code, type FuncBody, I32, I64, type Label, MEM, OP, type ValType } from '../wasm/emitter.ts';
+import { BoundRecorder } from './bound-recorder.ts';
+import { analyse, type Flow } from './flow.ts';
+import { Liveness, more, type Sight } from './liveness.ts';
+import { Placement } from './placement.ts';
+import type { Block, Region, RegionInstruction } from './region.ts';
+import { addressOf, gprAt, type Machine, Values } from './values.ts';
+
+/** Functions of the main module that regions call, in the order of their imports. */
+export const REGION_HELPERS = ['div128', 'mulHighU', 'mulHighS'] as const;
+
+const PARAM = { pageBase: 1, left: 2, slot: 3 } as const;
+const PARAMS = 4;
+const TLB_MASK = (Layout.tlbEntries - 1) * TlbEntry.size;
+const LOAD: Record<number, number> = { 1: MEM.i32Load8U, 2: MEM.i32Load16U, 4: MEM.i32Load, 8: MEM.i64Load };
+const STORE: Record<number, number> = { 1: MEM.i32Store8, 2: MEM.i32Store16, 4: MEM.i32Store, 8: MEM.i64Store };
+/** Segment types that may be read (data that expands up, readable code) and written (data that expands up). */
+const READABLE = 0xcc0f;
+const WRITABLE = 0x000c;
+
+/** A block with what was recorded of it. */
+interface Recorded {
+  block: Block;
+  body: IrRegion;
+  live: Liveness;
+  placement: Placement;
+}
+
+export interface RegionMode {
+  /** 64-bit code. */
+  long: boolean;
+  /** No target of a near branch can be beyond the code segment's limit. */
+  flatCode: boolean;
+}
+
+export class RegionEmitter implements Machine {
+  readonly word: ValType;
+  readonly base: number;
+  readonly result: number;
+  readonly aux: number;
+  readonly #region: Region;
+  readonly #mode: RegionMode;
+  readonly #firstSlot: number;
+  readonly #flow: Flow;
+  readonly #recorded: Recorded[];
+  readonly #locals: ValType[] = [];
+  readonly #registers = new Map<number, number>();
+  readonly #written = new Set<number>();
+  readonly #variables = new Map<number, number>();
+  /** Limits (-1: no access) and bases of segments that are checked. */
+  readonly #limits = new Map<number, number>();
+  readonly #bases = new Map<number, number>();
+  readonly #context: number;
+  readonly #hash: number;
+  readonly #state: number;
+  readonly #body = new Code();
+  readonly #values: Values;
+  readonly #stubs: Code[] = [];
+  readonly #loopLabels = new Map<number, Label>();
+  readonly #mergeLabels = new Map<number, Label>();
+  #dispatcher: Label | null = null;
+  /** Locals of values, free again in the next block. */
+  readonly #pool: Record<ValType, number[]> = { [I32]: [], [I64]: [] };
+  readonly #taken: { local: number; type: ValType }[] = [];
+  readonly #hosts = new Map<Node, number>();
+  // The block and instruction at hand.
+  #current!: Recorded;
+  #index = -1;
+  #exit: Label | null = null;
+  /** Flags that nobody has computed yet. */
+  #pending: (Effect & { kind: 'flags' }) | null = null;
+
+  /** @param firstSlot slot of the region's first entry; the others follow */
+  constructor(region: Region, mode: RegionMode, firstSlot: number, view: DataView) {
+    this.#region = region;
+    this.#mode = mode;
+    this.#firstSlot = firstSlot;
+    this.word = mode.long ? I64 : I32;
+    this.base = this.#local(I64);
+    this.result = this.#local(I64);
+    this.aux = this.#local(I64);
+    this.#context = this.#local(I64);
+    this.#hash = this.#local(I32);
+    this.#state = this.#local(I32);
+    this.#values = new Values(this.#body, this);
+    const entries = region.entries.map((at) => region.blockAt.get(at)!.index);
+    const successors = region.blocks.map((b) => b.successors.map((at) => region.blockAt.get(at)!.index));
+    this.#flow = analyse(successors, entries);
+    const bodies = region.blocks.map((block) => recordBlock(block, view));
+    this.#findRegisters(bodies);
+    this.#recorded = this.#analyse(bodies);
+  }
+
+  // ---- locals
+
+  #local(type: ValType): number {
+    this.#locals.push(type);
+    return PARAMS + this.#locals.length - 1;
+  }
+  #acquire(type: ValType): number {
+    const local = this.#pool[type].pop() ?? this.#local(type);
+    this.#taken.push({ local, type });
+    return local;
+  }
+  register(number: number): number {
+    return this.#registers.get(number)!;
+  }
+  variable(id: number): number {
+    let local = this.#variables.get(id);
+    if (local === undefined) this.#variables.set(id, (local = this.#local(I64)));
+    return local;
+  }
+  helper(name: (typeof REGION_HELPERS)[number]): number {
+    return REGION_HELPERS.indexOf(name);
+  }
+
+  // ---- what the blocks use
+
+  #findRegisters(bodies: readonly IrRegion[]): void {
+    const note = (address: number): number | null => {
+      const gpr = gprAt(address);
+      if (gpr === null) return null;
+      if (!this.#registers.has(gpr.number)) this.#registers.set(gpr.number, this.#local(this.word));
+      return gpr.number;
+    };
+    const visit = (region: IrRegion): void => {
+      for (const item of region.items) {
+        if (isNode(item)) {
+          if (item.op === 'reg') note(addressOf(item.args[0] ?? null, item.k));
+          if (item.op === 'linear') this.#noteSegment(item.access!);
+          continue;
+        }
+        if (item.kind === 'setReg') this.#written.add(note(addressOf(item.address, item.k))!);
+        for (const inner of innerRegions(item)) visit(inner);
+      }
+    };
+    for (const body of bodies) visit(body);
+  }
+  #noteSegment(access: MemoryAccess): void {
+    const seg = access.seg as number;
+    const key = seg * 2 + (access.forWrite ? 1 : 0);
+    if (!this.#limits.has(key)) this.#limits.set(key, this.#local(I64));
+    if (!this.#bases.has(seg)) this.#bases.set(seg, this.#local(I32));
+  }
+
+  /** Liveness of flags across blocks, until nothing changes. */
+  #analyse(bodies: readonly IrRegion[]): Recorded[] {
+    const { blocks } = this.#region;
+    const entry: Sight[] = blocks.map(() => 'none');
+    const end = (block: Block): Sight => {
+      let sight: Sight = this.#leavesAtEnd(block) ? 'cold' : 'none';
+      for (const at of block.successors) {
+        if (entry[this.#region.blockAt.get(at)!.index] !== 'none') sight = 'hot';
+      }
+      return sight;
+    };
+    for (let changed = true; changed; ) {
+      changed = false;
+      for (let i = blocks.length - 1; i >= 0; i--) {
+        const now = new Liveness(bodies[i], end(blocks[i])).entry;
+        if (now === entry[i]) continue;
+        entry[i] = more(entry[i], now);
+        changed = true;
+      }
+    }
+    return blocks.map((block, i) => {
+      const live = new Liveness(bodies[i], end(block));
+      return { block, body: bodies[i], live, placement: new Placement(bodies[i], live) };
+    });
+  }
+  /** Some way out of the block leaves the region, or may. */
+  #leavesAtEnd(block: Block): boolean {
+    const last = block.instructions[block.instructions.length - 1];
+    if (last.ending === 'indirect' || last.ending === 'indirectCall') return true;
+    if (last.ending === 'jcc' && block.successors.length < (last.target === last.next ? 1 : 2)) return true;
+    if (block.successors.length === 0) return true;
+    return block.successors.some((at) => {
+      const to = this.#region.blockAt.get(at)!.index;
+      return this.#flow.isRouted(block.index, to) || this.#flow.isBack(block.index, to);
+    });
+  }
+
+  // ---- the function
+
+  build(name: string): FuncBody {
+    const { code, flow } = { code: this.#body, flow: this.#flow };
+    if (flow.dispatched) {
+      this.#dispatcher = code.loop();
+      this.#within(flow.merges.length - 1, () => {
+        const labels = flow.targets.map((block) => this.#mergeLabels.get(block)!);
+        code.get(this.#state).brTable(labels, labels[0]);
+      });
+      code.end();
+    } else this.#tree(flow.targets[0]);
+    code.op(OP.unreachable);
+    return { type: REGION, locals: this.#locals, code: this.#assemble(), export: name };
+  }
+
+  #assemble(): Code {
+    const code = new Code();
+    this.#prologue(code);
+    for (let i = 0; i < this.#stubs.length; i++) code.block();
+    code.bytes(this.#body.done());
+    for (const stub of this.#stubs) code.end().bytes(stub.done());
+    return code;
+  }
+
+  #prologue(code: Code): void {
+    code.get(PARAM.left).i32(this.#region.instructionCount).op(OP.i32LtS).if();
+    code.get(PARAM.left).op(OP.return).end();
+    if (this.word === I32) this.#requireLowRegisters(code);
+    code.get(PARAM.pageBase).set(this.base);
+    code.i32(0).mem(MEM.i64Load, P.context).set(this.#context);
+    code.i32(0).mem(MEM.i32Load, P.contextHash).set(this.#hash);
+    code
+      .i32(0)
+      .mem(MEM.i64Load, Layout.state + S.lazyResult)
+      .set(this.result);
+    code
+      .i32(0)
+      .mem(MEM.i64Load, Layout.state + S.lazyAux)
+      .set(this.aux);
+    for (const [number, local] of this.#registers) {
+      const opcode = this.word === I64 ? MEM.i64Load : MEM.i32Load;
+      code
+        .i32(0)
+        .mem(opcode, Layout.state + S.gpr + number * 8)
+        .set(local);
+    }
+    for (const [key, local] of this.#limits) this.#loadLimit(code, key, local);
+    for (const [seg, local] of this.#bases) {
+      code
+        .i32(0)
+        .mem(MEM.i32Load, Layout.state + S.segments + seg * 16 + 8)
+        .set(local);
+    }
+    code.get(PARAM.slot).i32(this.#firstSlot).op(OP.i32Sub).set(this.#state);
+  }
+  /** Outside 64-bit code upper halves are kept as zeros only. */
+  #requireLowRegisters(code: Code): void {
+    if (this.#written.size === 0) return;
+    code.i32(0);
+    for (const number of this.#written) {
+      code
+        .i32(0)
+        .mem(MEM.i32Load, Layout.state + S.gpr + number * 8 + 4)
+        .op(OP.i32Or);
+    }
+    code.if();
+    code.get(PARAM.left).op(OP.return).end();
+  }
+  #loadLimit(code: Code, key: number, local: number): void {
+    const slot = Layout.state + S.segments + (key >> 1) * 16;
+    const attrib = this.#state;
+    code
+      .i32(0)
+      .mem(MEM.i64Load32U, slot + 4)
+      .i64(-1n);
+    code
+      .i32(0)
+      .mem(MEM.i32Load16U, slot + 2)
+      .tee(attrib)
+      .i32(0x8090)
+      .op(OP.i32And)
+      .i32(0x90)
+      .op(OP.i32Eq);
+    code
+      .i32(key & 1 ? WRITABLE : READABLE)
+      .get(attrib)
+      .i32(15)
+      .op(OP.i32And)
+      .op(OP.i32ShrU)
+      .op(OP.i32And);
+    code.op(OP.select).set(local);
+  }
+
+  // ---- structure
+
+  #tree(block: number): void {
+    const code = this.#body;
+    if (!this.#flow.isHeader(block)) {
+      this.#within(block, () => this.#block(block));
+      return;
+    }
+    this.#loopLabels.set(block, code.loop());
+    this.#within(block, () => this.#block(block));
+    code.end();
+  }
+  /** `inner` with labels for the merge blocks that `parent` dominates at once; they follow it. */
+  #within(parent: number, inner: () => void): void {
+    const code = this.#body;
+    const merges = this.#flow.merges[parent];
+    for (const merge of merges) this.#mergeLabels.set(merge, code.block());
+    inner();
+    for (let i = merges.length - 1; i >= 0; i--) {
+      code.end();
+      this.#tree(merges[i]);
+    }
+  }
+
+  /** Goes on at a block; ticks are already counted. */
+  #branch(from: number, to: Block): void {
+    const code = this.#body;
+    const { index } = to;
+    const routed = this.#flow.isRouted(from, index);
+    if (routed || this.#flow.isBack(from, index)) {
+      code.get(PARAM.left).i32(this.#region.instructionCount).op(OP.i32LtS);
+      code.brIf(this.#leave(to.at));
+      if (routed) code.i32(this.#flow.targets.indexOf(index)).set(this.#state).br(this.#dispatcher!);
+      else code.br(this.#loopLabels.get(index)!);
+    } else if (this.#flow.isMerge(index)) code.br(this.#mergeLabels.get(index)!);
+    else this.#nested(index);
+  }
+  /** The block has no other predecessor: it stands right here. What is known of the block at hand is wanted again afterwards. */
+  #nested(index: number): void {
+    const saved = { current: this.#current, at: this.#index, exit: this.#exit, pending: this.#pending };
+    this.#tree(index);
+    this.#current = saved.current;
+    this.#index = saved.at;
+    this.#exit = saved.exit;
+    this.#pending = saved.pending;
+  }
+  /** To an offset of this page, inside or outside the region. */
+  #go(from: number, at: number): void {
+    const to = this.#region.blockAt.get(at);
+    if (to) this.#branch(from, to);
+    else this.#body.br(this.#leave(at));
+  }
+
+  // ---- leaving
+
+  /** A stub; the label is that of the block around the function's body that it stands behind. */
+  #stub(rip: (code: Code) => void, ticks: number): Label {
+    const stub = new Code();
+    const values = this.#values;
+    const before = values.code;
+    values.code = stub;
+    for (const number of this.#written) {
+      stub.i32(0).get(this.register(number));
+      stub.mem(this.word === I64 ? MEM.i64Store : MEM.i32Store, Layout.state + S.gpr + number * 8);
+    }
+    stub.i32(0);
+    rip(stub);
+    stub.mem(MEM.i64Store, Layout.state + S.rip);
+    this.#storeFlag(stub, S.lazyResult, this.#pending?.result ?? null, this.result);
+    this.#storeFlag(stub, S.lazyAux, this.#pending?.aux ?? null, this.aux);
+    stub.get(PARAM.left);
+    if (ticks > 0) stub.i32(ticks).op(OP.i32Sub);
+    stub.op(OP.return);
+    values.code = before;
+    this.#stubs.push(stub);
+    return { depth: 1 - this.#stubs.length };
+  }
+  #storeFlag(stub: Code, offset: number, node: Node | null, local: number): void {
+    stub.i32(0);
+    if (node === null) stub.get(local);
+    else this.#values.push(node, I64);
+    stub.mem(MEM.i64Store, Layout.state + offset);
+  }
+  #leave(at: number): Label {
+    return this.#stub((code) => void code.get(this.base).i64(BigInt(at)).op(OP.i64Add), 0);
+  }
+  /** In front of the instruction at hand. */
+  #sideExit(): Label {
+    const { at } = this.#current.block.instructions[this.#index];
+    this.#exit ??= this.#stub((code) => void code.get(this.base).i64(BigInt(at)).op(OP.i64Add), this.#index);
+    return this.#exit;
+  }
+
+  // ---- blocks
+
+  #block(index: number): void {
+    const recorded = this.#recorded[index];
+    this.#current = recorded;
+    this.#index = -1;
+    this.#exit = null;
+    this.#pending = null;
+    for (const { local, type } of this.#taken.splice(0)) this.#pool[type].push(local);
+    this.#items(recorded.body);
+    const { instructions } = recorded.block;
+    const last = instructions[instructions.length - 1];
+    if (last.ending !== 'next') return;
+    this.#count();
+    this.#go(index, last.next);
+  }
+  #count(): void {
+    this.#body.get(PARAM.left).i32(this.#current.block.instructions.length).op(OP.i32Sub).set(PARAM.left);
+  }
+  get #instruction(): RegionInstruction {
+    return this.#current.block.instructions[this.#index];
+  }
+
+  #items(region: IrRegion): void {
+    const { live, placement } = this.#current;
+    for (const item of region.items) {
+      if (!isNode(item)) {
+        if (live.emits(item)) this.#effect(item);
+      } else if (live.emits(item) && !placement.inlined.has(item)) this.#materialise(item);
+    }
+  }
+  #materialise(node: Node): void {
+    const type = this.#values.typeOf(node);
+    if (node.op === 'load') this.#load(node);
+    else if (node.op === 'linear') this.#checkedLinear(node);
+    else this.#values.compute(node, type);
+    const local = this.#acquire(type);
+    this.#body.set(local);
+    this.#values.setLocal(node, local);
+  }
+
+  // ---- memory
+
+  /** A linear address in a local. */
+  #address(node: Node): { local: number; type: ValType } {
+    const type = this.#values.typeOf(node);
+    const local = this.#acquire(type);
+    this.#values.push(node, type);
+    this.#body.set(local);
+    return { local, type };
+  }
+  /** Leaves the region unless the TLB has the address; pushes the offset in linear memory. */
+  #translate(node: Node, size: number, tag: number): void {
+    const code = this.#body;
+    const { local, type } = this.#address(node);
+    const entry = this.#acquire(I32);
+    code.get(local);
+    if (type === I64) code.i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64);
+    else code.i32(7).op(OP.i32ShrU);
+    code.get(this.#hash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And);
+    code.tee(entry).mem(MEM.i64Load, Layout.tlb + tag);
+    code.get(local);
+    if (type === I64) {
+      if (size > 1) code.i64(BigInt(size - 1)).op(OP.i64Add);
+      code.i64(-4096n).op(OP.i64And);
+    } else {
+      if (size > 1) code.i32(size - 1).op(OP.i32Add);
+      code.i32(-4096).op(OP.i32And).op(OP.i64ExtendI32U);
+    }
+    code.get(this.#context).op(OP.i64Or).op(OP.i64Ne).brIf(this.#sideExit());
+    code.get(local);
+    if (type === I64) code.op(OP.i32WrapI64);
+    code
+      .get(entry)
+      .mem(MEM.i32Load, Layout.tlb + TlbEntry.addend)
+      .op(OP.i32Add);
+  }
+  #load(node: Node): void {
+    const code = this.#body;
+    const { size, forWrite } = node.access!;
+    this.#translate(node.args[0], size, forWrite ? TlbEntry.tagWrite : TlbEntry.tagRead);
+    if (forWrite) {
+      const host = this.#acquire(I32);
+      code.tee(host);
+      this.#hosts.set(node, host);
+    }
+    code.mem(LOAD[size], 0);
+  }
+  #store({ linear, value, access, reuse }: Effect & { kind: 'store' }): void {
+    const code = this.#body;
+    const host = reuse === null ? undefined : this.#hosts.get(reuse);
+    if (host === undefined) this.#translate(linear, access.size, TlbEntry.tagWrite);
+    else code.get(host);
+    this.#values.push(value, access.size === 8 ? I64 : I32);
+    code.mem(STORE[access.size], 0);
+  }
+  #checkedLinear(node: Node): void {
+    const code = this.#body;
+    const { seg, size, forWrite } = node.access!;
+    const offset = node.args[0];
+    this.#values.push(offset, I64);
+    code.i64(BigInt(size - 1)).op(OP.i64Add);
+    code
+      .get(this.#limits.get((seg as number) * 2 + (forWrite ? 1 : 0))!)
+      .op(OP.i64GtS)
+      .brIf(this.#sideExit());
+    this.#values.push(offset, I32);
+    code.get(this.#bases.get(seg as number)!).op(OP.i32Add);
+  }
+
+  // ---- effects
+
+  #effect(effect: Effect): void {
+    const code = this.#body;
+    const values = this.#values;
+    switch (effect.kind) {
+      case 'advance':
+        this.#index++;
+        this.#exit = null;
+        return;
+      case 'setReg':
+        this.#setReg(effect);
+        return;
+      case 'store':
+        this.#store(effect);
+        return;
+      case 'probe':
+        this.#translate(effect.linear, effect.access.size, TlbEntry.tagWrite);
+        code.op(OP.drop);
+        return;
+      case 'flags':
+        this.#flags(effect);
+        return;
+      case 'setRflags':
+        code.i32(0);
+        values.push(effect.value, I64);
+        code.mem(MEM.i64Store, Layout.state + S.rflags);
+        return;
+      case 'setVar':
+        values.push(effect.value, I64);
+        code.set(this.variable(effect.variable.id));
+        return;
+      case 'when':
+        this.#when(effect);
+        return;
+      case 'raiseWhen':
+        if (effect.condition === null) code.br(this.#sideExit());
+        else {
+          values.push(effect.condition, I32);
+          code.brIf(this.#sideExit());
+        }
+        return;
+      case 'checkTarget':
+        this.#checkTarget(effect.target);
+        return;
+      case 'jump':
+        this.#jump(effect);
+        return;
+      default:
+        throw new RangeError(`${effect.kind} in a region`);
+    }
+  }
+  #when(effect: Effect & { kind: 'when' }): void {
+    const code = this.#body;
+    this.#values.push(effect.condition, I32);
+    code.if();
+    this.#items(effect.yes);
+    if (effect.otherwise) {
+      code.else();
+      this.#items(effect.otherwise);
+    }
+    code.end();
+  }
+
+  #flags(effect: Effect & { kind: 'flags' }): void {
+    if (this.#current.live.deferred.has(effect)) {
+      this.#pending = effect;
+      return;
+    }
+    if (effect.result) this.#values.push(effect.result, I64);
+    if (effect.aux) this.#values.push(effect.aux, I64);
+    if (effect.aux) this.#body.set(this.aux);
+    if (effect.result) this.#body.set(this.result);
+    this.#pending = null;
+  }
+
+  #setReg({ address, k, size, value }: Effect & { kind: 'setReg' }): void {
+    const code = this.#body;
+    const { number, byte } = gprAt(addressOf(address, k))!;
+    const local = this.register(number);
+    if (size >= 4) this.#values.push(value, this.word);
+    else this.#insert(local, value, size === 2 ? 0xffff : 0xff << (byte * 8), byte * 8);
+    code.set(local);
+  }
+  /** The register with some of its low 16 bits replaced. */
+  #insert(local: number, value: Node, mask: number, shift: number): void {
+    const code = this.#body;
+    code.get(local);
+    if (this.word === I64) code.i64(~BigInt(mask)).op(OP.i64And);
+    else code.i32(~mask).op(OP.i32And);
+    this.#values.push(value, I32);
+    if (shift > 0) code.i32(shift).op(OP.i32Shl);
+    code.i32(mask).op(OP.i32And);
+    if (this.word === I64) code.op(OP.i64ExtendI32U).op(OP.i64Or);
+    else code.op(OP.i32Or);
+  }
+
+  // ---- jumps
+
+  #isDirect(): boolean {
+    const { ending } = this.#instruction;
+    return ending === 'jcc' || ending === 'jmp' || ending === 'call';
+  }
+  /** Direct targets that are not followed are left to the record; those that are lie in this page. */
+  #checkTarget(target: Node): void {
+    if (this.#isDirect()) return;
+    const code = this.#body;
+    if (this.#mode.long) {
+      this.#values.push(target, I64);
+      code.i64(16n).op(OP.i64Shl).i64(16n).op(OP.i64ShrS);
+      this.#values.push(target, I64);
+      code.op(OP.i64Ne).brIf(this.#sideExit());
+    } else if (!this.#mode.flatCode) {
+      this.#values.push(target, I32);
+      code.i32(0).mem(MEM.i32Load, P.codeLimit).op(OP.i32GtU).brIf(this.#sideExit());
+    }
+  }
+
+  #jump(effect: Effect & { kind: 'jump' }): void {
+    const code = this.#body;
+    const { index } = this.#current.block;
+    const insn = this.#instruction;
+    if (!this.#isDirect()) {
+      this.#indirect(effect);
+      return;
+    }
+    const inPage = insn.target >= 0 && insn.target < PAGE;
+    if (effect.condition !== null && !inPage) {
+      this.#values.push(effect.condition, I32);
+      code.brIf(this.#sideExit());
+      this.#count();
+      this.#go(index, insn.next);
+      return;
+    }
+    this.#count();
+    if (effect.condition === null) {
+      this.#go(index, insn.target);
+      return;
+    }
+    this.#values.push(effect.condition, I32);
+    code.if();
+    this.#go(index, insn.target);
+    code.end();
+    this.#go(index, insn.next);
+  }
+
+  #indirect(effect: Effect & { kind: 'jump' }): void {
+    const code = this.#body;
+    if (effect.check) this.#checkTarget(effect.target);
+    const type = this.#values.typeOf(effect.target);
+    const target = this.#acquire(type);
+    this.#values.push(effect.target, type);
+    code.set(target);
+    this.#count();
+    for (const at of this.#region.returns) {
+      const to = this.#region.blockAt.get(at);
+      if (to === undefined) continue;
+      code.get(target).get(this.base).i64(BigInt(at)).op(OP.i64Add);
+      if (type === I32) code.op(OP.i32WrapI64).op(OP.i32Eq).if();
+      else code.op(OP.i64Eq).if();
+      this.#branch(this.#current.block.index, to);
+      code.end();
+    }
+    code.br(
+      this.#stub((stub) => {
+        stub.get(target);
+        if (type === I32) stub.op(OP.i64ExtendI32U);
+      }, 0),
+    );
+  }
+}
+
+function recordBlock(block: Block, view: DataView): IrRegion {
+  const recorder = new BoundRecorder(view, block.instructions[0].info.form);
+  for (const { record, page, info } of block.instructions) {
+    recorder.bind(record, page, info.form);
+    recordInto(recorder, info.form);
+  }
+  return recorder.recording().body;
+}

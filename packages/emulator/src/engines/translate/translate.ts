@@ -1,0 +1,48 @@
+/**
+ * The translate engine: interpret, with hot regions replaced by wasm functions of their own.
+ * Contract: engines/engine.ts.
+ */
+import type { Instruction } from '../../decode/instruction.ts';
+import type { Engine, EngineHost, EngineStop } from '../engine.ts';
+import { InterpretEngine, type InterpretOptions } from '../interpret/interpret.ts';
+import { type TranslateOptions, type TranslateStatistics, Translator } from './translator.ts';
+
+export class TranslateEngine implements Engine {
+  readonly #interpret: InterpretEngine;
+  #translator!: Translator;
+
+  constructor(
+    host: EngineHost,
+    options: Omit<InterpretOptions, 'hotCode'> & { translate?: Partial<TranslateOptions> },
+  ) {
+    this.#interpret = new InterpretEngine(host, {
+      ...options,
+      hotCode: (parts) => {
+        this.#translator = new Translator(parts, options.translate);
+        return this.#translator;
+      },
+    });
+  }
+
+  get retired(): number {
+    return this.#interpret.retired;
+  }
+  get instruction(): Instruction | null {
+    return this.#interpret.instruction;
+  }
+  get statistics(): TranslateStatistics {
+    return this.#translator.statistics;
+  }
+  run(maxTicks: number): EngineStop {
+    return this.#interpret.run(maxTicks);
+  }
+  holdsCode(pa: number, length: number): boolean {
+    return this.#interpret.holdsCode(pa, length);
+  }
+  invalidatePage(hostPage: number): void {
+    this.#interpret.invalidatePage(hostPage);
+  }
+  invalidateAll(): void {
+    this.#interpret.invalidateAll();
+  }
+}
