@@ -76,7 +76,7 @@ const KVM_OPTIONS = struct({
   memory: optional(memorySize),
   shuffleFrames: optional(i32),
   nsPerTick: optional(nsPerTick),
-  engine: optional(oneOf('interpret', 'evaluate')),
+  engine: optional(oneOf('translate', 'interpret', 'evaluate')),
   processor: callback,
 });
 /** Host physical memory; a host that has no room for it is ENOMEM. */

@@ -64,7 +64,7 @@ export function addRunOptions(command: Command): Command {
       collect,
     )
     .option('--max-instructions <n>', 'stop after so many instructions')
-    .option('--engine <name>', 'interpret (default) or evaluate')
+    .option('--engine <name>', 'translate, interpret (default) or evaluate')
     .option('--input <text>', 'type this on the serial console (\\r, \\n, \\xNN are understood) besides standard input')
     .option('--until <text>', 'stop with status 0 as soon as the serial console has shown this text')
     .option('--debugcon', 'show what the firmware writes to its debug ports (0x402, 0xE9) on stderr')
@@ -166,10 +166,13 @@ function plan(image: string | undefined, flags: RunFlags, memory: number | undef
 /** Everything of a machine but its backend. */
 export type CommonOptions = Omit<MachineOptions, 'backend'>;
 
+const isEngine = (name: string): name is NonNullable<MachineOptions['engine']> =>
+  name === 'translate' || name === 'interpret' || name === 'evaluate';
+
 export function machineOptions(image: string | undefined, flags: RunFlags): CommonOptions {
   const wanted = flags.memory === undefined ? undefined : parseSize(flags.memory, '--memory');
-  if (flags.engine !== undefined && flags.engine !== 'interpret' && flags.engine !== 'evaluate') {
-    throw new UsageError('BAD_ENGINE', `engine ${flags.engine}: choose interpret or evaluate`);
+  if (flags.engine !== undefined && !isEngine(flags.engine)) {
+    throw new UsageError('BAD_ENGINE', `engine ${flags.engine}: choose translate, interpret or evaluate`);
   }
   const loaded = plan(image, flags, wanted);
   return {

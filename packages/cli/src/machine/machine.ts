@@ -35,7 +35,7 @@ export interface MachineOptions {
   onDebug?: (byte: number) => void;
   /** Hand out host frames shuffled by this seed. */
   shuffleFrames?: number;
-  engine?: 'interpret' | 'evaluate';
+  engine?: 'translate' | 'interpret' | 'evaluate';
   /** Guest nanoseconds an instruction takes (default 10: a 100 MHz machine; loops that poll a timer end sooner). */
   nsPerTick?: number;
 }

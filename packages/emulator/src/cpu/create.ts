@@ -3,16 +3,17 @@
  */
 import type { CpuModel } from '../cpu-model-types.ts';
 import { InterpretEngine } from '../engines/interpret/interpret.ts';
+import { TranslateEngine } from '../engines/translate/translate.ts';
 import type { PhysicalMemory } from '../memory/physical.ts';
 import { featureSet } from './features.ts';
 import { Processor, type ProcessorOptions } from './processor.ts';
 
 /** Which engine runs the guest's code. */
-export type EngineName = 'interpret' | 'evaluate';
+export type EngineName = 'translate' | 'interpret' | 'evaluate';
 
 /**
  * Builds a processor in its RESET state.
- * @param options `engine`: `interpret` (default), or `evaluate`, which computes one instruction at a time
+ * @param options `engine`: `interpret` (default), `translate`, which compiles what is hot, or `evaluate`, which computes one instruction at a time
  */
 export async function createProcessor(
   memory: PhysicalMemory,
@@ -20,12 +21,22 @@ export async function createProcessor(
   options: Omit<ProcessorOptions, 'memory' | 'model'> & { engine?: EngineName } = {},
 ): Promise<Processor> {
   const processor = new Processor({ memory, model, ...options });
-  if (options.engine !== 'evaluate') installInterpreter(processor);
+  if (options.engine === 'translate') installTranslator(processor);
+  else if (options.engine !== 'evaluate') installInterpreter(processor);
   return processor;
 }
 
+const featuresOf = (processor: Processor): ReadonlySet<string> =>
+  featureSet((leaf, subleaf) => processor.cpuid(leaf, subleaf));
+
 /** Gives a processor the interpreter, with the features that its model announces. */
 export function installInterpreter(processor: Processor): void {
-  const features = featureSet((leaf, subleaf) => processor.cpuid(leaf, subleaf));
-  processor.engine = new InterpretEngine(processor, { vendor: processor.model.vendor, features });
+  const { vendor } = processor.model;
+  processor.engine = new InterpretEngine(processor, { vendor, features: featuresOf(processor) });
+}
+
+/** Gives a processor the translator on top of the interpreter. */
+export function installTranslator(processor: Processor): void {
+  const { vendor } = processor.model;
+  processor.engine = new TranslateEngine(processor, { vendor, features: featuresOf(processor) });
 }
