@@ -5,6 +5,7 @@ import { NotImplementedError } from '@tskvm/emulator';
 import { Command, CommanderError } from 'commander';
 import { addBackendsCommand } from './commands/backends.ts';
 import { addCallersCommand } from './commands/callers.ts';
+import { addCpusCommand } from './commands/cpus.ts';
 import { addModesCommand } from './commands/modes.ts';
 import { addOpsCommand } from './commands/ops.ts';
 import { addRunCommand } from './commands/run.ts';
@@ -28,6 +29,7 @@ addTraceCommand(program);
 addCallersCommand(program);
 addOpsCommand(program);
 addBackendsCommand(program);
+addCpusCommand(program);
 
 /** One message on stderr; the stack only with --debug. */
 function report(error: unknown): number {

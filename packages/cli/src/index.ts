@@ -2,6 +2,7 @@
 export { expandImage, type SparseImage } from './guests/image.ts';
 export { GUEST_IMAGES } from './guests/images.ts';
 export * from './machine/bus.ts';
+export { chooseProcessors, parseCpu } from './machine/cpu.ts';
 export { type BlockImage, memoryImage } from './machine/devices/ide.ts';
 export { UsageError } from './machine/errors.ts';
 export * from './machine/loaders/image.ts';

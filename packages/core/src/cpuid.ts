@@ -2,7 +2,16 @@
  * CPUID as guests see it, and the features that KVM can give them. KVM: arch/x86/kvm/cpuid.c.
  * Manual: APM vol. 3 appendix E, SDM vol. 2 CPUID.
  */
-import { CR4, FEATURES, type FeatureBit, hasFeature } from '@tskvm/emulator';
+import {
+  type CpuidLookup,
+  type CpuModel,
+  CR4,
+  FEATURES,
+  type FeatureBit,
+  type FeatureName,
+  hasFeature,
+  modelCpuid,
+} from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
 import type { Kvm } from './kvm.ts';
 import { isGuestMode, kvmIsCr4BitSet } from './kvm-cache-regs.ts';
@@ -53,14 +62,14 @@ const WITHHELD = new Set([
   'sgx',
 ]);
 
-/** kvm_cpu_caps before the vendor's set-up: what the processor has and KVM passes on; x2APIC, TSC deadline and hypervisor it adds. */
+/** kvm_cpu_caps before the vendor's set-up: what the processor has and KVM passes on, and what it emulates on any. */
 export function initialCpuCaps(kvm: Kvm): Set<string> {
   const cpuid = (leaf: number, subleaf: number) => kvm.processor.cpuid(leaf, subleaf);
   const caps = new Set<string>();
   for (const name of Object.keys(FEATURES) as (keyof typeof FEATURES)[]) {
     if (!WITHHELD.has(name) && hasFeature(cpuid, name)) caps.add(name);
   }
-  for (const name of ['x2apic', 'tscDeadline', 'hypervisor', 'apic']) caps.add(name);
+  for (const name of ['x2apic', 'tscDeadline', 'tscAdjust', 'hypervisor', 'apic']) caps.add(name);
   return caps;
 }
 /** KVM: kvm_cpu_cap_set, kvm_cpu_cap_clear, kvm_cpu_cap_has. */
@@ -137,17 +146,65 @@ export function kvmCpuid(
   return { eax: entry.eax >>> 0, ebx: entry.ebx >>> 0, ecx: entry.ecx >>> 0, edx: entry.edx >>> 0, found };
 }
 
-/** Registers of one leaf with the bits that KVM gives (GET_SUPPORTED_CPUID). */
-function supportedLeaf(kvm: Kvm, leaf: number, subleaf: number): [number, number, number, number] {
-  const out = kvm.processor.cpuid(leaf, subleaf).map((v) => v >>> 0) as [number, number, number, number];
-  for (const [name, at] of Object.entries(table)) {
+type Registers = [number, number, number, number];
+/** Leaves that KVM answers itself, whatever the processor says: it gives no topology, clock, thermal or performance leaves. */
+const OWN_LEAVES: ReadonlyMap<number, Readonly<Registers>> = new Map([
+  [3, [0, 0, 0, 0]],
+  [5, [0, 0, 0, 0]],
+  // ARAT alone.
+  [6, [4, 0, 0, 0]],
+  [9, [0, 0, 0, 0]],
+  [0xa, [0, 0, 0, 0]],
+  [0xb, [0, 0, 0, 0]],
+  [0xf, [0, 0, 0, 0]],
+  [0x10, [0, 0, 0, 0]],
+  [0x12, [0, 0, 0, 0]],
+  [0x14, [0, 0, 0, 0]],
+  [0x15, [0, 0, 0, 0]],
+  [0x16, [0, 0, 0, 0]],
+  [0x1f, [0, 0, 0, 0]],
+  [0x8000001e, [0, 0, 0, 0]],
+  [0x80000020, [0, 0, 0, 0]],
+]);
+/** Leaves that mean nothing without a feature. */
+const LEAF_NEEDS: ReadonlyMap<number, string> = new Map([
+  [0xd, 'xsave'],
+  [0x8000000a, 'svm'],
+  [0x8000001f, 'sev'],
+]);
+
+/**
+ * One leaf as a guest may have it: `source` says what the processor it is to be has, `allowed` which features it gets.
+ * KVM: __do_cpuid_func.
+ */
+function guestLeaf(
+  kvm: Kvm,
+  source: CpuidLookup,
+  allowed: (name: string, announced: boolean) => boolean,
+  leaf: number,
+  subleaf: number,
+): Registers {
+  const own = OWN_LEAVES.get(leaf);
+  if (own) return [...own];
+  const need = LEAF_NEEDS.get(leaf);
+  if (need !== undefined && !allowed(need, hasFeature(source, need as FeatureName))) return [0, 0, 0, 0];
+  // Sizes and components of the XSAVE area are the processor's.
+  const from = leaf === 0xd ? hostLookup(kvm) : source;
+  const out = from(leaf, subleaf).map((v) => v >>> 0) as Registers;
+  for (const [name, at] of FEATURE_TABLE) {
     if (at.leaf !== leaf || at.subleaf !== subleaf) continue;
     const mask = 1 << at.bit;
-    out[at.reg] = (kvm.cpuCaps.has(name) ? out[at.reg] | mask : out[at.reg] & ~mask) >>> 0;
+    const on = allowed(name, (source(leaf, subleaf)[at.reg] & mask) !== 0);
+    out[at.reg] = (on ? out[at.reg] | mask : out[at.reg] & ~mask) >>> 0;
   }
   if (leaf === 0xd && subleaf === 0) out[0] = Number(kvm.caps.supportedXcr0 & 0xffffffffn);
   return out;
 }
+const FEATURE_TABLE = Object.entries(table);
+const hostLookup =
+  (kvm: Kvm): CpuidLookup =>
+  (leaf, subleaf) =>
+    kvm.processor.cpuid(leaf, subleaf);
 
 const entry = (fn: number, index: number, regs: readonly number[]): CpuidEntry => ({
   function: fn,
@@ -159,26 +216,64 @@ const entry = (fn: number, index: number, regs: readonly number[]): CpuidEntry =
   edx: regs[3] >>> 0,
 });
 /** How many sub-leaves of an indexed leaf are listed. */
-const subleaves = (kvm: Kvm, leaf: number): number => {
+const subleaves = (source: CpuidLookup, leaf: number): number => {
   if (!INDEXED.has(leaf)) return 1;
-  if (leaf === 7) return (kvm.processor.cpuid(7, 0)[0] >>> 0) + 1;
-  return leaf === 0xd ? 3 : 4;
+  if (leaf === 7) return (source(7, 0)[0] >>> 0) + 1;
+  return leaf === 0xd ? XSAVE_SUBLEAVES : 4;
 };
+/** Components up to PKRU, number 9. */
+const XSAVE_SUBLEAVES = 10;
 
-/** The CPUID that a guest may be given. KVM: KVM_GET_SUPPORTED_CPUID. */
-export function getSupportedCpuid(kvm: Kvm): CpuidEntry[] {
+/** All leaves of both ranges, and KVM's own. */
+function allLeaves(
+  kvm: Kvm,
+  source: CpuidLookup,
+  allowed: (name: string, announced: boolean) => boolean,
+): CpuidEntry[] {
   const out: CpuidEntry[] = [];
   for (const base of [0, 0x80000000]) {
-    const limit = Math.min(kvm.processor.cpuid(base, 0)[0] >>> 0, base + 0x21);
+    const limit = Math.min(source(base, 0)[0] >>> 0, base + 0x24);
     for (let leaf = base; leaf <= limit; leaf++) {
-      for (let index = 0; index < subleaves(kvm, leaf); index++)
-        out.push(entry(leaf, index, supportedLeaf(kvm, leaf, index)));
+      for (let index = 0; index < subleaves(source, leaf); index++)
+        out.push(entry(leaf, index, guestLeaf(kvm, source, allowed, leaf, index)));
     }
   }
   // "KVMKVMKVM\0\0\0" in EBX, ECX, EDX.
   out.push(entry(KVM_CPUID_SIGNATURE, 0, [KVM_CPUID_FEATURES, 0x4b4d564b, 0x564b4d56, 0x4d]));
   out.push(entry(KVM_CPUID_FEATURES, 0, [KVM_FEATURES, 0, 0, 0]));
   return out;
+}
+
+/** The CPUID that a guest may be given: all that the processor has and KVM passes on or emulates. KVM: KVM_GET_SUPPORTED_CPUID. */
+export const getSupportedCpuid = (kvm: Kvm): CpuidEntry[] =>
+  allLeaves(kvm, hostLookup(kvm), (name) => kvm.cpuCaps.has(name));
+
+/** Features that user space may announce although KVM does not propose them: it does what they say. */
+const PERMITTED = new Set(['monitor']);
+
+/**
+ * The CPUID of a CPU model for a guest of this kernel: the model's leaves less what KVM can't give on this processor, as a machine monitor
+ * makes them for KVM_SET_CPUID2. The vendor may be another than the processor's. The physical address width is the processor's, because it
+ * decides which bits of the guest's tables are reserved.
+ */
+export function cpuidOfModel(kvm: Kvm, model: CpuModel): CpuidEntry[] {
+  const entries = allLeaves(
+    kvm,
+    modelCpuid(model),
+    (name, announced) => name === 'hypervisor' || (announced && (kvm.cpuCaps.has(name) || PERMITTED.has(name))),
+  );
+  const sizes = entries.find((e) => e.function === 0x80000008);
+  if (sizes) {
+    const linear = cpuidEntriesHave(entries, 'la57') ? 57 : 48;
+    sizes.eax = ((sizes.eax & ~0xffff) | kvm.model.maxphyaddr | (linear << 8)) >>> 0;
+  }
+  return entries;
+}
+/** Do these entries announce a feature. */
+export function cpuidEntriesHave(entries: readonly CpuidEntry[], feature: FeatureName): boolean {
+  const at = FEATURES[feature];
+  const found = entries.find((e) => e.function === at.leaf && e.index === at.subleaf);
+  return found !== undefined && ((found[REGISTERS[at.reg]] >>> at.bit) & 1) === 1;
 }
 
 /** Leaves whose bits follow CR4 and the APIC base. KVM: kvm_update_cpuid_runtime. */

@@ -3,6 +3,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { basename } from 'node:path';
 import type { Command } from 'commander';
 import { findBackend } from '../backends.ts';
+import { parseCpu } from '../machine/cpu.ts';
 import { memoryImage } from '../machine/devices/ide.ts';
 import { UsageError } from '../machine/errors.ts';
 import { bootSector, firmware, flatBinary, type LoadPlan } from '../machine/loaders/image.ts';
@@ -27,6 +28,7 @@ export interface RunFlags {
   linuxEntry?: string;
   memory?: string;
   cpus?: string;
+  cpu?: string;
   backend?: string[];
   maxInstructions?: string;
   engine?: string;
@@ -58,6 +60,10 @@ export function addRunOptions(command: Command): Command {
     .option('--linux-entry <bits>', "Linux's 32-bit or 64-bit entry (default: 64 where the kernel has one)")
     .option('--memory <size>', 'guest RAM, e.g. 16M or 1G (default 64M; 256M for Linux)')
     .option('--cpus <n>', 'virtual processors (default 1)')
+    .option(
+      '--cpu <model[,+feature,-feature…]>',
+      "what the guest's CPUID says: epyc, xeon, qemu64, host (default) or max; see tskvm cpus",
+    )
     .option(
       '--backend <name[,param=value…]>',
       'svm, vmx, a path or a package; may be given several times where a command compares',
@@ -163,6 +169,12 @@ function plan(image: string | undefined, flags: RunFlags, memory: number | undef
   );
 }
 
+/** The text of `--cpu` if its names are known; what it means depends on the backend. */
+function checkedCpu(text: string): string {
+  parseCpu(text);
+  return text;
+}
+
 /** Everything of a machine but its backend. */
 export type CommonOptions = Omit<MachineOptions, 'backend'>;
 
@@ -179,6 +191,7 @@ export function machineOptions(image: string | undefined, flags: RunFlags): Comm
     image: loaded,
     memory: wanted ?? loaded.memory ?? DEFAULT_MEMORY,
     cpus: cpusOf(flags),
+    cpu: flags.cpu === undefined ? undefined : checkedCpu(flags.cpu),
     disks: flags.disk ? [memoryImage(readImage(flags.disk, 'disk').slice())] : [],
     cdrom: flags.cdrom ? { ...memoryImage(readImage(flags.cdrom, 'CD-ROM')), write: undefined } : undefined,
     engine: flags.engine as MachineOptions['engine'],

@@ -21,6 +21,7 @@ interface TourFlags {
   compare?: boolean;
   json?: boolean;
   memory?: string;
+  cpu?: string;
 }
 
 export interface TourResult extends ModesResult {
@@ -30,13 +31,19 @@ export interface TourResult extends ModesResult {
 }
 
 /** Runs the tour under one backend. */
-export async function runTour(spec: string, guest: 'tour' | 'sevEs' = 'tour'): Promise<TourResult> {
+export async function runTour(spec: string, guest: 'tour' | 'sevEs' = 'tour', cpu?: string): Promise<TourResult> {
   const flags: RunFlags = { maxInstructions: BUDGET };
   const rom = expandImage(GUEST_IMAGES[guest]);
   const result = await recordModes({
     spec,
     flags,
-    common: { image: firmware(rom, `${guest}.bin`), memory: 16 * 2 ** 20, cpus: guest === 'tour' ? 2 : 1, disks: [] },
+    common: {
+      image: firmware(rom, `${guest}.bin`),
+      memory: 16 * 2 ** 20,
+      cpus: guest === 'tour' ? 2 : 1,
+      cpu,
+      disks: [],
+    },
   });
   const lines = result.serial.split('\n');
   const stages = lines.filter((line) => line.startsWith('stage ')).map((line) => line.slice(6).replace('sev-es ', ''));
@@ -72,6 +79,7 @@ export function addTourCommand(program: Command): void {
       'svm (default), vmx, a path or a package; may be repeated',
       (value: string, list: string[] | undefined) => [...(list ?? []), value],
     )
+    .option('--cpu <model[,+feature,-feature…]>', "what the guest's CPUID says; see tskvm cpus")
     .option('--all', `all three configurations: ${CONFIGURATIONS.join('; ')}`)
     .option(
       '--sev-es',
@@ -87,7 +95,7 @@ export function addTourCommand(program: Command): void {
       const specs = flags.sevEs ? ['svm,sevEs=1'] : (flags.backend ?? (flags.all ? [...CONFIGURATIONS] : ['svm']));
       const results: TourResult[] = [];
       for (const spec of specs) {
-        const result = await runTour(spec, flags.sevEs ? 'sevEs' : 'tour');
+        const result = await runTour(spec, flags.sevEs ? 'sevEs' : 'tour', flags.cpu);
         results.push(result);
         if (!flags.json && !flags.compare) printResult(result);
       }

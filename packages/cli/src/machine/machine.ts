@@ -5,6 +5,8 @@
 import { type Backend, Kvm, KvmError, type KvmExit, shape, type Vcpu, type Vm } from '@tskvm/core';
 import { type CpuModel, NotImplementedError } from '@tskvm/emulator';
 import { type Device, type DeviceHost, type DeviceState, IoBus } from './bus.ts';
+import { chooseProcessors } from './cpu.ts';
+import { withTopology } from './cpu-topology.ts';
 import type { BlockImage } from './devices/ide.ts';
 import { UsageError } from './errors.ts';
 import type { LoadPlan } from './loaders/image.ts';
@@ -26,6 +28,12 @@ export interface MachineOptions {
   memory?: number;
   /** Virtual processors (default 1, at most 8). */
   cpus?: number;
+  /**
+   * What the guest's CPUID says: `MODEL,+feature,-feature`, MODEL a name of CPU_MODELS, `host` or `max`. Default: `host`, all that KVM can pass
+   * on of the processor below it.
+   */
+  cpu?: string;
+  /** The processor below KVM; default: the backend's, or the model of `cpu` if it can run the backend. */
   model?: CpuModel;
   disks?: BlockImage[];
   cdrom?: BlockImage;
@@ -107,9 +115,10 @@ export class Machine {
   static async create(options: MachineOptions): Promise<Machine> {
     const memory = options?.memory ?? 64 * MIB;
     checkOptions(options, memory);
+    const processors = options.cpu === undefined ? undefined : chooseProcessors(options.cpu, options.backend);
     const kvm = await Kvm.create(options.backend, {
       memory: memory + 16 * MIB + 2 * roundUp(options.image.rom?.length ?? 0, 65536),
-      model: options.model,
+      model: options.model ?? processors?.host,
       shuffleFrames: options.shuffleFrames,
       engine: options.engine,
       nsPerTick: options.nsPerTick ?? NS_PER_TICK,
@@ -120,7 +129,11 @@ export class Machine {
     vm.setTssAddr(0xfffbd000);
     vm.createIrqchip();
     vm.createPit2();
-    for (let id = 0; id < (options.cpus ?? 1); id++) vm.createVcpu(id).setCpuid(kvm.getSupportedCpuid());
+    const cpus = options.cpus ?? 1;
+    for (let id = 0; id < cpus; id++) {
+      const entries = processors?.guestCpuid(kvm) ?? kvm.getSupportedCpuid();
+      vm.createVcpu(id).setCpuid(withTopology(entries, id, cpus));
+    }
     machine.#loadImage();
     applyStart(vm.vcpus[0], options.image.start);
     return machine;

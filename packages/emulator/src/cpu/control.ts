@@ -7,6 +7,7 @@
 import type { GuestMode } from '../guest-mode.ts';
 import { Attrib, CR0, CR4, EFER, Seg } from '../state-layout.ts';
 import { lowOf, type MemoryAccess } from './access.ts';
+import { cr4Bits } from './cr4-bits.ts';
 import type { FeatureName } from './features.ts';
 import type { StateBlock } from './state.ts';
 
@@ -25,27 +26,6 @@ const CR4_PDPTE = CR4.PGE | CR4.PSE | CR4.PAE | CR4.SMEP;
 /** Bits whose change flushes all translations, globals too (SDM vol. 3 section 4.10.4.1). */
 const CR4_FLUSH = CR4.PGE | CR4.PSE | CR4.PAE | CR4.PCIDE | CR4.SMEP;
 
-/** Which feature makes a CR4 bit exist; TSD, PCE and the like come with the first feature that needs them. */
-const CR4_FEATURES: readonly (readonly [bigint, FeatureName])[] = [
-  [CR4.VME | CR4.PVI, 'vme'],
-  [CR4.TSD, 'tsc'],
-  [CR4.DE, 'de'],
-  [CR4.PSE, 'pse'],
-  [CR4.PAE, 'pae'],
-  [CR4.MCE, 'mce'],
-  [CR4.PGE, 'pge'],
-  [CR4.PCE, 'fpu'],
-  [CR4.OSFXSR, 'fxsr'],
-  [CR4.OSXMMEXCPT, 'sse'],
-  [CR4.UMIP, 'umip'],
-  [CR4.VMXE, 'vmx'],
-  [CR4.SMXE, 'smx'],
-  [CR4.FSGSBASE, 'fsgsbase'],
-  [CR4.PCIDE, 'pcid'],
-  [CR4.OSXSAVE, 'xsave'],
-  [CR4.SMEP, 'smep'],
-  [CR4.SMAP, 'smap'],
-];
 const EFER_FEATURES: readonly (readonly [bigint, FeatureName])[] = [
   [EFER.SCE, 'syscall'],
   [EFER.LME | EFER.LMA, 'lm'],
@@ -68,7 +48,7 @@ export class ControlRegisters {
   constructor(host: ControlHost) {
     this.#host = host;
     this.#state = host.state;
-    this.cr4Defined = definedBits(CR4_FEATURES, host.has.bind(host));
+    this.cr4Defined = cr4Bits(host.has.bind(host));
     this.eferDefined = definedBits(EFER_FEATURES, host.has.bind(host));
   }
 

@@ -26,6 +26,7 @@ const ext2 = at(7, EBX);
 const ext3 = at(7, ECX);
 const ext4 = at(7, EDX);
 const ext5 = at(7, EAX, 1);
+const amd21 = at(0x80000021, EAX);
 const amd3 = at(0x80000001, ECX);
 const amd4 = at(0x80000001, EDX);
 const amd8 = at(0x80000008, EBX);
@@ -111,11 +112,17 @@ export const FEATURES = {
   la57: ext3(16),
   rdpid: ext3(22),
   busLockDetect: ext3(24),
+  /** Protection keys for supervisor pages. */
+  pks: ext3(31),
 
   fsrm: ext4(4),
   cetBranchTracking: ext4(20),
+  /** IA32_SPEC_CTRL with IBRS, and IA32_PRED_CMD with IBPB. */
   specCtrl: ext4(26),
+  stibp: ext4(27),
+  flushL1d: ext4(28),
   archCapabilities: ext4(29),
+  ssbd: ext4(31),
   fzrm: ext5(10),
   fsrs: ext5(11),
   fsrc: ext5(12),
@@ -143,6 +150,10 @@ export const FEATURES = {
   clzero: amd8(0),
   rdpru: amd8(4),
   wbnoinvd: amd8(9),
+  amdIbpb: amd8(12),
+  amdIbrs: amd8(14),
+  amdStibp: amd8(15),
+  amdSsbd: amd8(24),
 
   npt: svmBit(0),
   lbrVirtualization: svmBit(1),
@@ -163,8 +174,10 @@ export const FEATURES = {
   sevEs: at(0x8000001f, EAX)(3),
   sev: at(0x8000001f, EAX)(1),
 
+  /** LFENCE is always dispatch serializing. */
+  lfenceSerializing: amd21(2),
   /** Loading a null selector clears the segment's base and limit. */
-  nullSelectorClearsBase: at(0x80000021, EAX)(6),
+  nullSelectorClearsBase: amd21(6),
 
   xsaveopt: xsaveBit(0),
   xsavec: xsaveBit(1),
