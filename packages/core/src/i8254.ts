@@ -45,14 +45,21 @@ const WORD1 = 4;
 export class Pit {
   readonly channels: Channel[] = [newChannel(true), newChannel(true), newChannel(false)];
   #speakerOn = false;
-  /** Next edge of channel 0 in nanoseconds, Infinity: none armed. */
-  #nextEdge = Number.POSITIVE_INFINITY;
+  #edge = Number.POSITIVE_INFINITY;
   /** An edge waits until the interrupt before was acknowledged (KVM: reinjection). */
   #pending = 0;
   #acknowledged = true;
 
   constructor(readonly vm: Vm) {}
 
+  /** Next edge of channel 0 in nanoseconds, Infinity: none armed. */
+  get #nextEdge(): number {
+    return this.#edge;
+  }
+  set #nextEdge(time: number) {
+    this.#edge = time;
+    this.vm.timersChanged();
+  }
   #now(): number {
     return this.vm.kvm.now() * this.vm.kvm.nsPerTick;
   }

@@ -9,11 +9,18 @@ const MODE_TSC_DEADLINE = 2;
 export class LapicTimer {
   /** IA32_TSC_DEADLINE. */
   tscDeadline = 0n;
-  /** Tick of the next expiry, Infinity: stopped. */
-  deadline = Number.POSITIVE_INFINITY;
+  #deadline = Number.POSITIVE_INFINITY;
 
   constructor(readonly apic: Lapic) {}
 
+  /** Tick of the next expiry, Infinity: stopped. */
+  get deadline(): number {
+    return this.#deadline;
+  }
+  set deadline(tick: number) {
+    this.#deadline = tick;
+    this.apic.vcpu.vm.timersChanged();
+  }
   get #mode(): number {
     return (this.apic.get(Apic.LVTT) >> 17) & 3;
   }

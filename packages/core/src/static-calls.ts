@@ -81,20 +81,31 @@ export function kvmOpsUpdate(backend: string, ops: Partial<KvmX86Ops>, traced: b
       `backend '${backend}' lacks ${missing.length === 1 ? 'the required op' : 'required ops'} ${list}; add ${missing.length === 1 ? 'it' : 'them'} to ops, or name a base with 'extends'`,
     );
   }
-  const calls: Record<string, AnyOp> = {};
+  const table: Record<string, AnyOp> = {};
   for (const name of OP_NAMES) {
     const op = ops[name] as AnyOp | undefined;
     const fallback = KVM_X86_OPS[name].kind === 'optional-ret0' ? returnZero : doNothing;
-    if (traced && op) calls[name] = throughFrame(name, named(op));
-    else calls[name] = op ?? fallback;
+    if (traced && op) table[name] = throughFrame(name, named(op));
+    else table[name] = op ?? fallback;
   }
-  return withFastProperties(calls) as unknown as KvmX86Calls;
+  return traced ? callsOf(table) : shared(table);
 }
 
-/** Engines keep an object that grew by computed names as a hash table, until it serves as a prototype. A call then costs 2 ns, not 12. */
-function withFastProperties<T extends object>(calls: T): T {
-  const heir = Object.create(calls) as Record<string, unknown>;
-  void heir['setCr0'];
+/**
+ * The table as the prototype of the calls, as methods are: an engine knows what stands in a prototype, and compiles the vendor's function
+ * into the call site. So it can with two vendors in the process, as long as each has one object for all its kernels.
+ */
+const callsOf = (table: Record<string, AnyOp>): KvmX86Calls => Object.create(table) as KvmX86Calls;
+
+/** Tables in use, the last few: kernels with the same ops share their calls. */
+const TABLES: { table: Record<string, AnyOp>; calls: KvmX86Calls }[] = [];
+const MOST_TABLES = 8;
+function shared(table: Record<string, AnyOp>): KvmX86Calls {
+  const known = TABLES.find((other) => OP_NAMES.every((name) => other.table[name] === table[name]));
+  if (known) return known.calls;
+  const calls = callsOf(table);
+  TABLES.push({ table, calls });
+  if (TABLES.length > MOST_TABLES) TABLES.shift();
   return calls;
 }
 

@@ -9,7 +9,7 @@ import type { Lapic } from './lapic.ts';
 import { kvmMmuGvaToGpaSystem } from './mmu/walker.ts';
 import { kvmSetXcr } from './msrs.ts';
 import { RegSet } from './reg-set.ts';
-import { kvmMakeRequest } from './requests.ts';
+import { kvmMakeRequest, RequestSet } from './requests.ts';
 import { requireShape, u64, words } from './shape.ts';
 import { loadVcpu, saveVcpu, type VcpuSave } from './snapshot.ts';
 import { FPU_IMAGE, XCRS } from './state-shapes.ts';
@@ -250,7 +250,7 @@ export class Vcpu {
   /** Exit prepared by whoever answered 0. */
   exit: KvmExit = { reason: 'unknown', hardwareExitReason: 0 };
   /** KVM_REQ_*: see requests.ts. */
-  readonly requests = new Set<number>();
+  readonly requests = new RequestSet();
   /** KVM_GUESTDBG_* bits. */
   guestDebug = 0;
   /** The vendor's part: VcpuSvm or VcpuVmx. */

@@ -71,6 +71,10 @@ export class Vm {
   nextVcpu = 0;
   #lastSlot: Memslot | undefined;
   readonly #backings: Backing[] = [];
+  /** Tick of the next timer event as last computed, the tick from which timers are asked, and whether one has moved since. */
+  #nextTimer = Number.POSITIVE_INFINITY;
+  #timersDue = -1;
+  #timersStale = true;
 
   /** Use {@link Kvm.createVm}. */
   constructor(
@@ -259,14 +263,30 @@ export class Vm {
   }
   /** Tick of the next timer event of any device in the kernel, Infinity for none. */
   nextTimer(): number {
+    if (this.#timersStale) this.#findNextTimer();
+    return this.#nextTimer;
+  }
+  #findNextTimer(): void {
     let next = this.irqchip?.pit?.nextDeadline() ?? Number.POSITIVE_INFINITY;
     for (const vcpu of this.vcpus) next = Math.min(next, vcpu.arch.apic?.timer.deadline ?? Number.POSITIVE_INFINITY);
-    return next;
+    this.#nextTimer = next;
+    // A time that was rounded must not be passed over: the timers themselves look closely.
+    this.#timersDue = Math.floor(next);
+    this.#timersStale = false;
+  }
+  /** @internal A timer was armed, moved or stopped. */
+  timersChanged(): void {
+    this.#timersStale = true;
+    this.#timersDue = -1;
   }
   /** Fires the timers that are due. */
   runTimers(): void {
+    if (this.kvm.processor.tick >= this.#timersDue) this.#fireTimers();
+  }
+  #fireTimers(): void {
     this.irqchip?.pit?.run();
     for (const vcpu of this.vcpus) vcpu.arch.apic?.timer.run();
+    this.#findNextTimer();
   }
 
   /** KVM_SET_TSS_ADDR: three pages below 4 GiB for VMX's real-mode TSS. */

@@ -350,7 +350,7 @@ function enterAndExit(vcpu: Vcpu): FastPath {
     if (kvm.tracer) traceEntry(vcpu);
     const fastpath = kvm.calls.vcpuRun(vcpu, flags | dr6Flag(vcpu));
     if (fastpath !== FastPath.REENTER_GUEST) return fastpath;
-    if (vcpu.requests.size > 0 || kvm.now() >= vcpu.runDeadline) return FastPath.EXIT_HANDLED;
+    if (!vcpu.requests.isEmpty || kvm.now() >= vcpu.runDeadline) return FastPath.EXIT_HANDLED;
     kvm.calls.syncPirToIrr(vcpu);
   }
 }
@@ -374,7 +374,7 @@ const vcpuEnterGuest = frame('vcpuEnterGuest', (vcpu: Vcpu): number => {
   const { kvm, arch } = vcpu;
   const reqIntWin = vcpu.runIo.requestInterruptWindow && kvmCpuAcceptDmPicIntr(vcpu);
   arch.reqImmediateExit = false;
-  if (vcpu.requests.size > 0) {
+  if (!vcpu.requests.isEmpty) {
     const ended = serveRequests(vcpu);
     if (ended !== undefined) return ended;
   }
@@ -390,7 +390,7 @@ const vcpuEnterGuest = frame('vcpuEnterGuest', (vcpu: Vcpu): number => {
   kvm.calls.prepareSwitchToGuest(vcpu);
   kvm.calls.syncPirToIrr(vcpu);
   // Work that came up since: back out, the event waits in the queue (KVM: kvm_vcpu_exit_request).
-  if (vcpu.requests.size > 0 && !arch.reqImmediateExit) {
+  if (!vcpu.requests.isEmpty && !arch.reqImmediateExit) {
     kvm.calls.cancelInjection(vcpu);
     return 1;
   }
