@@ -14,9 +14,9 @@ const groups = readdirSync(SAMPLE)
 
 const INTEGER = /^[0-9]+_(alu|bit|branch|fault|misc|mov|muldiv|seg|shift|stack|string)$/;
 
-it('the sample has all integer groups, and the x87, MMX and SSE groups of 64-bit code', () => {
+it('the sample has all integer groups, and the x87, MMX, SSE and AVX groups of 64-bit code', () => {
   expect(groups.filter((group) => INTEGER.test(group))).toHaveLength(33);
-  expect(groups.filter((group) => !INTEGER.test(group))).toHaveLength(13);
+  expect(groups.filter((group) => !INTEGER.test(group))).toHaveLength(23);
 });
 
 describe.each(['evaluate', 'processor', 'interpret'])('%s does what a real processor did', (name) => {
