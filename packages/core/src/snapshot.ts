@@ -117,13 +117,17 @@ export function loadVcpu(vcpu: Vcpu, saved: VcpuSave): void {
   checkVcpuSave(vcpu, saved);
   const { arch } = vcpu;
   vcpuLoad(vcpu);
+  // What the vCPU was about goes; what the steps below ask for (flushes, a new root) stays.
+  vcpu.requests.clear();
+  arch.msrs.clear();
   vcpu.setCpuid(saved.cpuid);
   vcpu.setSregs2(saved.sregs);
   vcpu.setRegs(saved.regs);
   arch.xcr0 = saved.xcr0;
   setFpu(vcpu, saved.fpu);
   for (const [index, value] of saved.stored) arch.msrs.set(index, value);
-  for (const [index, value] of saved.msrs) vcpu.setMsr(index, value);
+  // A write of what is there already would leave traces of its own (kvmclock's updates).
+  for (const [index, value] of saved.msrs) if (vcpu.getMsr(index) !== value) vcpu.setMsr(index, value);
   arch.tscOffset = saved.tscOffset;
   vcpu.kvm.calls.writeTscOffset(vcpu);
   if (arch.apic && saved.lapic) arch.apic.load(saved.lapic);

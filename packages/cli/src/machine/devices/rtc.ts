@@ -185,7 +185,7 @@ export class Rtc implements Device, PortDevice {
     this.cmos.set(state.cmos as number[]);
     this.#index = state.index as number;
     this.#start = state.start as number;
-    this.#flagsSince = state.flagsSince as number;
     this.#schedule();
+    this.#flagsSince = state.flagsSince as number;
   }
 }
