@@ -66,7 +66,10 @@ export interface DirectExits {
 }
 
 export interface GuestMode {
-  /** Absent, or null while it may not be used: every question goes to the methods below. */
+  /**
+   * Absent, or null while it may not be used (write traps, MSRs that the silicon keeps): every question goes to the methods below.
+   * With it, an owner that lacks `viewCr` shows CR0 and CR4 as they are and takes writes as they come.
+   */
   readonly direct?: DirectExits | null;
   /** Distinguishes TLB contexts: ASID or VPID (0 is the host's). */
   readonly asid: number;

@@ -42,10 +42,6 @@ export interface AccessHost {
 }
 
 const ALL_ONES = 0xffffffff;
-/** Words of the state block from which contexts and walk configuration derive, and their bits that count. */
-const INPUTS = Int32Array.of(S.cr0, S.cr3, S.cr3 + 4, S.cr4, S.efer, S.cpl, S.rflags);
-const INPUT_MASKS = Int32Array.of(-1, -1, -1, -1, -1, 0xff, Flag.AC);
-
 export class MemoryAccess implements WalkMemory {
   readonly tlb: Tlb;
   readonly walker: PageWalker;
@@ -71,8 +67,8 @@ export class MemoryAccess implements WalkMemory {
     pageWalk: false,
     linear: undefined as bigint | undefined,
   };
-  /** What contexts and walk configuration were last derived from. */
-  readonly #seen = new Int32Array(INPUTS.length);
+  /** What contexts and walk configuration were last derived from: CR0, CR3, CR4, EFER, CPL, RFLAGS.AC. */
+  readonly #seen = new Int32Array(7);
   #seenAsid = -2;
   #seenRoot = -2;
   #seenGeneration = -1;
@@ -137,15 +133,7 @@ export class MemoryAccess implements WalkMemory {
 
   /** A world switch back to the same guest changes nothing: comparing is cheaper than deriving. */
   #inputsChanged(guest: GuestMode | null): boolean {
-    const { block } = this.#state;
-    const seen = this.#seen;
-    const registers = INPUTS.length;
-    let changed = false;
-    for (let n = 0; n < registers; n++) {
-      const value = block.getInt32(INPUTS[n], true) & INPUT_MASKS[n];
-      if (seen[n] !== value) changed = true;
-      seen[n] = value;
-    }
+    const changed = this.#registersChanged();
     const asid = guest === null ? -1 : guest.asid;
     const root = guest === null ? -1 : guest.nestedRoot;
     const { generation } = this.tlb;
@@ -153,6 +141,37 @@ export class MemoryAccess implements WalkMemory {
     this.#seenAsid = asid;
     this.#seenRoot = root;
     this.#seenGeneration = generation;
+    return true;
+  }
+
+  #registersChanged(): boolean {
+    const { words } = this.#state;
+    const seen = this.#seen;
+    const cr0 = words[S.cr0 >> 2];
+    const cr3 = words[S.cr3 >> 2];
+    const cr3High = words[(S.cr3 >> 2) + 1];
+    const cr4 = words[S.cr4 >> 2];
+    const efer = words[S.efer >> 2];
+    const cpl = words[S.cpl >> 2] & 0xff;
+    const ac = words[S.rflags >> 2] & Flag.AC;
+    if (
+      seen[0] === cr0 &&
+      seen[1] === cr3 &&
+      seen[2] === cr3High &&
+      seen[3] === cr4 &&
+      seen[4] === efer &&
+      seen[5] === cpl &&
+      seen[6] === ac
+    ) {
+      return false;
+    }
+    seen[0] = cr0;
+    seen[1] = cr3;
+    seen[2] = cr3High;
+    seen[3] = cr4;
+    seen[4] = efer;
+    seen[5] = cpl;
+    seen[6] = ac;
     return true;
   }
 

@@ -42,13 +42,30 @@ const MOV_SS = 2;
 
 export class EventUnit {
   /** DR6 bits of debug traps that wait for the next boundary. */
-  pendingDebug = 0n;
+  waiting = 0;
   /** Tick of the last delivery. */
   deliveredAt = -1;
   readonly #cpu: Processor;
 
   constructor(cpu: Processor) {
     this.#cpu = cpu;
+  }
+
+  /** `waiting` as the register's type. */
+  get pendingDebug(): bigint {
+    return BigInt(this.waiting);
+  }
+  set pendingDebug(bits: bigint) {
+    this.waiting = Number(bits);
+  }
+
+  /** Nothing is to be done before the next instruction: `boundary` in one look, for the usual case. */
+  isCalm(): boolean {
+    const cpu = this.#cpu;
+    const { guest } = cpu;
+    if (cpu.interruptPending || cpu.nmiPending || cpu.smiPending || cpu.initPending || this.waiting !== 0) return false;
+    if (cpu.tick >= cpu.deadline) return false;
+    return guest === null || (!guest.boundaryWork && cpu.tick < guest.deadline);
   }
 
   /**
@@ -154,7 +171,7 @@ export class EventUnit {
     const cpu = this.#cpu;
     if (cpu.smiPending && !cpu.state.smm && !this.#smi()) return 'guest-exit';
     if (cpu.initPending && !cpu.state.smm && !this.#init()) return 'guest-exit';
-    if (this.pendingDebug !== 0n && (cpu.state.shadow & MOV_SS) === 0 && !this.#debugTrap()) return this.#left();
+    if (this.waiting !== 0 && (cpu.state.shadow & MOV_SS) === 0 && !this.#debugTrap()) return this.#left();
     if (cpu.nmiPending && !this.#nmi()) return this.#left();
     return this.#interrupts();
   }

@@ -16,12 +16,14 @@ import { X86Emul } from '../ops.ts';
 import type { ModeChange, PlatformBus, ProcessorApi, ProcessorMode, RunStop } from '../processor-api.ts';
 import { Flag, S, Seg, Vector } from '../state-layout.ts';
 import { type AccessHost, linearOf, MemoryAccess } from './access.ts';
+import { CodeKeyCache } from './code-key.ts';
 import { ControlRegisters } from './control.ts';
 import { type CpuidResult, cpuidNow, modelCpuid } from './cpuid.ts';
 import { armedBreakpoints, type Breakpoint, codeHits, Dr6, dataHits, ioHits } from './debug.ts';
+import { Direct, DirectUnit } from './direct.ts';
 import { EventUnit, SOFT } from './events.ts';
 import { type CpuidLookup, type FeatureName, hasFeature } from './features.ts';
-import { computeCodeKey, emulateModeOf, is64BitMode } from './mode.ts';
+import { emulateModeOf, is64BitMode } from './mode.ts';
 import { ModeWatch } from './mode-watch.ts';
 import { installMsrHooks } from './msr-hooks.ts';
 import { Msrs } from './msrs.ts';
@@ -47,6 +49,7 @@ export interface ProcessorOptions {
 const SLICE = 1_000_000;
 /** Flags that keep an engine away: each instruction must be looked at. RF matters to armed breakpoints only, which do so by themselves. */
 const STEP_FLAGS = Flag.TF;
+const RFLAGS = S.rflags >> 2;
 /** Shadow left by MOV SS. */
 const MOV_SS = 2;
 
@@ -83,6 +86,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   readonly #tscPerTick: bigint;
   #guest: GuestMode | null = null;
   readonly #watch: ModeWatch;
+  readonly #codeKey: CodeKeyCache;
+  readonly #direct: DirectUnit;
   #armed: readonly Breakpoint[] = [];
   /** DR6 bits that the running instruction's accesses hit. */
   #hits = 0n;
@@ -118,6 +123,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
       mode: () => emulateModeOf(this.state),
     });
     this.#watch = new ModeWatch(this);
+    this.#codeKey = new CodeKeyCache(this.state);
+    this.#direct = new DirectUnit(this, Number(this.#tscPerTick));
     this.reset(false);
   }
 
@@ -126,7 +133,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   }
   set guest(guest: GuestMode | null) {
     this.#guest = guest;
-    this.state.touch();
+    this.state.touchControls();
   }
 
   /** Does the model have a feature? Static: dynamic CPUID bits don't count. */
@@ -157,7 +164,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   run(): RunStop {
     this.eventInDelivery = undefined;
     for (;;) {
-      const stop = this.events.boundary() ?? (this.state.activity === 0 ? this.#advance() : this.#idle());
+      let stop = this.events.isCalm() ? undefined : this.events.boundary();
+      stop ??= this.state.activity === 0 ? this.#advance() : this.#idle();
       if (stop !== undefined) return stop;
     }
   }
@@ -189,19 +197,25 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     const guestDeadline = this.#guest === null ? Number.POSITIVE_INFINITY : this.#guest.deadline;
     const budget = Math.min(SLICE, this.deadline - this.tick, guestDeadline - this.tick);
     if (budget <= 0) return this.step();
-    const alignment = this.state.rflagsLow & Flag.AC;
-    const reason = this.engine.run(budget);
-    this.tick += this.engine.retired;
+    const { state, engine } = this;
+    const alignment = state.words[RFLAGS] & Flag.AC;
+    const reason = engine.run(budget);
+    this.tick += engine.retired;
     // Generated code writes RFLAGS past the accessors; AC belongs to the TLB context.
-    if ((this.state.rflagsLow & Flag.AC) !== alignment) this.state.derivedStale = true;
+    if ((state.words[RFLAGS] & Flag.AC) !== alignment) state.derivedStale = true;
     if (reason === 'budget') return undefined;
-    return reason === 'instruction' ? this.#handedBack(this.engine.instruction) : this.#fault();
+    return reason === 'instruction' ? this.#handedBack(engine.instruction) : this.#fault();
   }
 
   #handedBack(insn: Instruction | null): RunStop | undefined {
     // Events may have come in through the engine's MMIO: the boundary goes first, once.
     if (this.engine!.retired !== 0 && this.#isEventPending()) return undefined;
-    return this.#execute(insn);
+    if (insn === null) return this.#execute(null);
+    const outcome = this.#direct.execute(insn);
+    if (outcome === Direct.refused) return this.#execute(insn);
+    if (outcome === Direct.left) return 'guest-exit';
+    this.tick++;
+    return undefined;
   }
 
   #isEventPending(): boolean {
@@ -219,9 +233,9 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     const { state } = this;
     return (
       state.shadow !== 0 ||
-      (state.rflagsLow & STEP_FLAGS) !== 0 ||
+      (state.words[RFLAGS] & STEP_FLAGS) !== 0 ||
       this.#armed.length !== 0 ||
-      this.events.pendingDebug !== 0n ||
+      this.events.waiting !== 0 ||
       (this.#guest?.boundaryWork === true && !this.#boundaryWaitsForIf())
     );
   }
@@ -324,8 +338,9 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   // Mode
 
-  stateReplaced(cause: string, _segmentsChanged = true): void {
-    this.state.touch();
+  stateReplaced(cause: string, segmentsChanged = true): void {
+    if (segmentsChanged) this.state.touch();
+    else this.state.touchControls();
     this.armBreakpoints();
     this.noticeMode(cause);
   }
@@ -348,7 +363,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   /** After a load: the mode is what the block says, and no switch has happened. */
   modeLoaded(): void {
-    this.state.derivedStale = true;
+    this.state.touch();
     this.state.modeStale = false;
     this.armBreakpoints();
     this.#watch.remember();
@@ -357,7 +372,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   reset(init: boolean): void {
     resetState(this, init);
     this.eventInDelivery = undefined;
-    this.events.pendingDebug = 0n;
+    this.events.waiting = 0;
     this.#recorded = null;
     this.stateReplaced(init ? 'init' : 'reset');
     if (!init) this.engine?.invalidateAll();
@@ -405,7 +420,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     return this.access.context();
   }
   codeKey(): CodeKey {
-    return computeCodeKey(this.state);
+    return this.#codeKey.now();
   }
   awaitsInterrupts(): boolean {
     return this.interruptPending || this.#guest?.boundaryWork === true;

@@ -17,21 +17,32 @@ export class StateBlock implements ProcessorState {
   readonly block: DataView;
   readonly u8: Uint8Array;
   readonly gpr: BigUint64Array;
+  /** The block as 32-bit words: a field stands at `S.field >> 2`. */
+  readonly words: Int32Array;
   /** TLB contexts and code key must be computed anew before the next use. */
   derivedStale = true;
   /** The mode must be looked at when the instruction has ended. */
   modeStale = true;
+  /** CS..DS or what else the code key derives from was written as such (not only CR0, EFER, RFLAGS, CPL, which are compared). */
+  segmentsStale = true;
 
   constructor(memory: PhysicalMemory) {
     const { buffer } = memory.memory;
     this.view = memory.view;
     this.block = new DataView(buffer, this.base, S.size);
     this.u8 = new Uint8Array(buffer, this.base, S.size);
+    this.words = new Int32Array(buffer, this.base, S.size >> 2);
     this.gpr = new BigUint64Array(buffer, this.base + S.gpr, 17);
   }
 
   /** Says that something changed on which mode, TLB contexts or code key depend. */
   touch(): void {
+    this.derivedStale = true;
+    this.modeStale = true;
+    this.segmentsStale = true;
+  }
+  /** As `touch`, by who knows that the segments are what they were. */
+  touchControls(): void {
     this.derivedStale = true;
     this.modeStale = true;
   }

@@ -52,6 +52,10 @@ export interface Row {
   /** KVM: EmulateOnUD. */
   emulateOnUD: boolean;
   blockEnd: BlockEnd;
+  /** `intercept` by number (INTERCEPT_ID). */
+  interceptId: number;
+  /** Number of the mnemonic among those that end a run as `system` instructions do (`systemNumber`), 0 for all others. */
+  systemNumber: number;
   /** x87 / MMX / SSE / AVX class: checks of CR0.EM, CR0.TS, CR4.OSFXSR, XCR0. */
   unit: 'integer' | 'x87' | 'mmx' | 'sse' | 'avx';
 }

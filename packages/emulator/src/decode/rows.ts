@@ -3,7 +3,7 @@
  * Manual: APM vol. 3 section 1.2, SDM vol. 2 section 3.1.1 (encoding notation).
  */
 import type { FeatureName } from '../cpu/features.ts';
-import type { Intercept } from '../intercepts.ts';
+import { INTERCEPT_ID, type Intercept } from '../intercepts.ts';
 import type { InterceptStage } from '../ops.ts';
 import type { OperandSpec, Row } from './instruction.ts';
 
@@ -119,6 +119,14 @@ const SYSTEM = new Set(
   ).split(' '),
 );
 
+const systemNumbers = new Map<string, number>();
+/** Numbers from 1 in the order of first use: what tables by system instruction are indexed by. */
+export function systemNumber(mnemonic: string): number {
+  let number = systemNumbers.get(mnemonic);
+  if (number === undefined) systemNumbers.set(mnemonic, (number = systemNumbers.size + 1));
+  return number;
+}
+
 const PREFIX_BITS: Record<string, number> = { NP: 1, '66': 2, F3: 4, F2: 8 };
 const MAPS: Record<string, 0 | 1 | 2 | 3> = { '0F': 1, '0F38': 2, '0F3A': 3 };
 const MEMORY_SPEC = /^M/;
@@ -213,6 +221,7 @@ function makeRow(
   const sizeRule = sizeRuleOf(operands, defaults.unit);
   const modrm = modrmOf(slot, operands, has('mod-ignored'));
   const special = operands.find((spec) => /^([CD]y|Sw)$/.test(spec));
+  const blockEnd = blockEndOf(mnemonic, intercept, operands);
   return {
     mnemonic,
     operands,
@@ -228,11 +237,13 @@ function makeRow(
     string: has('string'),
     feature,
     intercept,
+    interceptId: INTERCEPT_ID[intercept],
     interceptStage: stageOf(intercept),
     kvm: has('kvm') || has('kvm-decode') || (defaults.kvm && !has('-kvm')),
     kvmDecodeOnly: has('kvm-decode'),
     emulateOnUD: has('on-ud'),
-    blockEnd: blockEndOf(mnemonic, intercept, operands),
+    blockEnd,
+    systemNumber: blockEnd === 'system' ? systemNumber(mnemonic) : 0,
     unit: defaults.unit,
     slot,
     sizeRule,

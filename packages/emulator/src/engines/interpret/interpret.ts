@@ -111,6 +111,16 @@ export class InterpretEngine implements Engine {
     return state;
   }
 
+  /** The host's key as of the last run, and what belongs to it. A host that has the same key shows the same object. */
+  #codeKey: CodeKey | null = null;
+  #keyState: KeyState | null = null;
+  #run: Run | null = null;
+  #follow(codeKey: CodeKey): void {
+    this.#keyState = this.#key(codeKey);
+    this.#run = this.#instance(this.#keyState.handlers).run;
+    this.#codeKey = codeKey;
+  }
+
   #instance(handlers: HandlerSet): Instance {
     const known = this.#instances.get(handlers);
     if (known !== undefined) return known;
@@ -173,8 +183,9 @@ export class InterpretEngine implements Engine {
     this.retired = 0;
     const codeKey = this.#host.codeKey();
     if (codeKey.alignmentCheck) return 'instruction';
-    const key = this.#key(codeKey);
-    const { run } = this.#instance(key.handlers);
+    if (codeKey !== this.#codeKey) this.#follow(codeKey);
+    const key = this.#keyState!;
+    const run = this.#run!;
     this.#prepare(key);
     this.#running = true;
     const resume = this.#words[RFLAGS >> 2] & Flag.RF;
@@ -219,7 +230,7 @@ export class InterpretEngine implements Engine {
   #after(status: number): EngineStop | undefined {
     if (status === Status.fault) return 'fault';
     if (status !== Status.instruction) return undefined;
-    const pc = this.#view.getUint32(P.pc, true);
+    const pc = this.#words[P.pc >> 2];
     const copied = pc >= SCRATCH_RECORDS && pc < SCRATCH_RECORDS + (MAX_RUN + 2) * R.size;
     const record = copied ? this.#stepped + pc - SCRATCH_RECORDS : pc;
     this.instruction = this.#predecoder.instructionAt(record);

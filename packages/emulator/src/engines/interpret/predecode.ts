@@ -45,6 +45,9 @@ export interface Pending {
   next: number;
 }
 
+/** Places for instructions that were handed to JavaScript lately. */
+const RECENT = 256;
+
 /** Thrown when records have filled their region; the engine drops everything and goes on. */
 export class OutOfRecords extends Error {}
 
@@ -69,6 +72,9 @@ export class Predecoder {
   readonly #pages = new Map<number, CodePage[]>();
   /** Instructions that records hand to JavaScript. */
   readonly #instructions = new Map<number, Instruction>();
+  /** What `instructionAt` has found lately, by the record's address. */
+  readonly #recentRecords = new Int32Array(RECENT);
+  readonly #recent: (Instruction | null)[] = new Array<Instruction | null>(RECENT).fill(null);
   readonly #install: (handlers: HandlerSet, info: FormInfo) => void;
   readonly #words: Int32Array;
   readonly #quads: BigInt64Array;
@@ -85,7 +91,12 @@ export class Predecoder {
   }
 
   instructionAt(record: number): Instruction | null {
-    return this.#instructions.get(record) ?? null;
+    const slot = (record / R.size) & (RECENT - 1);
+    if (this.#recentRecords[slot] === record) return this.#recent[slot];
+    const insn = this.#instructions.get(record) ?? null;
+    this.#recentRecords[slot] = record;
+    this.#recent[slot] = insn;
+    return insn;
   }
 
   /** The page's records under this key, made if need be; `fresh` hears of a page's first. */
@@ -195,12 +206,17 @@ export class Predecoder {
     if (shape === null || shape.info === null) {
       this.#writePlace(at, offset, next);
       if (shape === null) this.#free.push(insn);
-      else this.#instructions.set(at, insn);
+      else this.#keep(at, insn);
       return;
     }
     this.#write(page, pending, shape, at);
-    if (shape.info.facts.mayHandBack) this.#instructions.set(at, insn);
+    if (shape.info.facts.mayHandBack) this.#keep(at, insn);
     else this.#free.push(insn);
+  }
+
+  #keep(record: number, insn: Instruction): void {
+    this.#instructions.set(record, insn);
+    this.#recentRecords[(record / R.size) & (RECENT - 1)] = 0;
   }
 
   /** A record that is only a place. */
@@ -314,6 +330,7 @@ export class Predecoder {
         view.setUint16(at + R.handler, Special.stale, true);
         view.setUint16(at + R.plain, Special.stale, true);
         this.#instructions.delete(at);
+        this.#recentRecords[(at / R.size) & (RECENT - 1)] = 0;
         this.#forget(page, view.getUint16(at + R.offset, true));
       }
     }
@@ -333,6 +350,7 @@ export class Predecoder {
     const pages = [...this.#pages.keys()];
     this.#pages.clear();
     this.#instructions.clear();
+    this.#recentRecords.fill(0);
     this.#laid.length = 0;
     this.#next = FIRST_RECORD;
     this.#memory.u8.fill(0, Jump.base, Jump.base + Jump.entries * Jump.size);

@@ -1,0 +1,63 @@
+/**
+ * The code key of the running code, computed again only when something that it derives from has changed.
+ * Manual: APM vol. 2 ch. 1 and 4.
+ */
+import type { CodeKey } from '../engines/engine.ts';
+import { CR0, EFER, Flag, S } from '../state-layout.ts';
+import { computeCodeKey } from './mode.ts';
+import type { StateBlock } from './state.ts';
+
+const AM = Number(CR0.AM);
+const LMA = Number(EFER.LMA);
+const FLAGS = Flag.VM | Flag.AC;
+
+const idOf = (key: CodeKey): number =>
+  key.codeSize * 64 + key.stackSize * 4 + (key.flat ? 2 : 0) + (key.flatCode ? 1 : 0) + (key.alignmentCheck ? 1024 : 0);
+
+export class CodeKeyCache {
+  readonly #state: StateBlock;
+  readonly #keys: CodeKey[] = [];
+  #key: CodeKey | undefined;
+  #cr0 = 0;
+  #efer = 0;
+  #flags = 0;
+  #cpl = 0;
+
+  constructor(state: StateBlock) {
+    this.#state = state;
+  }
+
+  /** The key now. Equal keys are the same object. */
+  now(): CodeKey {
+    const state = this.#state;
+    const { words } = state;
+    const cr0 = words[S.cr0 >> 2] & AM;
+    const efer = words[S.efer >> 2] & LMA;
+    const flags = words[S.rflags >> 2] & FLAGS;
+    const cpl = words[S.cpl >> 2] & 0xff;
+    const known = this.#key;
+    if (
+      known !== undefined &&
+      !state.segmentsStale &&
+      cr0 === this.#cr0 &&
+      efer === this.#efer &&
+      flags === this.#flags &&
+      cpl === this.#cpl
+    ) {
+      return known;
+    }
+    state.segmentsStale = false;
+    this.#cr0 = cr0;
+    this.#efer = efer;
+    this.#flags = flags;
+    this.#cpl = cpl;
+    return this.#compute();
+  }
+
+  #compute(): CodeKey {
+    const key = computeCodeKey(this.#state);
+    const id = idOf(key);
+    this.#key = this.#keys[id] ??= key;
+    return this.#key;
+  }
+}
