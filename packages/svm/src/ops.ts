@@ -1,5 +1,5 @@
 /** The op table of the SVM driver. KVM: svm.c (struct kvm_x86_ops svm_x86_ops, svm_nested_ops). */
-import { type KvmX86Ops, kvmLapicSetIrr, kvmMakeRequest, kvmVcpuDeliverSipiVector, Req, type Vcpu } from '@tskvm/core';
+import { EmulType, type KvmX86Ops, kvmLapicSetIrr, kvmMakeRequest, kvmVcpuDeliverSipiVector, Req, type Vcpu } from '@tskvm/core';
 import { type InstructionInfo, X86Emul } from '@tskvm/emulator';
 import {
   svmCancelInjection,
@@ -17,7 +17,7 @@ import {
   svmSkipEmulatedInstruction,
 } from './events.ts';
 import { svmHandleExit } from './exits.ts';
-import { Clean, SvmExit, V } from './hardware/index.ts';
+import { Clean, EventInfo, SvmExit, V } from './hardware/index.ts';
 import { svmUpdateExceptionBitmap } from './intercepts.ts';
 import { svmFlushTlbAll, svmFlushTlbCurrent, svmFlushTlbGuest, svmFlushTlbGva, svmLoadMmuPgd } from './mmu.ts';
 import { svmGetFeatureMsr, svmGetMsr, svmHasEmulatedMsr, svmSetMsr } from './msrs.ts';
@@ -78,8 +78,14 @@ import { sevEsGuest, toSvm } from './vcpu-svm.ts';
 function svmPatchHypercall(_vcpu: Vcpu, into: Uint8Array): void {
   into.set([0x0f, 0x01, 0xd9]);
 }
-/** A guest whose state is encrypted is never emulated: its instruction runs again. KVM: svm_check_emulate_instruction. */
-function svmCheckEmulateInstruction(vcpu: Vcpu): X86Emul {
+/**
+ * A page fault while an exception or NMI was being delivered can't be emulated: the instruction at RIP has not caused it. As in KVM, an
+ * external interrupt (type 0) does not count. A guest whose state is encrypted is never emulated: its instruction runs again.
+ * KVM: svm_check_emulate_instruction.
+ */
+function svmCheckEmulateInstruction(vcpu: Vcpu, emulType: number): X86Emul {
+  const delivered = toSvm(vcpu).vmcb.get32(V.exitIntInfo) & EventInfo.TYPE_MASK;
+  if (delivered !== 0 && (emulType & EmulType.PF) !== 0) return X86Emul.UNHANDLEABLE_VECTORING;
   return sevEsGuest(vcpu) ? X86Emul.RETRY_INSTR : X86Emul.CONTINUE;
 }
 /** Only L1 could intercept what KVM emulates for L2. KVM: svm_check_intercept. */

@@ -212,6 +212,19 @@ function exitSuite(make: () => Backend): void {
       expect(logged(guest, 0x77)).toEqual({ outcome: 'done', log: ['in 80 77 77 77 77'] });
       expect(guest.vm.readGuestValue(0x5000, 4)).toBe(0x77777777n);
     });
+    test.each([
+      ['ud2', [0x0f, 0x0b]],
+      ['int 20h', [0xcd, 0x20]],
+    ])('%s whose gate lies in MMIO: KVM can not go on from the middle of a delivery', async (_text, code) => {
+      const { vcpu } = await makeGuest(make(), {
+        mode: 'protected',
+        code,
+        patch: (sregs) => {
+          sregs.idt = { base: 0xe0000000n, limit: 0x7ff };
+        },
+      });
+      expect(vcpu.run({ budget: 1000 })).toMatchObject({ reason: 'internal_error', suberror: 3 });
+    });
     test('rep insb reads ahead to the end of the page, and no further', async () => {
       const guest = await makeGuest(make(), {
         mode: 'protected',
