@@ -154,6 +154,14 @@ function sregsSuite(make: () => Backend): void {
       expect(vcpu.getSregs()).toEqual(before);
     });
   });
+  test('CR3 beyond the physical width outside long mode: KVM takes it, the silicon decides at the entry', async () => {
+    // Intel checks CR3 in every mode (SDM vol. 3 26.3.1.1), AMD in long mode only (APM vol. 2 15.5.1).
+    const { vcpu } = await makeGuest(make(), { mode: 'protected', code: [0xf4] });
+    vcpu.setSregs({ ...vcpu.getSregs(), cr3: 1n << 63n });
+    const exit = vcpu.run({ budget: 1000 });
+    if (exit.reason === 'fail_entry') expect(exit.failures.map(({ code }) => code)).toEqual([expect.stringMatching(/\.cr3\./)]);
+    else expect(exit.reason).toBe('hlt');
+  });
   test('registers are read back as they were set', async () => {
     const { vcpu } = await makeGuest(make(), { mode: 'long', code: [] });
     const regs = { ...vcpu.getRegs(), rax: 0x1122334455667788n, r15: 0xffffffffffffffffn, rflags: 0x246n };
