@@ -11,6 +11,7 @@ import type { BlockImage } from './devices/ide.ts';
 import { UsageError } from './errors.ts';
 import type { LoadPlan } from './loaders/image.ts';
 import { addPcDevices, type PcDevices } from './pc.ts';
+import { applyFirmwareMsrs, applyPowerOnMsrs } from './power-on-msrs.ts';
 import { applyStart } from './start-state.ts';
 
 const MIB = 2 ** 20;
@@ -135,6 +136,10 @@ export class Machine {
       vm.createVcpu(id).setCpuid(withTopology(entries, id, cpus));
     }
     machine.#loadImage();
+    for (const vcpu of vm.vcpus) {
+      applyPowerOnMsrs(vcpu);
+      if (options.image.afterFirmware) applyFirmwareMsrs(vcpu, LOW_RAM_LIMIT);
+    }
     applyStart(vm.vcpus[0], options.image.start);
     return machine;
   }

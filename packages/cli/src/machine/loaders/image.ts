@@ -29,6 +29,8 @@ export interface LoadPlan {
   /** Firmware: an image whose end stands below 4 GiB and, its last 128 KiB, below 1 MiB. */
   rom?: Uint8Array;
   start: StartState;
+  /** It expects what firmware sets up before it starts a kernel (MTRRs). */
+  afterFirmware?: boolean;
   /** Bytes of RAM for which it was laid out, where that matters. */
   memory?: number;
 }

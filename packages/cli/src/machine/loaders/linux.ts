@@ -87,7 +87,7 @@ export function linux(options: LinuxOptions): LoadPlan {
   ];
   if (options.initrd) segments.push({ at: initrdAt, bytes: options.initrd });
   if (entry === 64) segments.push({ at: PAGE_TABLES_AT, bytes: identityTables() });
-  return { segments, start: startState(entry, kernelAt), memory: options.memory };
+  return { segments, start: startState(entry, kernelAt), afterFirmware: true, memory: options.memory };
 }
 
 function startState(entry: 32 | 64, kernelAt: number): StartState {
