@@ -159,7 +159,8 @@ function sregsSuite(make: () => Backend): void {
     const { vcpu } = await makeGuest(make(), { mode: 'protected', code: [0xf4] });
     vcpu.setSregs({ ...vcpu.getSregs(), cr3: 1n << 63n });
     const exit = vcpu.run({ budget: 1000 });
-    if (exit.reason === 'fail_entry') expect(exit.failures.map(({ code }) => code)).toEqual([expect.stringMatching(/\.cr3\./)]);
+    if (exit.reason === 'fail_entry')
+      expect(exit.failures.map(({ code }) => code)).toEqual([expect.stringMatching(/\.cr3\./)]);
     else expect(exit.reason).toBe('hlt');
   });
   test('registers are read back as they were set', async () => {
