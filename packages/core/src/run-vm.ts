@@ -4,9 +4,6 @@ import { Errno, type KvmExit } from './types.ts';
 import { checkRunOptions, type RunOptions, type Vcpu } from './vcpu.ts';
 import type { Vm } from './vm.ts';
 
-/** Ticks that a vCPU runs before the next gets its turn. */
-export const QUANTUM = 20000;
-
 /** See {@link Vm.run}. Throws KvmError RUN_BUDGET, RUN_NO_VCPU (EINVAL). */
 export function runVm(vm: Vm, options: RunOptions): { vcpu: Vcpu; exit: KvmExit } {
   const { kvm, vcpus } = vm;
@@ -17,7 +14,7 @@ export function runVm(vm: Vm, options: RunOptions): { vcpu: Vcpu; exit: KvmExit 
   for (;;) {
     const vcpu = vcpus[vm.nextVcpu % vcpus.length];
     const left = Math.max(0, end - kvm.now());
-    const exit = vcpu.run({ budget: vcpus.length > 1 ? Math.min(QUANTUM, left) : left });
+    const exit = vcpu.run({ budget: vcpus.length > 1 ? Math.min(vm.quantum, left) : left });
     if (exit.reason === 'idle') idle++;
     else idle = 0;
     if (exit.reason !== 'intr' && exit.reason !== 'idle') return { vcpu, exit };

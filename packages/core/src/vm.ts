@@ -14,7 +14,7 @@ import {
 } from './memslots.ts';
 import { kvmMmuZapAll, type MmuVm, newMmuVm } from './mmu/mmu.ts';
 import { runVm } from './run-vm.ts';
-import { oneOf, optional, requireShape, struct, u32, u64, uint } from './shape.ts';
+import { integer, oneOf, optional, requireShape, struct, u32, u64, uint } from './shape.ts';
 import { loadVm, saveVm, type VmSave } from './snapshot.ts';
 import { ROUTING } from './state-shapes.ts';
 import type { KvmExit } from './types.ts';
@@ -27,9 +27,12 @@ export type { Backing, MemoryRegion, Memslot } from './memslots.ts';
 export interface VmOptions {
   /** `sev-es`: registers live in an encrypted save area (SVM only). */
   type?: 'default' | 'sev-es';
+  /** Ticks that a vCPU runs in {@link Vm.run} before the next gets its turn (default 20,000). */
+  quantum?: number;
 }
 
-const VM_OPTIONS = struct({ type: optional(oneOf('default', 'sev-es')) });
+const VM_OPTIONS = struct({ type: optional(oneOf('default', 'sev-es')), quantum: optional(integer(1, 2 ** 31 - 1)) });
+const DEFAULT_QUANTUM = 20000;
 const LEVEL = oneOf(0, 1, true, false);
 /** Source of lines that user space drives (KVM_USERSPACE_IRQ_SOURCE_ID). */
 const USERSPACE_IRQ_SOURCE = 0;
@@ -54,6 +57,7 @@ export class Vm {
   /** The vendor's part. */
   vendor: unknown = null;
   readonly vmType: 'default' | 'sev-es';
+  readonly quantum: number;
   /** KVM_REQ_VM_DEAD: an internal inconsistency was met. */
   bugged = false;
   /** PIC, IOAPIC and PIT in the kernel, null before createIrqchip. */
@@ -83,6 +87,7 @@ export class Vm {
   ) {
     requireShape('VM_OPTIONS', Errno.EINVAL, 'KVM_CREATE_VM: ', options, 'options', VM_OPTIONS);
     this.vmType = options.type ?? 'default';
+    this.quantum = options.quantum ?? DEFAULT_QUANTUM;
   }
   /** In-kernel PIC, IOAPIC and local APICs exist (KVM_CREATE_IRQCHIP). */
   get irqchipInKernel(): boolean {

@@ -28,6 +28,7 @@ export interface RunFlags {
   linuxEntry?: string;
   memory?: string;
   cpus?: string;
+  quantum?: string;
   cpu?: string;
   backend?: string[];
   maxInstructions?: string;
@@ -60,6 +61,7 @@ export function addRunOptions(command: Command): Command {
     .option('--linux-entry <bits>', "Linux's 32-bit or 64-bit entry (default: 64 where the kernel has one)")
     .option('--memory <size>', 'guest RAM, e.g. 16M or 1G (default 64M; 256M for Linux)')
     .option('--cpus <n>', 'virtual processors (default 1)')
+    .option('--quantum <n>', 'instructions that a virtual processor runs before the next gets its turn (default 20000)')
     .option(
       '--cpu <model[,+feature,-feature…]>',
       "what the guest's CPUID says: epyc, xeon, qemu64, host (default) or max; see tskvm cpus",
@@ -191,6 +193,7 @@ export function machineOptions(image: string | undefined, flags: RunFlags): Comm
     image: loaded,
     memory: wanted ?? loaded.memory ?? DEFAULT_MEMORY,
     cpus: cpusOf(flags),
+    quantum: flags.quantum === undefined ? undefined : parseNumber(flags.quantum, '--quantum', 1),
     cpu: flags.cpu === undefined ? undefined : checkedCpu(flags.cpu),
     disks: flags.disk ? [memoryImage(readImage(flags.disk, 'disk').slice())] : [],
     cdrom: flags.cdrom ? { ...memoryImage(readImage(flags.cdrom, 'CD-ROM')), write: undefined } : undefined,

@@ -29,6 +29,8 @@ export interface MachineOptions {
   memory?: number;
   /** Virtual processors (default 1, at most 8). */
   cpus?: number;
+  /** Instructions that a processor runs before the next gets its turn (default 20,000); less: they answer each other sooner, at a price. */
+  quantum?: number;
   /**
    * What the guest's CPUID says: `MODEL,+feature,-feature`, MODEL a name of CPU_MODELS, `host` or `max`. Default: `host`, all that KVM can pass
    * on of the processor below it.
@@ -124,7 +126,10 @@ export class Machine {
       engine: options.engine,
       nsPerTick: options.nsPerTick ?? NS_PER_TICK,
     });
-    const vm = kvm.createVm({ type: options.backend.params?.sevEs === true ? 'sev-es' : 'default' });
+    const vm = kvm.createVm({
+      type: options.backend.params?.sevEs === true ? 'sev-es' : 'default',
+      quantum: options.quantum,
+    });
     const machine = new Machine(kvm, vm, options, memory);
     machine.#mapMemory();
     vm.setTssAddr(0xfffbd000);
