@@ -4,6 +4,7 @@
 import type { CpuModel } from '../cpu-model-types.ts';
 import { InterpretEngine } from '../engines/interpret/interpret.ts';
 import { TranslateEngine } from '../engines/translate/translate.ts';
+import type { TranslateOptions } from '../engines/translate/translator.ts';
 import type { PhysicalMemory } from '../memory/physical.ts';
 import { featureSet } from './features.ts';
 import { Processor, type ProcessorOptions } from './processor.ts';
@@ -36,7 +37,7 @@ export function installInterpreter(processor: Processor): void {
 }
 
 /** Gives a processor the translator on top of the interpreter. */
-export function installTranslator(processor: Processor): void {
+export function installTranslator(processor: Processor, translate?: Partial<TranslateOptions>): void {
   const { vendor } = processor.model;
-  processor.engine = new TranslateEngine(processor, { vendor, features: featuresOf(processor) });
+  processor.engine = new TranslateEngine(processor, { vendor, features: featuresOf(processor), translate });
 }

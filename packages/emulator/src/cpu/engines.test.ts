@@ -116,11 +116,11 @@ function visible(machine: TestMachine): Record<string, string> {
   return shown;
 }
 
-describe.each(['real', 'prot32', 'long'] as const)('evaluate and interpret agree in %s mode', (mode) => {
-  it('on random code with handlers, interrupts and random slices', () => {
+describe.each(['real', 'prot32', 'long'] as const)('the engines agree in %s mode', (mode) => {
+  it.each(['interpret', 'translate'] as const)('%s, on random code with handlers, interrupts and random slices', (engine) => {
     for (let seed = 1; seed <= 25; seed++) {
       const reference = prepare('evaluate', mode, seed);
-      const tested = prepare('interpret', mode, seed);
+      const tested = prepare(engine, mode, seed);
       const expected = runSliced(reference, seed);
       expect([seed, runSliced(tested, seed)]).toEqual([seed, expected]);
       expect({ seed, ...visible(tested) }).toEqual({ seed, ...visible(reference) });
@@ -134,7 +134,7 @@ describe.each(['real', 'prot32', 'long'] as const)('evaluate and interpret agree
 });
 
 /** CS.D outlives CR0.PE until CS is loaded: a 32-bit far jump behind the MOV that clears PE (APM vol. 2 4.7.2). */
-it.each(['evaluate', 'interpret'] as const)(
+it.each(['evaluate', 'interpret', 'translate'] as const)(
   'mov cr0 (PE off) in 32-bit code, then jmp 0:12000h as 32-bit code, on %s',
   (engine) => {
     const machine = prepare(engine, 'prot32', 1);

@@ -3,7 +3,7 @@ import type { PlatformBus } from '../processor-api.ts';
 import { TestMachine } from '../testing/index.ts';
 import { combine } from './events.ts';
 
-const ENGINES = ['evaluate', 'interpret'] as const;
+const ENGINES = ['evaluate', 'interpret', 'translate'] as const;
 let engine: (typeof ENGINES)[number] = 'evaluate';
 
 const HANDLER = 0x20000;

@@ -95,7 +95,7 @@ class Owner implements GuestMode {
   }
 }
 
-const ENGINES = ['evaluate', 'interpret'] as const;
+const ENGINES = ['evaluate', 'interpret', 'translate'] as const;
 let engine: (typeof ENGINES)[number] = 'evaluate';
 
 function guest(code: number[], mode: 'real' | 'prot32' | 'long' = 'prot32') {

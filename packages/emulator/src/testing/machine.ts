@@ -1,7 +1,7 @@
 /**
  * A bare processor with flat RAM: loads code in a chosen mode and runs it to HLT. For tests of everything that stands on the processor.
  */
-import { type EngineName, installInterpreter } from '../cpu/create.ts';
+import { type EngineName, installInterpreter, installTranslator } from '../cpu/create.ts';
 import { Processor } from '../cpu/processor.ts';
 import type { CpuModel } from '../cpu-model-types.ts';
 import { PhysicalMemory } from '../memory/physical.ts';
@@ -70,6 +70,8 @@ export class TestMachine {
     const model = options.model ?? testModel(options.vendor ?? 'amd');
     this.cpu = new Processor({ memory: this.memory, model, bus: options.bus ?? null });
     if (options.engine === 'interpret') installInterpreter(this.cpu);
+    // Samples as dense as they can be: what runs for a moment is translated.
+    if (options.engine === 'translate') installTranslator(this.cpu, { sample: 80, hot: 1 });
   }
 
   get state() {
