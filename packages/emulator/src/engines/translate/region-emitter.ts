@@ -17,12 +17,13 @@ import {
 import { REGION } from '../interpret/main-module.ts';
 import { recordInto } from '../interpret/operation.ts';
 import { P } from '../interpret/records.ts';
-import { Code, type FuncBody, I32, I64, type Label, MEM, OP, type ValType } from '../wasm/emitter.ts';
+import { Code, type FuncBody, I32, I64, type Label, MEM, OP, V128, type ValType } from '../wasm/emitter.ts';
 import { BoundRecorder } from './bound-recorder.ts';
+import type { RegionInstruction } from './explore.ts';
 import { analyse, type Flow } from './flow.ts';
 import { Liveness, more, type Sight } from './liveness.ts';
 import { Placement } from './placement.ts';
-import type { Block, Region, RegionInstruction } from './region.ts';
+import type { Block, Region } from './region.ts';
 import { addressOf, gprAt, type Machine, Values } from './values.ts';
 
 /** Functions of the main module that regions call, in the order of their imports. */
@@ -69,6 +70,8 @@ export class RegionEmitter implements Machine {
   /** Limits (-1: no access) and bases of segments that are checked. */
   readonly #limits = new Map<number, number>();
   readonly #bases = new Map<number, number>();
+  /** By page: a local that says whether the page's mapping was checked. Empty where there is only one page. */
+  readonly #checked = new Map<number, number>();
   readonly #context: number;
   readonly #hash: number;
   readonly #state: number;
@@ -79,7 +82,7 @@ export class RegionEmitter implements Machine {
   readonly #mergeLabels = new Map<number, Label>();
   #dispatcher: Label | null = null;
   /** Locals of values, free again in the next block. */
-  readonly #pool: Record<ValType, number[]> = { [I32]: [], [I64]: [] };
+  readonly #pool: Record<ValType, number[]> = { [I32]: [], [I64]: [], [V128]: [] };
   readonly #taken: { local: number; type: ValType }[] = [];
   readonly #hosts = new Map<Node, number>();
   // The block and instruction at hand.
@@ -105,6 +108,8 @@ export class RegionEmitter implements Machine {
     const entries = region.entries.map((at) => region.blockAt.get(at)!.index);
     const successors = region.blocks.map((b) => b.successors.map((at) => region.blockAt.get(at)!.index));
     this.#flow = analyse(successors, entries);
+    const pages = new Set(region.blocks.map((block) => block.instructions[0].page));
+    if (pages.size > 1) for (const page of pages) this.#checked.set(page, this.#local(I32));
     const bodies = region.blocks.map((block) => recordBlock(block, view));
     this.#findRegisters(bodies);
     this.#recorded = this.#analyse(bodies);
@@ -190,7 +195,8 @@ export class RegionEmitter implements Machine {
   /** Some way out of the block leaves the region, or may. */
   #leavesAtEnd(block: Block): boolean {
     const last = block.instructions[block.instructions.length - 1];
-    if (last.ending === 'indirect' || last.ending === 'indirectCall') return true;
+    if (last.ending === 'indirect' || last.ending === 'ret') return true;
+    if (this.#checked.size > 0) return true;
     if (last.ending === 'jcc' && block.successors.length < (last.target === last.next ? 1 : 2)) return true;
     if (block.successors.length === 0) return true;
     return block.successors.some((at) => {
@@ -228,7 +234,6 @@ export class RegionEmitter implements Machine {
     code.get(PARAM.left).i32(this.#region.instructionCount).op(OP.i32LtS).if();
     code.get(PARAM.left).op(OP.return).end();
     if (this.word === I32) this.#requireLowRegisters(code);
-    code.get(PARAM.pageBase).set(this.base);
     code.i32(0).mem(MEM.i64Load, P.context).set(this.#context);
     code.i32(0).mem(MEM.i32Load, P.contextHash).set(this.#hash);
     code
@@ -254,6 +259,18 @@ export class RegionEmitter implements Machine {
         .set(local);
     }
     code.get(PARAM.slot).i32(this.#firstSlot).op(OP.i32Sub).set(this.#state);
+    this.#enterPage(code);
+  }
+  /** RIP comes relative to the page that is entered. */
+  #enterPage(code: Code): void {
+    code.get(PARAM.pageBase).set(this.base);
+    if (this.#checked.size === 0) return;
+    this.#region.entries.forEach((at, state) => {
+      const { page } = this.#region.blockAt.get(at)!.instructions[0];
+      code.get(this.#state).i32(state).op(OP.i32Eq).if();
+      code.get(PARAM.pageBase).i64(BigInt(page)).op(OP.i64Sub).set(this.base);
+      code.i32(1).set(this.#checked.get(page)!).end();
+    });
   }
   /** Outside 64-bit code upper halves are kept as zeros only. */
   #requireLowRegisters(code: Code): void {
@@ -339,11 +356,47 @@ export class RegionEmitter implements Machine {
     this.#exit = saved.exit;
     this.#pending = saved.pending;
   }
-  /** To an offset of this page, inside or outside the region. */
-  #go(from: number, at: number): void {
+  /** To an offset inside or outside the region; RIP may be there. */
+  #go(from: Block, at: number): void {
     const to = this.#region.blockAt.get(at);
-    if (to) this.#branch(from, to);
-    else this.#body.br(this.#leave(at));
+    if (to === undefined) {
+      this.#body.br(this.#leave(at));
+      return;
+    }
+    this.#requirePage(from, to.instructions[0].page, () => this.#leave(at));
+    this.#branch(from.index, to);
+  }
+
+  /** Leaves by a label unless a page of the region is still mapped where it was. */
+  #requirePage(from: Block, page: number, otherwise: () => Label): void {
+    if (page === from.instructions[0].page) return;
+    const checked = this.#checked.get(page);
+    if (checked === undefined) return;
+    const code = this.#body;
+    const label = otherwise();
+    const linear = this.#acquire(I64);
+    const entry = this.#acquire(I32);
+    code.get(checked).op(OP.i32Eqz).if();
+    code.get(this.base).i64(BigInt(page)).op(OP.i64Add);
+    if (!this.#mode.long) {
+      code.tee(linear).i64(0xfffn).op(OP.i64Add);
+      code.i32(0).mem(MEM.i64Load, P.codeLimit).op(OP.i64GtU).brIf(label);
+      code.get(linear).i32(0).mem(MEM.i64Load, P.codeBase).op(OP.i64Add).i64(0xffffffffn).op(OP.i64And);
+    }
+    code.tee(linear).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64).get(this.#hash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And);
+    code.tee(entry).mem(MEM.i64Load, Layout.tlb + TlbEntry.tagExec);
+    code.get(linear).get(this.#context).op(OP.i64Or).op(OP.i64Ne).brIf(label);
+    const host = this.#region.pages.get(page / PAGE)!.hostPage * PAGE;
+    code
+      .get(entry)
+      .mem(MEM.i32Load, Layout.tlb + TlbEntry.info)
+      .i32(-PAGE)
+      .op(OP.i32And);
+    code
+      .i32(host | 0)
+      .op(OP.i32Ne)
+      .brIf(label);
+    code.i32(1).set(checked).end();
   }
 
   // ---- leaving
@@ -400,7 +453,7 @@ export class RegionEmitter implements Machine {
     const last = instructions[instructions.length - 1];
     if (last.ending !== 'next') return;
     this.#count();
-    this.#go(index, last.next);
+    this.#go(recorded.block, last.next);
   }
   #count(): void {
     this.#body.get(PARAM.left).i32(this.#current.block.instructions.length).op(OP.i32Sub).set(PARAM.left);
@@ -599,10 +652,13 @@ export class RegionEmitter implements Machine {
     const { ending } = this.#instruction;
     return ending === 'jcc' || ending === 'jmp' || ending === 'call';
   }
-  /** Direct targets that are not followed are left to the record; those that are lie in this page. */
+  /** Direct targets in other pages have to be mapped; those in this page are allowed, and what is not known is left to the record. */
   #checkTarget(target: Node): void {
-    if (this.#isDirect()) return;
     const code = this.#body;
+    if (this.#isDirect()) {
+      if (this.#instruction.ending === 'call') this.#requireTarget();
+      return;
+    }
     if (this.#mode.long) {
       this.#values.push(target, I64);
       code.i64(16n).op(OP.i64Shl).i64(16n).op(OP.i64ShrS);
@@ -613,33 +669,41 @@ export class RegionEmitter implements Machine {
       code.i32(0).mem(MEM.i32Load, P.codeLimit).op(OP.i32GtU).brIf(this.#sideExit());
     }
   }
+  #requireTarget(): void {
+    const page = Math.floor(this.#instruction.target / PAGE) * PAGE;
+    this.#requirePage(this.#current.block, page, () => this.#sideExit());
+  }
+  /** Is the direct target's page one that may be gone to? */
+  #knowsTarget(): boolean {
+    const { target, page } = this.#instruction;
+    const there = Math.floor(target / PAGE) * PAGE;
+    return there === page || this.#checked.has(there);
+  }
 
   #jump(effect: Effect & { kind: 'jump' }): void {
     const code = this.#body;
-    const { index } = this.#current.block;
+    const { block } = this.#current;
     const insn = this.#instruction;
     if (!this.#isDirect()) {
       this.#indirect(effect);
       return;
     }
-    const inPage = insn.target >= 0 && insn.target < PAGE;
-    if (effect.condition !== null && !inPage) {
-      this.#values.push(effect.condition, I32);
-      code.brIf(this.#sideExit());
-      this.#count();
-      this.#go(index, insn.next);
-      return;
-    }
-    this.#count();
     if (effect.condition === null) {
-      this.#go(index, insn.target);
+      if (insn.ending !== 'call') this.#requireTarget();
+      this.#count();
+      this.#go(block, insn.target);
       return;
     }
     this.#values.push(effect.condition, I32);
-    code.if();
-    this.#go(index, insn.target);
-    code.end();
-    this.#go(index, insn.next);
+    if (this.#knowsTarget()) {
+      code.if();
+      this.#requireTarget();
+      this.#count();
+      this.#go(block, insn.target);
+      code.end();
+    } else code.brIf(this.#sideExit());
+    this.#count();
+    this.#go(block, insn.next);
   }
 
   #indirect(effect: Effect & { kind: 'jump' }): void {
@@ -650,13 +714,12 @@ export class RegionEmitter implements Machine {
     this.#values.push(effect.target, type);
     code.set(target);
     this.#count();
-    for (const at of this.#region.returns) {
-      const to = this.#region.blockAt.get(at);
-      if (to === undefined) continue;
+    const { block } = this.#current;
+    for (const at of block.successors) {
       code.get(target).get(this.base).i64(BigInt(at)).op(OP.i64Add);
       if (type === I32) code.op(OP.i32WrapI64).op(OP.i32Eq).if();
       else code.op(OP.i64Eq).if();
-      this.#branch(this.#current.block.index, to);
+      this.#go(block, at);
       code.end();
     }
     code.br(

@@ -2,63 +2,99 @@
  * Decides what is hot, has it translated, and keeps translations in step with the records they came from.
  * Time is sampled where calls of generated code end; that depends on guest instructions only.
  */
-
+import { Layout, TlbEntry } from '../../memory/layout.ts';
+import { PAGE } from '../../memory/physical.ts';
+import { S } from '../../state-layout.ts';
 import { HELPER_TYPES } from '../interpret/helpers.ts';
 import type { EngineParts, HotCode } from '../interpret/interpret.ts';
 import { REGION, REGION_ENTRIES, TABLE_SIZE } from '../interpret/main-module.ts';
 import type { CodePage, KeyState, LaidRun } from '../interpret/predecode.ts';
-import { R, Special } from '../interpret/records.ts';
-import { encodeModule } from '../wasm/emitter.ts';
-import { Explorer, type Region } from './region.ts';
+import { P, R, Special } from '../interpret/records.ts';
+import { Code, encodeModule, type FuncBody } from '../wasm/emitter.ts';
+import { Explorer, type PageLookup } from './explore.ts';
+import { type Region, regionOf } from './region.ts';
 import { REGION_HELPERS, RegionEmitter } from './region-emitter.ts';
 
-/** Ticks between samples while the interpreter does most of the work. */
-const SHORT_SLICE = 16_000;
+export interface TranslateOptions {
+  /** Ticks between samples while the interpreter does most of the work. Default 16,000. */
+  sample: number;
+  /** Samples that make a run of records hot. Default 2. */
+  hot: number;
+  /** Bytes of translated code that are kept at most; the oldest go first. Default 8 MiB. */
+  maxBytes: number;
+}
+const DEFAULTS: TranslateOptions = { sample: 16_000, hot: 2, maxBytes: 8 * 2 ** 20 };
+
 /** V8 does not replace a running function: calls must end from time to time. */
 const LONG_SLICE = 1_000_000;
-
-export interface TranslateOptions {
-  /** Ticks between samples. Default 16,000. */
-  sample: number;
-  /** Samples in one run of records that make it hot. Default 2. */
-  hot: number;
-}
-const DEFAULTS: TranslateOptions = { sample: SHORT_SLICE, hot: 2 };
+/** Pages ahead and behind that a region may reach into. */
+const REACH = 2;
+/** Sampled places that are remembered. */
+const MAX_SAMPLES = 4096;
+/** A page whose code changes again and again needs this many times more samples each time, up to a limit. */
+const BACK_OFF = 4;
+const MAX_CHURN = 6;
+const MAX_NEEDED = 1024;
 
 /** A translated region in its table slots. */
 interface Translation {
   readonly region: Region;
+  readonly instance: WebAssembly.Table;
   readonly firstSlot: number;
-  readonly entries: readonly { record: number; handler: number; plain: number }[];
+  readonly bytes: number;
+  readonly records: readonly number[];
+}
+
+/** A record as it was before a region took it over. */
+interface Original {
+  readonly translation: Translation;
+  readonly handler: number;
+  readonly plain: number;
 }
 
 export interface TranslateStatistics {
+  /** Regions ever translated. */
   regions: number;
-  /** Live translations. */
+  /** Those that stand now, and the bytes of their modules. */
   live: number;
   bytes: number;
-  compileMs: number;
+  /** Translations that were lost because code or its page changed, and because there were too many. */
+  invalidated: number;
+  evicted: number;
 }
 
+/** A region that is never for the record: stands in the slots of those that are gone. */
+const NONE: FuncBody = { type: REGION, locals: [], code: new Code().get(2), export: 'f' };
+const noneModule = new WebAssembly.Module(encodeModule({ imports: [], functions: [NONE] }));
+
 export class Translator implements HotCode {
-  readonly statistics: TranslateStatistics = { regions: 0, live: 0, bytes: 0, compileMs: 0 };
+  readonly statistics: TranslateStatistics = { regions: 0, live: 0, bytes: 0, invalidated: 0, evicted: 0 };
   readonly #parts: EngineParts;
-  readonly #view: DataView;
   readonly #options: TranslateOptions;
+  readonly #view: DataView;
+  readonly #none: () => void;
   #slice: number;
   #used = 0;
-  /** Samples by first record of a run. */
-  #samples = new Map<number, number>();
-  /** Translations by host page. */
-  readonly #byPage = new Map<number, Translation[]>();
-  #nextSlot = 0;
   #seed = 1;
+  /** Samples by physical address of a run's first instruction. */
+  readonly #samples = new Map<number, number>();
+  /** Samples that a place needs now: more each time that it was looked at. */
+  readonly #needed = new Map<number, number>();
+  /** How often a host page lost translations. */
+  readonly #churn = new Map<number, number>();
+  /** Oldest first. */
+  readonly #translations = new Set<Translation>();
+  readonly #byPage = new Map<number, Set<Translation>>();
+  readonly #originals = new Map<number, Original>();
+  #nextSlot = 0;
 
   constructor(parts: EngineParts, options: Partial<TranslateOptions> = {}) {
     this.#options = { ...DEFAULTS, ...options };
     this.#slice = this.#options.sample;
     this.#parts = parts;
     this.#view = parts.memory.view;
+    const env = { memory: parts.memory.memory };
+    this.#none = new WebAssembly.Instance(noneModule, { env }).exports.f as () => void;
   }
 
   slice(): number {
@@ -71,39 +107,79 @@ export class Translator implements HotCode {
     this.#used += ticks;
     if (this.#used < this.#slice) return;
     this.#used = 0;
-    const run = this.#parts.predecoder.runAt(record);
-    if (run === undefined || this.#view.getUint16(run.first + R.plain, true) === Special.stale) return;
-    if (this.#isTranslated(run, record)) {
+    if (this.#originals.has(record)) {
       this.#slice = Math.min(LONG_SLICE, this.#slice * 2);
       return;
     }
     this.#slice = this.#options.sample;
-    const samples = (this.#samples.get(run.first) ?? 0) + 1;
-    this.#samples.set(run.first, samples);
-    if (samples >= this.#options.hot) this.#translate(run, record);
+    const run = this.#parts.predecoder.runAt(record);
+    if (run === undefined || this.#view.getUint16(run.first + R.plain, true) === Special.stale) return;
+    if (this.#isHot(run)) this.#translate(run, record);
   }
 
-  #isTranslated({ page }: LaidRun, record: number): boolean {
-    const offset = this.#view.getUint16(record + R.offset, true);
-    const list = this.#byPage.get(page.hostPage);
-    return list?.some((t) => t.region.page === page && covers(t.region, offset)) === true;
+  #isHot({ page, first }: LaidRun): boolean {
+    const address = page.hostPage * PAGE + this.#view.getUint16(first + R.offset, true);
+    const samples = (this.#samples.get(address) ?? 0) + 1;
+    if (this.#samples.size >= MAX_SAMPLES) this.#samples.clear();
+    this.#samples.set(address, samples);
+    const churn = BACK_OFF ** Math.min(MAX_CHURN, this.#churn.get(page.hostPage) ?? 0);
+    const needed = this.#needed.get(address) ?? this.#options.hot;
+    if (samples < needed * churn) return false;
+    this.#samples.delete(address);
+    if (this.#needed.size >= MAX_SAMPLES) this.#needed.clear();
+    this.#needed.set(address, Math.min(needed * BACK_OFF, this.#options.hot * MAX_NEEDED));
+    return true;
   }
 
   /** @param record where the sample was taken */
   #translate({ page, first }: LaidRun, record: number): void {
-    const sampled = this.#view.getUint16(record + R.offset, true);
     const start = this.#view.getUint16(first + R.offset, true);
-    const explore = (at: number): Region | null => new Explorer(this.#parts.predecoder, page).region(at);
-    const region = explore(start) ?? explore(sampled);
+    const sampled = this.#view.getUint16(record + R.offset, true);
+    const pages = new Map<number, CodePage>();
+    const lookup = this.#pagesAround(page, pages);
+    const explore = (at: number): Region | null =>
+      regionOf(new Explorer(this.#parts.predecoder, lookup).explore(at), at, pages);
+    const region = explore(start) ?? (sampled < PAGE ? explore(sampled) : null);
     if (region === null || this.#nextSlot + region.entries.length > REGION_ENTRIES) return;
-    const began = performance.now();
+    if (region.entries.every((at) => this.#originals.has(region.blockAt.get(at)!.instructions[0].record))) return;
     this.#compile(region, page.key);
-    this.statistics.compileMs += performance.now() - began;
+  }
+
+  /** Pages at a distance from the one that runs now, if the TLB maps them for fetches and they hold records. */
+  #pagesAround(page: CodePage, pages: Map<number, CodePage>): PageLookup {
+    pages.set(0, page);
+    const base = this.#linearOf(page);
+    const missing = new Set<number>();
+    return (distance) => {
+      const known = pages.get(distance);
+      if (known !== undefined) return known;
+      if (base < 0n || Math.abs(distance) > REACH || missing.has(distance)) return null;
+      const hostPage = this.#fetchPage(base + BigInt(distance * PAGE));
+      const found = hostPage < 0 ? undefined : this.#parts.predecoder.find(hostPage, page.key);
+      if (found === undefined) missing.add(distance);
+      else pages.set(distance, found);
+      return found ?? null;
+    };
+  }
+  /** Linear address of a page, if RIP is in it now; else -1. */
+  #linearOf(page: CodePage): bigint {
+    const view = this.#view;
+    const rip = view.getBigUint64(Layout.state + S.rip, true);
+    const linear = (rip + view.getBigUint64(P.codeBase, true)) & view.getBigUint64(P.linearMask, true) & ~0xfffn;
+    return this.#fetchPage(linear) === page.hostPage ? linear : -1n;
+  }
+  /** Host page of a linear page by the TLB alone, or -1. */
+  #fetchPage(linear: bigint): number {
+    const view = this.#view;
+    const context = view.getUint32(P.context, true);
+    const index = (Number((linear >> 12n) & BigInt(Layout.tlbEntries - 1)) ^ (context * 37)) & (Layout.tlbEntries - 1);
+    const entry = Layout.tlb + index * TlbEntry.size;
+    const hit = view.getBigUint64(entry + TlbEntry.tagExec, true) === (linear | BigInt(context));
+    return hit ? view.getUint32(entry + TlbEntry.info, true) >>> 12 : -1;
   }
 
   #compile(region: Region, key: KeyState): void {
     const firstSlot = this.#nextSlot;
-    this.#nextSlot += region.entries.length;
     const mode = { long: key.key.codeSize === 8, flatCode: key.key.flatCode };
     const body = new RegionEmitter(region, mode, TABLE_SIZE + firstSlot, this.#view).build('f');
     const bytes = encodeModule({
@@ -111,58 +187,103 @@ export class Translator implements HotCode {
       imports: REGION_HELPERS.map((name) => ({ module: 'helpers', name, type: HELPER_TYPES[name] })),
       functions: [body],
     });
-    this.statistics.regions++;
-    this.statistics.live++;
-    this.statistics.bytes += bytes.length;
     const main = this.#parts.instance(key.handlers);
-    const module = new WebAssembly.Module(bytes);
     const helpers = Object.fromEntries(REGION_HELPERS.map((name) => [name, main.exports[name]]));
+    const module = new WebAssembly.Module(bytes);
     const { exports } = new WebAssembly.Instance(module, { env: { memory: this.#parts.memory.memory }, helpers });
-    for (let i = 0; i < region.entries.length; i++) {
-      main.table.set(TABLE_SIZE + firstSlot + i, exports.f as () => void);
-    }
-    this.#patch(region, key, firstSlot);
+    this.#nextSlot += region.entries.length;
+    const records = region.entries.map((at) => region.blockAt.get(at)!.instructions[0].record);
+    const translation = { region, instance: main.table, firstSlot, bytes: bytes.length, records };
+    this.#install(translation, key, exports.f as () => void);
   }
 
   /** Makes the entries' records call the region. */
-  #patch(region: Region, key: KeyState, firstSlot: number): void {
+  #install(translation: Translation, key: KeyState, run: () => void): void {
     const view = this.#view;
     const { handlers } = key;
-    const entries = region.entries.map((at, i) => {
+    const { region, firstSlot } = translation;
+    region.entries.forEach((at, i) => {
       const { record, info } = region.blockAt.get(at)!.instructions[0];
+      translation.instance.set(TABLE_SIZE + firstSlot + i, run);
       handlers.compileApart(info);
       this.#parts.install(handlers, info);
-      const entry = {
-        record,
-        handler: view.getUint16(record + R.handler, true),
-        plain: view.getUint16(record + R.plain, true),
-      };
+      const before = this.#originals.get(record);
+      const handler = before?.handler ?? view.getUint16(record + R.handler, true);
+      const plain = before?.plain ?? view.getUint16(record + R.plain, true);
+      this.#originals.set(record, { translation, handler, plain });
       view.setUint16(record + R.plain, handlers.firstSlot + info.slot, true);
       view.setUint16(record + R.handler, handlers.firstSlot + TABLE_SIZE + firstSlot + i, true);
-      return entry;
     });
-    const translation = { region, firstSlot, entries };
-    const list = this.#byPage.get(region.page.hostPage);
-    if (list) list.push(translation);
-    else this.#byPage.set(region.page.hostPage, [translation]);
+    for (const hostPage of pagesOf(region)) {
+      const list = this.#byPage.get(hostPage);
+      if (list) list.add(translation);
+      else this.#byPage.set(hostPage, new Set([translation]));
+    }
+    this.#translations.add(translation);
+    this.statistics.regions++;
+    this.statistics.live++;
+    this.statistics.bytes += translation.bytes;
+    this.#evict();
+  }
+
+  #evict(): void {
+    for (const translation of this.#translations) {
+      if (this.statistics.bytes <= this.#options.maxBytes) return;
+      this.#remove(translation);
+      this.statistics.evicted++;
+    }
+  }
+
+  /** Takes a translation out of its records; its slots do nothing from now on. */
+  #remove(translation: Translation): void {
+    if (!this.#translations.delete(translation)) return;
+    const view = this.#view;
+    translation.records.forEach((record, i) => {
+      translation.instance.set(TABLE_SIZE + translation.firstSlot + i, this.#none);
+      const original = this.#originals.get(record);
+      if (original?.translation !== translation) return;
+      this.#originals.delete(record);
+      if (view.getUint16(record + R.plain, true) === Special.stale) return;
+      view.setUint16(record + R.handler, original.handler, true);
+      view.setUint16(record + R.plain, original.plain, true);
+    });
+    for (const hostPage of pagesOf(translation.region)) {
+      const list = this.#byPage.get(hostPage);
+      list?.delete(translation);
+      if (list?.size === 0) this.#byPage.delete(hostPage);
+    }
+    this.statistics.live--;
+    this.statistics.bytes -= translation.bytes;
   }
 
   dropped(hostPage: number): void {
     const list = this.#byPage.get(hostPage);
     if (list === undefined) return;
-    this.#byPage.delete(hostPage);
-    this.statistics.live -= list.length;
+    this.#churn.set(hostPage, (this.#churn.get(hostPage) ?? 0) + 1);
+    for (const translation of [...list]) {
+      this.#remove(translation);
+      this.statistics.invalidated++;
+    }
   }
 
   cleared(): void {
-    this.#samples.clear();
+    for (const translation of this.#translations) {
+      translation.records.forEach((_, i) => {
+        translation.instance.set(TABLE_SIZE + translation.firstSlot + i, this.#none);
+      });
+    }
+    this.#translations.clear();
     this.#byPage.clear();
+    this.#originals.clear();
+    this.#samples.clear();
+    this.#needed.clear();
+    this.#churn.clear();
+    this.#nextSlot = 0;
     this.statistics.live = 0;
+    this.statistics.bytes = 0;
     this.#slice = this.#options.sample;
   }
 }
 
-const covers = (region: Region, offset: number): boolean =>
-  region.blocks.some((b) => b.instructions.some((i) => i.at === offset));
-
-export type { CodePage };
+const pagesOf = (region: Region): Set<number> =>
+  new Set(region.blocks.map((block) => region.pages.get(block.instructions[0].page / PAGE)!.hostPage));

@@ -1,0 +1,157 @@
+/**
+ * Finds the instructions around a hot record: what was decoded because it ran, along direct branches, calls and returns, across pages.
+ */
+import { PAGE } from '../../memory/physical.ts';
+import type { FormInfo } from '../interpret/handlers.ts';
+import type { CodePage, Pending, Predecoder } from '../interpret/predecode.ts';
+import { isTranslatable } from './translatable.ts';
+
+/** How an instruction goes on. */
+export type Ending = 'next' | 'jcc' | 'jmp' | 'call' | 'ret' | 'indirect';
+
+export interface RegionInstruction {
+  /** Offset from the start of the region's first page. */
+  readonly at: number;
+  /** Offset of its page, a multiple of the size of pages. */
+  readonly page: number;
+  readonly record: number;
+  readonly info: FormInfo;
+  readonly next: number;
+  readonly ending: Ending;
+  /** Target of a direct branch. */
+  readonly target: number;
+}
+
+/** The code page at a distance from the first one, if it is known and mapped there. */
+export type PageLookup = (distance: number) => CodePage | null;
+
+export const MAX_INSTRUCTIONS = 500;
+const CONDITIONAL = new Set(['jcc', 'loop', 'loope', 'loopne', 'jcxz']);
+
+/** Explored code: instructions by offset. */
+export class Code {
+  readonly instructions = new Map<number, RegionInstruction>();
+  /** Instructions that regions can't contain, with where they go on. */
+  readonly stops = new Map<number, number>();
+  /** Where a return may go to, as far as its calls are known. */
+  readonly sites = new Map<number, number[]>();
+
+  /** Offsets that control goes to inside the explored code. */
+  successors({ at, ending, next, target }: RegionInstruction): number[] {
+    switch (ending) {
+      case 'next':
+        return [next];
+      case 'jcc':
+        return target === next ? [next] : [next, target];
+      case 'jmp':
+      case 'call':
+        return [target];
+      case 'ret':
+        return this.sites.get(at) ?? [];
+      case 'indirect':
+        return [];
+    }
+  }
+}
+
+export class Explorer {
+  readonly code = new Code();
+  readonly #predecoder: Predecoder;
+  readonly #page: PageLookup;
+
+  constructor(predecoder: Predecoder, page: PageLookup) {
+    this.#predecoder = predecoder;
+    this.#page = page;
+  }
+
+  explore(start: number): Code {
+    const { code } = this;
+    const work = [start];
+    while (work.length > 0 && code.instructions.size < MAX_INSTRUCTIONS) {
+      const at = work.pop()!;
+      if (code.instructions.has(at) || code.stops.has(at) || !this.#isLive(at)) continue;
+      const insn = this.#instruction(at);
+      if (insn === null) {
+        const next = code.stops.get(at);
+        if (next !== undefined) work.push(next);
+        continue;
+      }
+      code.instructions.set(at, insn);
+      // The last one comes first: straight on.
+      if (insn.ending === 'call') work.push(insn.next, insn.target);
+      else work.push(...code.successors(insn).reverse());
+    }
+    this.#matchReturns();
+    return code;
+  }
+
+  /** Was it ever decoded? */
+  #isLive(at: number): boolean {
+    const page = this.#page(Math.floor(at / PAGE));
+    return page !== null && page.records[at & (PAGE - 1)] !== 0;
+  }
+
+  #instruction(at: number): RegionInstruction | null {
+    const distance = Math.floor(at / PAGE);
+    const from = this.#page(distance)!;
+    const base = distance * PAGE;
+    const pending = this.#predecoder.decodeAt(from, at - base);
+    const { shape, insn } = pending;
+    const next = base + pending.next;
+    const info = shape?.info ?? null;
+    const target = shape?.direct ? next + Number(insn.imm) : -1;
+    const ending = info === null || !isTranslatable(info) ? null : this.#ending(pending, target);
+    if (info === null || ending === null) {
+      this.code.stops.set(at, shape !== null && insn.row.mnemonic !== 'jmp' && insn.row.mnemonic !== 'ret' ? next : -1);
+      return null;
+    }
+    return { at, page: base, record: from.records[at - base], info, next, ending, target };
+  }
+
+  /** null: regions end in front of it. */
+  #ending({ insn, shape }: Pending, target: number): Ending | null {
+    const { mnemonic } = insn.row;
+    const { direct } = shape!;
+    // Targets that are truncated may lie anywhere.
+    if (direct && insn.opSize !== insn.codeSize) return null;
+    if (CONDITIONAL.has(mnemonic)) return 'jcc';
+    if (mnemonic !== 'jmp' && mnemonic !== 'call') return mnemonic === 'ret' ? 'ret' : 'next';
+    if (!direct) return 'indirect';
+    // Where the target is not known to be allowed, the record checks it.
+    if (!this.#isLive(target)) return null;
+    return mnemonic === 'jmp' ? 'jmp' : 'call';
+  }
+
+  // ---- returns
+
+  #matchReturns(): void {
+    const { instructions, sites } = this.code;
+    const returns = new Map<number, number[]>();
+    for (const { ending, target, next } of instructions.values()) {
+      if (ending !== 'call' || !instructions.has(next)) continue;
+      let list = returns.get(target);
+      if (list === undefined) returns.set(target, (list = this.#returnsOf(target)));
+      for (const ret of list) {
+        const known = sites.get(ret);
+        if (known === undefined) sites.set(ret, [next]);
+        else if (!known.includes(next)) known.push(next);
+      }
+    }
+  }
+  /** Returns that a function reaches, calls in it taken as straight on. */
+  #returnsOf(entry: number): number[] {
+    const { instructions } = this.code;
+    const seen = new Set<number>();
+    const work = [entry];
+    const found: number[] = [];
+    while (work.length > 0) {
+      const insn = instructions.get(work.pop()!);
+      if (insn === undefined || seen.has(insn.at)) continue;
+      seen.add(insn.at);
+      if (insn.ending === 'ret') found.push(insn.at);
+      else if (insn.ending === 'call') work.push(insn.next);
+      else work.push(...this.code.successors(insn));
+    }
+    return found;
+  }
+}
