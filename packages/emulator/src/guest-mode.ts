@@ -62,7 +62,7 @@ export interface DirectExits {
   /** RDMSR and WRMSR with verdict `ask`. True: exit recorded. */
   msr(index: number, write: boolean, length: number): boolean;
   /** IN and OUT (not the string forms) with verdict `ask`. True: exit recorded. */
-  port(port: number, size: number, input: boolean, immediate: boolean, length: number): boolean;
+  port(port: number, size: number, input: boolean, immediate: boolean, length: number, addrSize: number): boolean;
 }
 
 export interface GuestMode {

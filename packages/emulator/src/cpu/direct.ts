@@ -228,7 +228,7 @@ const ownsPorts = (unit: DirectUnit): boolean => {
 };
 
 const asksPort = (input: boolean) => (unit: DirectUnit, exits: DirectExits, insn: Instruction) =>
-  exits.port(portOf(unit, insn), portSize(insn), input, insn.opcode < 0xe8, insn.length);
+  exits.port(portOf(unit, insn), portSize(insn), input, insn.opcode < 0xe8, insn.length, insn.addrSize);
 
 const inPort: DirectRow = {
   supervisor: false,

@@ -21,6 +21,7 @@ import {
   Unwind,
   Vector,
 } from '@tskvm/emulator';
+import { SvmDirectExits } from './direct-exits.ts';
 import { NpfErrorHigh, SvmExit } from './exit-codes.ts';
 import { type HostPaging, NestedWalker } from './nested-paging.ts';
 import { AUTOMATIC_EXITS, cr0Illegal, MSR_SEV_ES_GHCB, msrpmBit, pa64 } from './rules.ts';
@@ -125,6 +126,7 @@ export class SvmGuest implements GuestMode {
   readonly #memory: PhysicalMemory;
   readonly #view: DataView;
   readonly #walker: NestedWalker;
+  readonly #direct: SvmDirectExits;
   readonly #access = { write: false, fetch: false, pageWalk: false };
   /** The six intercept words. */
   readonly #words = new Int32Array(6);
@@ -142,6 +144,12 @@ export class SvmGuest implements GuestMode {
     this.#memory = memory;
     this.#view = memory.view;
     this.#walker = new NestedWalker(memory);
+    this.#direct = new SvmDirectExits(this, processor, INSTRUCTIONS);
+  }
+
+  /** Not for SEV-ES: write traps, #VC and the GHCB MSR are the long way's. */
+  get direct(): SvmDirectExits | null {
+    return this.sevEs ? null : this.#direct;
   }
 
   /**
@@ -164,7 +172,14 @@ export class SvmGuest implements GuestMode {
 
   #loadGroups(at: number): void {
     const view = this.#view;
-    for (let word = 0; word < 6; word += 1) this.#words[word] = view.getInt32(at + word * 4, true);
+    let changed = 0;
+    for (let word = 0; word < 6; word += 1) {
+      const bits = view.getInt32(at + word * 4, true);
+      // The window for virtual interrupts opens and closes often, and no instruction asks for it.
+      changed |= (bits ^ this.#words[word]) & (word === 3 ? ~(1 << (SvmExit.VINTR & 31)) : -1);
+      this.#words[word] = bits;
+    }
+    if (changed !== 0) this.#direct.update();
     this.#iopm = pa64(view, at + V.iopmBasePa);
     this.#msrpm = pa64(view, at + V.msrpmBasePa);
     this.asid = view.getUint32(at + V.asid, true);
@@ -196,6 +211,28 @@ export class SvmGuest implements GuestMode {
     this.exitCode = code;
     this.exitEvent = this.#processor.eventInDelivery;
     return true;
+  }
+
+  /** As `record`, from 32-bit halves. */
+  recordWords(code: number, nextLow: number, nextHigh: number, low1: number, high1: number): void {
+    const view = this.#view;
+    const at = this.#at;
+    view.setInt32(at + V.exitCode, code, true);
+    view.setInt32(at + V.exitCode + 4, 0, true);
+    view.setInt32(at + V.exitInfo1, low1, true);
+    view.setInt32(at + V.exitInfo1 + 4, high1, true);
+    view.setInt32(at + V.exitInfo2, 0, true);
+    view.setInt32(at + V.exitInfo2 + 4, 0, true);
+    view.setInt32(at + V.nextRip, this.features.nextRip ? nextLow : 0, true);
+    view.setInt32(at + V.nextRip + 4, this.features.nextRip ? nextHigh : 0, true);
+    view.setUint8(at + V.insnLen, 0);
+    this.exited = true;
+    this.exitCode = code;
+    this.exitEvent = this.#processor.eventInDelivery;
+  }
+  recordInfo2(low: number, high: number): void {
+    this.#view.setInt32(this.#at + V.exitInfo2, low, true);
+    this.#view.setInt32(this.#at + V.exitInfo2 + 4, high, true);
   }
 
   #info1(value: bigint): void {
@@ -289,10 +326,12 @@ export class SvmGuest implements GuestMode {
   /** MSR permission map. Indices outside the three ranges always leave. */
   msr(index: number, write: boolean, nextRip: bigint): boolean {
     if (this.sevEs && index === MSR_SEV_ES_GHCB) return false;
+    return this.msrIntercepted(index, write) && this.#leave(SvmExit.MSR, nextRip, write ? 1 : 0);
+  }
+  msrIntercepted(index: number, write: boolean): boolean {
     if (!this.has(SvmExit.MSR)) return false;
     const bit = msrpmBit(index);
-    if (bit >= 0 && !this.#mapBit(this.#msrpm, bit + (write ? 1 : 0))) return false;
-    return this.#leave(SvmExit.MSR, nextRip, write ? 1 : 0);
+    return bit < 0 || this.#mapBit(this.#msrpm, bit + (write ? 1 : 0));
   }
 
   #mapBit(base: number, bit: number): boolean {
@@ -306,11 +345,13 @@ export class SvmGuest implements GuestMode {
     return this.msr(index, write, this.#processor.state.rip + 2n);
   }
 
-  interceptIo(io: Parameters<GuestMode['interceptIo']>[0]): boolean {
+  portIntercepted(port: number, size: number): boolean {
     if (!this.has(SvmExit.IOIO)) return false;
-    let hit = false;
-    for (let n = 0; n < io.size; n += 1) hit ||= this.#mapBit(this.#iopm, io.port + n);
-    if (!hit) return false;
+    for (let n = 0; n < size; n += 1) if (this.#mapBit(this.#iopm, port + n)) return true;
+    return false;
+  }
+  interceptIo(io: Parameters<GuestMode['interceptIo']>[0]): boolean {
+    if (!this.portIntercepted(io.port, io.size)) return false;
     const info =
       (io.port << 16) |
       ((this.features.decodeAssists && io.string ? io.seg : 0) << 10) |

@@ -17,6 +17,7 @@ import {
 } from '@tskvm/emulator';
 import { INTR_ERROR_CODE, INTR_VALID, IntrType, Pin, Primary, Reason, Secondary } from './bits.ts';
 import type { VmxCapabilities } from './capabilities.ts';
+import { VmxDirectExits } from './direct-exits.ts';
 import { instructionInformation } from './instruction-info.ts';
 import { EptWalker, Walk } from './nested-paging.ts';
 import { Dirty, F, type Vmcs } from './vmcs.ts';
@@ -155,6 +156,7 @@ export class VmxGuest implements GuestMode {
   readonly #vmcs: Vmcs;
   readonly #caps: VmxCapabilities;
   readonly #walker: EptWalker;
+  readonly direct: VmxDirectExits;
   readonly #view = { cr0Mask: 0, cr0Shadow: 0, cr4Mask: 0, cr4Shadow: 0 };
   #eptLevels = 4;
   #eptAd = false;
@@ -165,6 +167,7 @@ export class VmxGuest implements GuestMode {
     this.#vmcs = vmcs;
     this.#caps = caps;
     this.#walker = new EptWalker(memory, caps.ept, caps.maxphyaddr);
+    this.direct = new VmxDirectExits(this, processor, INSTRUCTIONS);
   }
 
   /** Takes the controls over from the current VMCS; `dirty` says which were written since the last time. */
@@ -204,6 +207,7 @@ export class VmxGuest implements GuestMode {
     this.nestedRoot = this.secondary & Secondary.ept ? eptp - (eptp % 4096) : 0;
     this.#eptLevels = ((eptp >>> 3) & 7) + 1;
     this.#eptAd = (eptp & 0x40) !== 0;
+    this.direct.update();
   }
 
   // Recording
@@ -285,10 +289,10 @@ export class VmxGuest implements GuestMode {
 
   /** MOV to CR (SDM 25.1.3). Exits come before the check of the value. */
   crWrite(info: InstructionInfo): boolean {
-    if (!this.#crWriteExits(info.reg, this.#operand(info.rm))) return false;
+    if (!this.crWriteExits(info.reg, this.#operand(info.rm))) return false;
     return this.record(Reason.CR_ACCESS, lengthOf(info), info.reg | (info.rm << 8));
   }
-  #crWriteExits(cr: number, value: bigint): boolean {
+  crWriteExits(cr: number, value: bigint): boolean {
     switch (cr) {
       case 0:
         return ((value ^ this.cr0Shadow) & this.cr0Mask) !== 0n;
@@ -338,11 +342,11 @@ export class VmxGuest implements GuestMode {
     return this.interceptMsr(Number(this.#gpr(RCX) & 0xffffffffn), write);
   }
   interceptMsr(index: number, write: boolean): boolean {
-    if (!this.#msrExits(index, write)) return false;
+    if (!this.msrExits(index, write)) return false;
     return this.record(write ? Reason.MSR_WRITE : Reason.MSR_READ, this.#msrLength);
   }
   /** SDM 24.6.9: four bitmaps of 1 KiB; an MSR outside both ranges always exits. */
-  #msrExits(index: number, write: boolean): boolean {
+  msrExits(index: number, write: boolean): boolean {
     if (!(this.primary & Primary.msrBitmaps)) return true;
     const high = index >= 0xc0000000;
     const bit = high ? index - 0xc0000000 : index;
@@ -356,7 +360,7 @@ export class VmxGuest implements GuestMode {
   }
 
   interceptIo(io: Parameters<GuestMode['interceptIo']>[0]): boolean {
-    if (!this.#portExits(io.port, io.size)) return false;
+    if (!this.portExits(io.port, io.size)) return false;
     const length = Number(BigInt.asUintN(32, io.nextRip - this.#processor.state.rip));
     const flags = (io.in ? 8 : 0) | (io.string ? 16 : 0) | (io.rep ? 32 : 0) | (io.imm ? 64 : 0);
     this.record(Reason.IO_INSTRUCTION, length, ((io.size - 1) | flags | (io.port << 16)) >>> 0);
@@ -368,7 +372,7 @@ export class VmxGuest implements GuestMode {
     return true;
   }
   /** SDM 24.6.4: one bit per port; an access that wraps around port FFFF always exits. */
-  #portExits(port: number, size: number): boolean {
+  portExits(port: number, size: number): boolean {
     if (!(this.primary & Primary.ioBitmaps)) return (this.primary & Primary.unconditionalIo) !== 0;
     if (port + size > 0x10000) return true;
     for (let p = port; p < port + size; p++) {
