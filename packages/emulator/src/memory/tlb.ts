@@ -57,11 +57,13 @@ export class Tlb {
   readonly #u8: Uint8Array;
   /** Context of each entry, 0 for a free one. */
   readonly #owner = new Uint16Array(ENTRIES);
+  /** Entries of a context in two lists, small pages (context * 2) and parts of large ones (+ 1): index + 1 of the first, the next, the one before. */
+  readonly #first = new Uint16Array((MAX_CONTEXT + 1) * 2);
+  readonly #next = new Uint16Array(ENTRIES);
+  readonly #before = new Uint16Array(ENTRIES);
   readonly #ids = new Map<number, number>();
   #contexts: Context[] = [{ asid: 0, pcid: 0, nestedRoot: 0, rights: 0 }];
   readonly #roots = new Map<number, number>();
-  /** Fills of pages above 4 KiB since the last full flush: INVLPG must then look for all parts of the page. */
-  #large = 0;
 
   /** Changes whenever context ids lose their meaning. */
   generation = 0;
@@ -118,55 +120,79 @@ export class Tlb {
     const index = ((low >>> 12) ^ (context * 37)) & (ENTRIES - 1);
     const at = index * WORDS;
     const tag = ((low & 0xfffff000) | context) >>> 0;
-    const set = (offset: number, on: boolean): void => {
-      this.#u32[at + offset] = on ? tag : 0;
-      this.#u32[at + offset + 1] = on ? high : 0;
-    };
-    set(Tag.read, fill.read);
-    set(Tag.write, fill.write && !fill.code);
-    set(Tag.exec, fill.exec);
+    this.#unlink(index);
+    this.#setTag(at + Tag.read, fill.read, tag, high);
+    this.#setTag(at + Tag.write, fill.write && !fill.code, tag, high);
+    this.#setTag(at + Tag.exec, fill.exec, tag, high);
     this.#u32[at + ADDEND] = PRIVATE + fill.page - ((low & 0xfffff000) >>> 0);
     this.#u32[at + INFO] = fill.page | (fill.write ? MAY_WRITE : 0) | (fill.size << 1) | (fill.global ? 1 : 0);
+    this.#link(index, context);
+  }
+  #setTag(at: number, on: boolean, tag: number, high: number): void {
+    this.#u32[at] = on ? tag : 0;
+    this.#u32[at + 1] = on ? high : 0;
+  }
+
+  /** List of an entry: by its context and the size class in its info. */
+  #listOf(index: number): number {
+    return this.#owner[index] * 2 + (((this.#u32[index * WORDS + INFO] >>> 1) & 3) === PageSize.small ? 0 : 1);
+  }
+  #link(index: number, context: number): void {
     this.#owner[index] = context;
-    if (fill.size !== PageSize.small) this.#large++;
+    const list = this.#listOf(index);
+    const second = this.#first[list];
+    this.#next[index] = second;
+    this.#before[index] = 0;
+    if (second !== 0) this.#before[second - 1] = index + 1;
+    this.#first[list] = index + 1;
+  }
+  /** Before its info changes. */
+  #unlink(index: number): void {
+    if (this.#owner[index] === 0) return;
+    const [next, before] = [this.#next[index], this.#before[index]];
+    if (before !== 0) this.#next[before - 1] = next;
+    else this.#first[this.#listOf(index)] = next;
+    if (next !== 0) this.#before[next - 1] = before;
+    this.#owner[index] = 0;
   }
 
   #drop(index: number): void {
-    this.#u32.fill(0, index * WORDS, (index + 1) * WORDS);
-    this.#owner[index] = 0;
+    this.#unlink(index);
+    const u32 = this.#u32;
+    for (let word = index * WORDS, end = word + WORDS; word < end; word++) u32[word] = 0;
   }
 
   flushAll(): void {
     this.#u32.fill(0);
     this.#owner.fill(0);
-    this.#large = 0;
+    this.#first.fill(0);
   }
 
-  #flushWhere(matches: (context: Context, info: number) => boolean): void {
-    const hit = new Map<number, boolean>();
-    for (let index = 0; index < ENTRIES; index++) {
-      const owner = this.#owner[index];
-      if (owner === 0) continue;
-      const info = this.#u32[index * WORDS + INFO];
-      // The answer depends only on the context and the global bit.
-      const key = owner * 2 + (info & 1);
-      let answer = hit.get(key);
-      if (answer === undefined) hit.set(key, (answer = matches(this.#contexts[owner], info & 1)));
-      if (answer) this.#drop(index);
+  #flushList(list: number, keepGlobal: boolean): void {
+    for (let at = this.#first[list]; at !== 0; ) {
+      const index = at - 1;
+      at = this.#next[index];
+      if (!keepGlobal || (this.#u32[index * WORDS + INFO] & 1) === 0) this.#drop(index);
     }
+  }
+  #flushContext(id: number, keepGlobal: boolean): void {
+    this.#flushList(id * 2, keepGlobal);
+    this.#flushList(id * 2 + 1, keepGlobal);
   }
 
   /** Everything of an address space (MOV CR3, CR4.PGE, TLB_CONTROL, INVVPID). `pcid` limits it to one PCID. */
   flushAsid(asid: number, keepGlobal: boolean, pcid?: number): void {
-    this.#flushWhere(
-      (context, global) =>
-        context.asid === asid && !(keepGlobal && global === 1) && (pcid === undefined || context.pcid === pcid),
-    );
+    for (let id = 1; id < this.#contexts.length; id++) {
+      const context = this.#contexts[id];
+      if (context.asid === asid && (pcid === undefined || context.pcid === pcid)) this.#flushContext(id, keepGlobal);
+    }
   }
 
   /** Everything that came through one nested root (INVEPT single-context, an NPT root that was replaced). */
   flushNested(root: number): void {
-    this.#flushWhere((context) => context.nestedRoot === root);
+    for (let id = 1; id < this.#contexts.length; id++) {
+      if (this.#contexts[id].nestedRoot === root) this.#flushContext(id, false);
+    }
   }
 
   /**
@@ -176,25 +202,21 @@ export class Tlb {
   flushPage(asid: number, linear: bigint): void {
     const low = Number(linear & 0xffffffffn);
     const high = Number((linear >> 32n) & 0xffffffffn);
-    if (this.#large > 0) {
-      this.#flushLarge(asid, low, high);
-      return;
-    }
     for (let id = 1; id < this.#contexts.length; id++) {
       if (this.#contexts[id].asid !== asid) continue;
       const index = ((low >>> 12) ^ (id * 37)) & (ENTRIES - 1);
       if (this.#owner[index] === id && this.#samePage(index, low, high, 12)) this.#drop(index);
+      this.#flushLarge(id, low, high);
     }
   }
 
-  #flushLarge(asid: number, low: number, high: number): void {
-    for (let index = 0; index < ENTRIES; index++) {
-      const owner = this.#owner[index];
-      if (owner === 0 || this.#contexts[owner].asid !== asid) continue;
+  #flushLarge(context: number, low: number, high: number): void {
+    for (let at = this.#first[context * 2 + 1]; at !== 0; ) {
+      const index = at - 1;
+      at = this.#next[index];
       const size = (this.#u32[index * WORDS + INFO] >>> 1) & 3;
       // 22 covers the 4 MiB page of 32-bit paging; for 2 MiB pages it drops a neighbour, which is allowed.
-      const shift = size === PageSize.huge ? 30 : size === PageSize.large ? 22 : 12;
-      if (this.#samePage(index, low, high, shift)) this.#drop(index);
+      if (this.#samePage(index, low, high, size === PageSize.huge ? 30 : 22)) this.#drop(index);
     }
   }
 
@@ -232,8 +254,7 @@ export class Tlb {
     this.#u8.set(saved.entries);
     for (let index = 0; index < ENTRIES; index++) {
       const tag = this.#anyTag(index * WORDS);
-      this.#owner[index] = tag < 0 ? 0 : this.#u32[tag] & 0xfff;
-      if (((this.#u32[index * WORDS + INFO] >>> 1) & 3) !== 0 && tag >= 0) this.#large++;
+      if (tag >= 0) this.#link(index, this.#u32[tag] & 0xfff);
     }
   }
 }
