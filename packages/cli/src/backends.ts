@@ -121,7 +121,7 @@ function unknownBackend(name: string, cwd: string): UsageError {
   const near = nearest(name, known);
   return new UsageError(
     'BACKEND_NOT_FOUND',
-    `unknown backend ${name}${near.length > 0 ? `; did you mean ${near.join(' or ')}?` : '.'} Known: ${known.join(', ')}; or give a path or an installed package`,
+    `unknown backend ${name === '' ? '(no name)' : name}${near.length > 0 ? `; did you mean ${near.join(' or ')}?` : '.'} Known: ${known.join(', ')}; or give a path or an installed package`,
   );
 }
 

@@ -19,6 +19,7 @@ export * from './smm.ts';
 export type { VcpuSave, VmSave } from './snapshot.ts';
 export { kvmOpsUpdate } from './static-calls.ts';
 export * from './trace.ts';
+export { TRACE_FIELDS } from './trace-fields.ts';
 export * from './types.ts';
 export { registerUserspaceIoCompletion, type UserspaceIoCompletion } from './userspace-io.ts';
 export * from './vcpu.ts';

@@ -1,8 +1,8 @@
 /** `tskvm backends`: what can be given to --backend here. */
 
-import Table from 'cli-table3';
 import type { Command } from 'commander';
 import { listBackends } from '../backends.ts';
+import { textTable } from '../report/text-table.ts';
 
 export function addBackendsCommand(program: Command): void {
   program
@@ -11,7 +11,7 @@ export function addBackendsCommand(program: Command): void {
     .option('--json', 'print as JSON')
     .addHelpText(
       'after',
-      '\nA package shows up when it is a dependency of the nearest package.json and has the keyword tskvm-backend.\n\nExample:\n  tskvm backends',
+      '\nA package shows up when it is a dependency of the nearest package.json and has\nthe keyword tskvm-backend.\n\nExamples:\n  tskvm backends\n  tskvm backends --json',
     )
     .action(async (flags: { json?: boolean }) => {
       const list = await listBackends();
@@ -28,18 +28,12 @@ export function addBackendsCommand(program: Command): void {
         process.stdout.write(`${JSON.stringify(rows)}\n`);
         return;
       }
-      const table = new Table({
-        head: ['backend', 'from', 'module parameters'],
-        style: { head: [], border: [], compact: true },
-      });
-      for (const row of rows) {
+      const lines = rows.map((row) => {
         const params = Object.entries(row.params ?? {}).map(([key, value]) => `${key}=${String(value)}`);
-        table.push([
-          row.extends ? `${row.name} (extends ${row.extends})` : row.name,
-          row.from,
-          row.problem ?? params.join(' '),
-        ]);
-      }
-      process.stdout.write(`${table.toString()}\n`);
+        const name = row.extends ? `${row.name} (extends ${row.extends})` : row.name;
+        return { cells: [name, row.from, row.problem ?? params.join(' ')] };
+      });
+      const columns = ['backend', 'from', 'module parameters'].map((head) => ({ head }));
+      process.stdout.write(`${textTable(columns, lines)}\n`);
     });
 }

@@ -14,6 +14,7 @@ import {
   graphRow,
   treeLines,
 } from '../report/call-graph.ts';
+import { outputWidth, wrapText } from '../report/text-table.ts';
 import { addRunOptions, backendSpecs, machineOptions, parseNumber, type RunFlags } from './options.ts';
 import { runSession } from './session.ts';
 import { CONFIGURATIONS, runTour } from './tour.ts';
@@ -31,7 +32,7 @@ export function findFunction(name: string): string {
   const near = nearest(camelCase(name), functionNames());
   throw new UsageError(
     'UNKNOWN_FUNCTION',
-    `no function ${name}${near.length > 0 ? `; the nearest are ${near.join(', ')}` : ''}`,
+    `no function ${name}${near.length > 0 ? `; the nearest are ${near.join(', ')}` : ''}. Give its name here (svmSetCr0) or in KVM (svm_set_cr0)`,
   );
 }
 
@@ -102,7 +103,7 @@ export function addCallersCommand(program: Command): void {
       .option('--depth <n>', 'levels of callers to show (default 14)')
       .addHelpText(
         'after',
-        '\nExamples:\n  tskvm callers svmSetCr0\n  tskvm callers vmx_set_cr0 --svg butterfly.svg\n  tskvm callers kvmSetCr0 --backend vmx boot.bin',
+        '\nExamples:\n  tskvm callers svmSetCr0\n  tskvm callers vmx_set_cr0 --svg butterfly.svg\n  tskvm callers kvmSetCr0 --backend vmx hello\n\n--json prints the tree: name, file, label, count, taken, callers.',
       ),
   ).action(async (name: string, image: string | undefined, flags: CallersFlags) => {
     const target = findFunction(name);
@@ -120,9 +121,9 @@ export function addCallersCommand(program: Command): void {
       process.stderr.write(`tskvm: wrote ${flags.svg}\n`);
     }
     if (flags.json) process.stdout.write(`${JSON.stringify(treeData(tree))}\n`);
-    else
-      process.stdout.write(
-        `${treeLines(tree, mark).join('\n')}\n\ntaken: in ${what}; possible: from the source; … stands elsewhere in the tree\n`,
-      );
+    else {
+      const legend = `taken: in ${what}; possible: from the source; … stands elsewhere in the tree`;
+      process.stdout.write(`${treeLines(tree, mark).join('\n')}\n\n${wrapText(legend, outputWidth()).join('\n')}\n`);
+    }
   });
 }

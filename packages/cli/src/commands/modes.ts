@@ -1,58 +1,33 @@
 /** `tskvm modes`: every mode switch of a run with what led to it; several backends side by side. */
 import type { ModeSwitch } from '@tskvm/core';
-import Table from 'cli-table3';
 import type { Command } from 'commander';
-import { bitsChanged, instructionText, modeName, pathText, switchData, switchTable } from '../report/mode-switches.ts';
-import { addRunOptions, backendSpecs, machineOptions, type RunFlags } from './options.ts';
+import { switchData, switchTable } from '../report/mode-switches.ts';
+import { sideBySide } from '../report/side-by-side.ts';
+import { addRunOptions, backendSpecs, INPUT_HELP, machineOptions, type RunFlags } from './options.ts';
 import { describeStop, exitStatus, runSession, type SessionResult } from './session.ts';
 
 /** What a run of a guest showed. */
 export interface ModesResult extends SessionResult {
   switches: ModeSwitch[];
+  /** Hardware exits. */
+  exits: number;
 }
 
 /** Runs a guest and keeps its mode switches. */
 export async function recordModes(options: Parameters<typeof runSession>[0]): Promise<ModesResult> {
   const switches: ModeSwitch[] = [];
+  let exits = 0;
   const result = await runSession({
     ...options,
     prepare: (machine) => {
       options.prepare?.(machine);
       machine.kvm.on('mode_switch', (event) => switches.push(event));
+      machine.kvm.on('kvm_exit', () => {
+        exits++;
+      });
     },
   });
-  return { ...result, switches };
-}
-
-/** The same switch on several backends: compared by instruction and place, in order. */
-export function sideBySide(results: readonly ModesResult[]): string {
-  const table = new Table({
-    head: ['from', 'to', 'by', 'at', 'bits', ...results.map((r) => r.backend)],
-    style: { head: [], border: [], compact: true },
-    wordWrap: true,
-    colWidths: [16, 16, 18, 12, 16, ...results.map(() => 44)],
-  });
-  const keys = (event: ModeSwitch): string =>
-    [modeName(event.from), modeName(event.to), instructionText(event), event.rip, event.vcpuId].join('|');
-  const rest = results.map((r) => [...r.switches]);
-  while (rest.some((list) => list.length > 0)) {
-    const lead = rest.find((list) => list.length > 0)?.[0] as ModeSwitch;
-    const key = keys(lead);
-    const cells = rest.map((list) => {
-      if (list.length === 0 || keys(list[0]) !== key) return '';
-      const event = list.shift() as ModeSwitch;
-      return `${event.exit ? `${event.exit.name}: ` : ''}${pathText(event)}`;
-    });
-    table.push([
-      modeName(lead.from),
-      modeName(lead.to),
-      instructionText(lead),
-      lead.rip === undefined ? '' : `0x${lead.rip.toString(16)}`,
-      bitsChanged(lead),
-      ...cells,
-    ]);
-  }
-  return table.toString();
+  return { ...result, switches, exits };
 }
 
 export function addModesCommand(program: Command): void {
@@ -64,9 +39,14 @@ export function addModesCommand(program: Command): void {
         'after',
         `
 Examples:
-  tskvm modes boot.bin
-  tskvm modes --backend svm --backend vmx boot.bin       side by side
-  tskvm modes --json --cdrom /usr/lib/grub-rescue/grub-rescue-cdrom.iso --input c --until 'grub>'`,
+  tskvm modes hello
+  tskvm modes --backend svm --backend vmx hello   side by side
+  tskvm modes --json --backend vmx hello          the same as data
+
+--json prints an object (for several backends a list): backend, reason, exits,
+instructions and switches with tick, from, to, cause, instruction, rip, bits,
+exit, path, why.
+${INPUT_HELP}`,
       ),
   ).action(async (image: string | undefined, flags: RunFlags) => {
     const specs = await backendSpecs(flags, ['svm']);
@@ -77,11 +57,12 @@ Examples:
         backend: r.backend,
         ...r.stop,
         exit: undefined,
+        exits: r.exits,
         instructions: r.instructions,
         switches: r.switches.map(switchData),
       }));
       process.stdout.write(`${JSON.stringify(data.length === 1 ? data[0] : data)}\n`);
-    } else if (results.length > 1) process.stdout.write(`${sideBySide(results)}\n`);
+    } else if (results.length > 1) process.stdout.write(`${sideBySide(results, true)}\n`);
     else if (results[0].switches.length === 0) process.stdout.write('no mode switch\n');
     else process.stdout.write(`${switchTable(results[0].switches)}\n`);
     for (const { backend, stop } of results) {

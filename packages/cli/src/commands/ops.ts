@@ -1,10 +1,10 @@
 /** `tskvm ops`: the symbol that can't be grepped: an operation's kind, and what it is bound to under each backend. */
 import { KVM_X86_OPS, type OpName } from '@tskvm/core';
-import Table from 'cli-table3';
 import type { Command } from 'commander';
 import { UsageError } from '../machine/errors.ts';
 import { nearest } from '../nearest.ts';
 import { camelCase, graphRow } from '../report/call-graph.ts';
+import { textTable } from '../report/text-table.ts';
 
 const KIND_TEXT = {
   required: 'required: loading fails without it',
@@ -67,18 +67,15 @@ export function addOpsCommand(program: Command): void {
           process.stdout.write(`  ${backend}: ${implementation}${file ? `  ${file}` : ''}\n`);
         return;
       }
-      const table = new Table({
-        head: ['operation', 'kind', 'svm', 'vmx'],
-        style: { head: [], border: [], compact: true },
-      });
-      for (const { op, kind, bindings: bound } of data) {
+      const rows = data.map(({ op, kind, bindings: bound }) => {
         const of = (backend: string): string =>
           bound
             .filter((b) => b.backend === backend)
             .map((b) => b.implementation)
             .join(', ');
-        table.push([op, kind, of('svm'), of('vmx')]);
-      }
-      process.stdout.write(`${table.toString()}\n`);
+        return { cells: [op, kind, of('svm'), of('vmx')] };
+      });
+      const columns = ['operation', 'kind', 'svm', 'vmx'].map((head) => ({ head }));
+      process.stdout.write(`${textTable(columns, rows)}\n`);
     });
 }

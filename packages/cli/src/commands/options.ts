@@ -1,8 +1,10 @@
 /** Options that run, modes and trace share, and what they mean: files read, sizes parsed, a machine's options made. */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync, statSync } from 'node:fs';
 import { basename } from 'node:path';
 import type { Command } from 'commander';
 import { findBackend } from '../backends.ts';
+import { expandImage } from '../guests/image.ts';
+import { GUEST_IMAGES } from '../guests/images.ts';
 import { parseCpu } from '../machine/cpu.ts';
 import { memoryImage } from '../machine/devices/ide.ts';
 import { UsageError } from '../machine/errors.ts';
@@ -13,6 +15,10 @@ import type { MachineOptions } from '../machine/machine.ts';
 
 /** Where Debian's package seabios puts its image. */
 export const SEABIOS = '/usr/share/seabios/bios.bin';
+/** Where Debian's package grub-rescue-pc puts its image. */
+const GRUB = '/usr/lib/grub-rescue/grub-rescue-cdrom.iso';
+/** The embedded guest that can be named in an image's place. */
+const EMBEDDED = 'hello';
 const MIB = 2 ** 20;
 const DEFAULT_MEMORY = 64 * MIB;
 
@@ -39,6 +45,14 @@ export interface RunFlags {
   debugcon?: boolean;
 }
 
+/** Behind the examples of commands that run a guest. */
+export const INPUT_HELP = `
+--input is typed on the serial console: \\r is Enter; \\n, \\t, \\\\ and \\xNN work
+too. --until waits for what the guest answers, so that a script can go on:
+  tskvm run --cdrom ${GRUB} --input c --until 'grub> '
+"hello" is an embedded boot sector (unless there is a file of this name); give
+the path of your own image in its place.`;
+
 const collect = (value: string, list: string[] | undefined): string[] => [...(list ?? []), value];
 
 /** Adds the shared options to a command. */
@@ -46,7 +60,7 @@ export function addRunOptions(command: Command): Command {
   return command
     .argument(
       '[image]',
-      'a boot sector (512 bytes that end in 55 AA), loaded at 7C00; or, behind --load, the flat binary',
+      'a boot sector (512 bytes that end in 55 AA), loaded at 7C00; hello: the embedded one; behind --load, a flat binary',
     )
     .option(
       '--load <addr[:entry]>',
@@ -73,10 +87,10 @@ export function addRunOptions(command: Command): Command {
     )
     .option('--max-instructions <n>', 'stop after so many instructions')
     .option('--engine <name>', 'translate, interpret (default) or evaluate')
-    .option('--input <text>', 'type this on the serial console (\\r, \\n, \\xNN are understood) besides standard input')
+    .option('--input <text>', 'type this on the serial console; \\r is Enter (see below)')
     .option('--until <text>', 'stop with status 0 as soon as the serial console has shown this text')
     .option('--debugcon', 'show what the firmware writes to its debug ports (0x402, 0xE9) on stderr')
-    .option('--json', 'print the outcome as JSON');
+    .option('--json', 'print the result as JSON (see below)');
 }
 
 /** `16M`, `1G`, `65536`, `512K`. */
@@ -85,7 +99,9 @@ export function parseSize(text: string, what: string): number {
   if (!match)
     throw new UsageError('BAD_SIZE', `${what} ${text}: give a number with K, M or G behind it, for example 64M`);
   const unit = { k: 2 ** 10, m: MIB, g: 2 ** 30 }[(match[2] ?? '').toLowerCase()] ?? 1;
-  return Number(match[1]) * unit;
+  const size = Number(match[1]) * unit;
+  if (!Number.isSafeInteger(size)) throw new UsageError('BAD_SIZE', `${what} ${text}: no machine has so much; try 64M`);
+  return size;
 }
 /** A whole number, decimal or hexadecimal, at least `min`. */
 export function parseNumber(text: string, what: string, min = 0): number {
@@ -104,12 +120,16 @@ function parseAddress(text: string, what: string): number {
 /** Reads a file or says what is wrong with it. */
 export function readImage(file: string, what: string): Uint8Array {
   if (!existsSync(file)) {
-    const hint = file === SEABIOS ? '; install the Debian package seabios, or name another image by --bios' : '';
+    const own = what === 'image' ? '; give the path of yours, or hello for the embedded guest' : '';
+    const hint = file === SEABIOS ? '; install the Debian package seabios, or name another image by --bios' : own;
     throw new UsageError('FILE_NOT_FOUND', `${what} ${file}: there is no such file${hint}`);
   }
+  if (statSync(file).isDirectory())
+    throw new UsageError('FILE_UNREADABLE', `${what} ${file} can't be read: it is a folder; give a file in it`);
   try {
     const bytes = readFileSync(file);
-    if (bytes.length === 0) throw new UsageError('FILE_EMPTY', `${what} ${file} is empty`);
+    if (bytes.length === 0)
+      throw new UsageError('FILE_EMPTY', `${what} ${file} is empty: build it first, or give another`);
     return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   } catch (error) {
     if (error instanceof UsageError) throw error;
@@ -160,6 +180,7 @@ function plan(image: string | undefined, flags: RunFlags, memory: number | undef
   }
   if (image && flags.bios)
     throw new UsageError('TWO_IMAGES', `${image} and --bios exclude each other: firmware boots from --disk or --cdrom`);
+  if (image === EMBEDDED && !existsSync(image)) return bootSector(expandImage(GUEST_IMAGES.hello), image);
   if (image) return bootSector(readImage(image, 'image'), image);
   if (flags.bios || flags.disk || flags.cdrom) {
     const file = flags.bios ?? SEABIOS;
@@ -167,7 +188,7 @@ function plan(image: string | undefined, flags: RunFlags, memory: number | undef
   }
   throw new UsageError(
     'NO_IMAGE',
-    'nothing to run: give a boot sector, --load ADDR FILE, --bios FILE, --disk FILE, --cdrom FILE or --kernel FILE',
+    'nothing to run: give a boot sector (or hello, the embedded one), --load ADDR FILE, --bios FILE, --disk FILE, --cdrom FILE or --kernel FILE',
   );
 }
 

@@ -1,6 +1,6 @@
 /** `tskvm run`: a machine on standard input and output. */
 import type { Command } from 'commander';
-import { addRunOptions, backendSpec, machineOptions, type RunFlags } from './options.ts';
+import { addRunOptions, backendSpec, INPUT_HELP, machineOptions, type RunFlags } from './options.ts';
 import { describeStop, exitStatus, runSession } from './session.ts';
 
 export function addRunCommand(program: Command): void {
@@ -12,13 +12,18 @@ export function addRunCommand(program: Command): void {
         'after',
         `
 Examples:
-  tskvm run boot.bin                                     a boot sector under AMD-V
-  tskvm run --backend vmx,unrestrictedGuest=0 boot.bin   under VT-x without unrestricted guest
-  tskvm run --cdrom /usr/lib/grub-rescue/grub-rescue-cdrom.iso   SeaBIOS starts GRUB
-  tskvm run --load 0x1000 code.bin --max-instructions 100000
+  tskvm run hello                                     under AMD-V
+  tskvm run --backend vmx,unrestrictedGuest=0 hello   VT-x without it
+  tskvm run --json --max-instructions 100000 hello    outcome as data
 
-Exit status: the guest's by the debug-exit port (0xF4: value*2+1, so 1 for a guest that writes 0); 3 triple fault; 124 instructions used up; 1 error; 2 usage.
-On a terminal Ctrl-] ends the run.`,
+--json prints one object: backend, reason (debug-exit, shutdown, budget, idle,
+reset, guest-terminated, error) with its details, instructions, serial.
+
+Exit status: the guest's by the debug-exit port 0xF4, value*2+1 as QEMU has it,
+so a guest that writes 0 ends with 1; 0 halted for ever, reset, or --until;
+3 triple fault; 124 instructions used up; 1 error; 2 usage. On a terminal
+Ctrl-] ends the run.
+${INPUT_HELP}`,
       ),
   ).action(async (image: string | undefined, flags: RunFlags) => {
     const common = machineOptions(image, flags);

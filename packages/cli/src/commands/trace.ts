@@ -1,30 +1,25 @@
 /** `tskvm trace`: KVM's tracepoints of a run, in trace-cmd's text form or as JSON lines. */
 import type { TraceEvents, TraceName } from '@tskvm/core';
 import type { Command } from 'commander';
+import { UsageError } from '../machine/errors.ts';
+import { parseFilter, selectEvents } from '../report/trace-filter.ts';
 import { jsonSafe, traceLine } from '../report/trace-text.ts';
-import { addRunOptions, backendSpec, machineOptions, type RunFlags } from './options.ts';
+import { addRunOptions, backendSpec, INPUT_HELP, machineOptions, type RunFlags } from './options.ts';
 import { describeStop, exitStatus, runSession } from './session.ts';
 
 interface TraceFlags extends RunFlags {
   event?: string[];
   filter?: string;
+  ts?: string;
   serial?: boolean;
 }
 const collect = (value: string, list: string[] | undefined): string[] => [...(list ?? []), ...value.split(',')];
 
-/** `kvm_*`, `kvm_exit`: shell-like names. */
-function matcher(patterns: readonly string[] | undefined): (name: string) => boolean {
-  if (!patterns || patterns.length === 0) return () => true;
-  const expressions = patterns.map(
-    (p) =>
-      new RegExp(
-        `^${p
-          .replace(/^kvm:/, '')
-          .replace(/[.+^${}()|[\]\\]/g, '\\$&')
-          .replaceAll('*', '.*')}$`,
-      ),
-  );
-  return (name) => expressions.some((e) => e.test(name));
+/** Nanoseconds or microseconds behind the second. */
+function timeUnit(text: string | undefined): 'usec' | 'nsec' {
+  if (text === undefined || text === 'usec') return 'usec';
+  if (text === 'nsec') return 'nsec';
+  throw new UsageError('BAD_TIME_UNIT', `--ts ${text}: choose usec or nsec`);
 }
 
 export function addTraceCommand(program: Command): void {
@@ -34,23 +29,34 @@ export function addTraceCommand(program: Command): void {
       .description("run a guest and print KVM's tracepoints")
       .option(
         '-e, --event <names>',
-        'only these events (kvm_exit, kvm_*); may be repeated or separated by commas',
+        'only these events (kvm_exit, kvm_*); may be repeated or separated by commas; an unknown name lists all',
         collect,
       )
-      .option('--filter <text>', 'only lines that contain this text')
+      .option(
+        '-f, --filter <filter>',
+        "only events whose fields fit ('name == CR_ACCESS', 'port == 0x3f8 && rw == write', 'name ~ EPT*'), or lines that contain a text",
+      )
+      .option('--ts <unit>', 'time as seconds with usec (default) or nsec behind the point; one instruction is 10 ns')
       .option('--serial', "show the guest's serial output on stderr")
       .addHelpText(
         'after',
         `
+Each line: task [vcpu] seconds: event: fields, as trace-cmd report prints them.
+With --json each line is an object: event, tick and the fields of the event.
+
 Examples:
-  tskvm trace boot.bin
-  tskvm trace -e kvm_exit,kvm_cr --backend vmx boot.bin
-  tskvm trace --json -e mode_switch boot.bin | jq .`,
+  tskvm trace hello
+  tskvm trace -e kvm_exit,kvm_cr --backend vmx hello
+  tskvm trace -e kvm_pio --filter 'port == 0x3f8' --ts nsec hello
+  tskvm trace --json -e mode_switch hello
+${INPUT_HELP}`,
       ),
   ).action(async (image: string | undefined, flags: TraceFlags) => {
     const common = machineOptions(image, flags);
     const spec = await backendSpec(flags);
-    const wanted = matcher(flags.event);
+    const events = selectEvents(flags.event);
+    const filter = parseFilter(flags.filter, events);
+    const unit = timeUnit(flags.ts);
     const seen = new Set<string>();
     const result = await runSession({
       spec,
@@ -60,17 +66,17 @@ Examples:
       prepare: (machine) => {
         machine.kvm.on('*', (event: TraceEvents[TraceName], name: TraceName) => {
           seen.add(name);
-          if (!wanted(name)) return;
+          if (!events.has(name)) return;
           const vcpu = 'vcpuId' in event ? event.vcpuId : 0;
           const line = flags.json
             ? JSON.stringify({ event: name, tick: machine.instructions, ...(jsonSafe(event) as object) })
-            : traceLine(name, event, machine.nanoseconds, vcpu);
-          if (flags.filter === undefined || line.includes(flags.filter)) process.stdout.write(`${line}\n`);
+            : traceLine(name, event, machine.nanoseconds, vcpu, unit);
+          if (filter(event, line)) process.stdout.write(`${line}\n`);
         });
       },
     });
     for (const pattern of flags.event ?? []) {
-      if ([...seen].some(matcher([pattern]))) continue;
+      if ([...selectEvents([pattern])].some((name) => seen.has(name))) continue;
       process.stderr.write(`tskvm: no event ${pattern} in this run; it had ${[...seen].sort().join(', ')}\n`);
     }
     if (result.stop.reason !== 'debug-exit') process.stderr.write(`tskvm: ${describeStop(result.stop)}\n`);

@@ -1,6 +1,7 @@
 /** Who can call a function (from the source) and who did (from a run), as trees and as a graph. */
 import type { CallerEdge } from '@tskvm/core';
 import { CALL_GRAPH } from '../data/callgraph.ts';
+import { outputWidth, wrapText } from './text-table.ts';
 
 /** [name, kind, file:line, framed, [callee, table key or vendor?]…]. */
 export type CallGraphRow = readonly [
@@ -116,17 +117,24 @@ function callersFor(name: string, edges: readonly CallerEdge[]): { name: string;
   return [...callers.values()];
 }
 
-/** Lines of a tree, callers indented below what they call. */
-export function treeLines(node: CallerNode, mark: (node: CallerNode, text: string) => string): string[] {
+/** Lines of a tree, callers indented below what they call; what is too long for `width` goes on below itself. */
+export function treeLines(
+  node: CallerNode,
+  mark: (node: CallerNode, text: string) => string,
+  width = outputWidth(),
+): string[] {
   const lines: string[] = [];
   const walk = (n: CallerNode, prefix: string, isLast: boolean, isRoot: boolean): void => {
     const branch = isRoot ? '' : isLast ? '└─ ' : '├─ ';
     const label = n.label ? ` [${n.label}]` : '';
     const taken = n.count > 0 ? `  taken ${n.count}x` : '  possible, not taken';
-    lines.push(prefix + branch + mark(n, `${n.name}${label}${taken}${n.again ? ' …' : ''}`));
-    for (const [i, caller] of n.callers.entries()) {
-      walk(caller, prefix + (isRoot ? '' : isLast ? '   ' : '│  '), i === n.callers.length - 1, false);
-    }
+    const below = prefix + (isRoot ? '' : isLast ? '   ' : '│  ');
+    const text = `${n.name}${label}${taken}${n.again ? ' …' : ''}`;
+    const goesOn = `${below}${n.callers.length > 0 ? '│' : ' '}    `;
+    const room = width - goesOn.length;
+    const parts = prefix.length + branch.length + text.length <= width ? [text] : wrapText(text, Math.max(20, room));
+    for (const [i, part] of parts.entries()) lines.push((i === 0 ? prefix + branch : goesOn) + mark(n, part));
+    for (const [i, caller] of n.callers.entries()) walk(caller, below, i === n.callers.length - 1, false);
   };
   walk(node, '', true, true);
   return lines;

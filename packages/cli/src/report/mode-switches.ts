@@ -1,9 +1,9 @@
 /** The table of mode switches: what `modes` and `tour` print, and their JSON. */
 import type { ModeSwitch } from '@tskvm/core';
 import type { ProcessorMode } from '@tskvm/emulator';
-import Table from 'cli-table3';
 import { Decoder, DecoderOptions, Formatter, FormatterSyntax } from 'iced-x86';
 import pc from 'picocolors';
+import { outputWidth, textTable } from './text-table.ts';
 
 const CR0_LOW = ['PE', 'MP', 'EM', 'TS', 'ET', 'NE'] as const;
 const CR0_NAMES = new Map<number, string>([
@@ -85,16 +85,25 @@ export function instructionText(event: ModeSwitch): string {
 
 const hex = (value: bigint | undefined): string => (value === undefined ? '' : `0x${value.toString(16)}`);
 
-/** `exit handler → … → setter`, without the run loop's first frames unless `whole`. */
-export function pathText(event: ModeSwitch, whole = false): string {
-  if (event.path.length === 0) return event.why ? `native: ${event.why}` : 'native';
-  const start = whole
-    ? 0
-    : Math.max(
-        0,
-        event.path.findIndex((name) => /handleExit$/.test(name)),
-      );
-  return event.path.slice(start).join(' → ');
+/** Causes that are no instruction: KVM brings them to the guest before an entry, so the exit before explains only when. */
+const EVENTS = new Set(['SMI', 'INIT', 'KVM_SET_SREGS']);
+
+/** `CR_ACCESS 0x1c`; `after io 0x7b` for an event that KVM delivered behind an exit; `none` for a native switch. */
+export function exitText(event: ModeSwitch, withNumber = true): string {
+  if (!event.exit) return event.path.length === 0 ? 'none' : 'not running';
+  const { name, reason } = event.exit;
+  return `${EVENTS.has(event.cause) ? 'after ' : ''}${name}${withNumber ? ` 0x${reason.toString(16)}` : ''}`;
+}
+
+/** Frames at which a path begins to tell something: the vendor's exit handler, else the entry. */
+const FIRST_FRAMES = [/^(?!staticCall\.).*[hH]andleExit$/, /^staticCall\.handleExit$/, /^vcpuEnterGuest$/];
+
+/** `svmHandleExit → … → setter`, without the run loop's frames; for a native switch why there was no exit. */
+export function pathText(event: ModeSwitch): string {
+  const { path, why } = event;
+  if (path.length === 0) return why ? `native: no exit, because ${why}` : 'native: no exit';
+  const start = FIRST_FRAMES.map((frame) => path.findIndex((name) => frame.test(name))).find((at) => at >= 0) ?? 0;
+  return path.slice(start).join(' → ') + (why ? ` (${why})` : '');
 }
 
 /** One switch as JSON-safe data. */
@@ -117,25 +126,24 @@ export function switchData(event: ModeSwitch): Record<string, unknown> {
   };
 }
 
-/** A table for a terminal: one row a switch, its call path below it. */
-export function switchTable(events: readonly ModeSwitch[]): string {
-  const table = new Table({
-    head: ['instr.', 'cpu', 'from', 'to', 'by', 'at', 'bits', 'exit'],
-    style: { head: [], border: [], compact: true },
-    wordWrap: true,
-  });
-  for (const event of events) {
-    table.push([
+/** A table for a terminal: one row a switch, the bits that it changed and its call path below. */
+export function switchTable(events: readonly ModeSwitch[], width = outputWidth()): string {
+  const several = events.some((event) => event.vcpuId !== 0);
+  const columns = ['instr.', ...(several ? ['cpu'] : []), 'from', 'to', 'by', 'at', 'exit'].map((head) => ({
+    head,
+    style: head === 'to' ? pc.bold : undefined,
+  }));
+  const rows = events.map((event) => ({
+    cells: [
       String(event.tick),
-      String(event.vcpuId),
+      ...(several ? [String(event.vcpuId)] : []),
       modeName(event.from),
-      pc.bold(modeName(event.to)),
+      modeName(event.to),
       instructionText(event),
       hex(event.rip),
-      bitsChanged(event),
-      event.exit ? `${event.exit.name} 0x${event.exit.reason.toString(16)}` : 'none',
-    ]);
-    table.push([{ colSpan: 8, content: pc.dim(`  ${pathText(event)}`) }]);
-  }
-  return table.toString();
+      exitText(event),
+    ],
+    notes: [bitsChanged(event), pathText(event)].filter(Boolean),
+  }));
+  return textTable(columns, rows, width);
 }

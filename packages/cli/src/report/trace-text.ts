@@ -93,10 +93,12 @@ export function traceLine<N extends TraceName>(
   event: TraceEvents[N],
   nanoseconds: number,
   vcpu: number,
+  unit: 'usec' | 'nsec' = 'usec',
 ): string {
   const seconds = Math.floor(nanoseconds / 1e9);
-  const micros = Math.floor((nanoseconds % 1e9) / 1000);
-  return `tskvm-1 [${String(vcpu).padStart(3, '0')}] ${seconds}.${String(micros).padStart(6, '0')}: ${name}: ${eventText(name, event)}`;
+  const rest = Math.floor(nanoseconds % 1e9);
+  const fraction = unit === 'nsec' ? String(rest).padStart(9, '0') : String(Math.floor(rest / 1000)).padStart(6, '0');
+  return `tskvm-1 [${String(vcpu).padStart(3, '0')}] ${seconds}.${fraction}: ${name}: ${eventText(name, event)}`;
 }
 
 /** BigInts as hexadecimal strings, bytes as arrays. */

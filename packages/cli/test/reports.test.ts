@@ -1,0 +1,225 @@
+/** What the commands print: tables that fit, a tour that begins with its result, switches that are named precisely, names offered for misspelt ones. */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { stripVTControlCharacters } from 'node:util';
+import { TRACE_FIELDS, type TraceEvents, type TraceName } from '@tskvm/core';
+import { svm } from '@tskvm/svm';
+import { vmx } from '@tskvm/vmx';
+import { afterAll, describe, expect, test } from 'vitest';
+import { runSession } from '../src/commands/session.ts';
+import { expandImage } from '../src/guests/image.ts';
+import { GUEST_IMAGES } from '../src/guests/images.ts';
+import { firmware } from '../src/machine/loaders/image.ts';
+import { alignSwitches } from '../src/report/side-by-side.ts';
+import { textTable, wrapText } from '../src/report/text-table.ts';
+import { parseFilter, selectEvents } from '../src/report/trace-filter.ts';
+import { COMMANDS, helpOf, inProcess, type Outcome } from './in-process.ts';
+
+const scratch = mkdtempSync(join(tmpdir(), 'tskvm-reports-'));
+afterAll(() => rmSync(scratch, { recursive: true }));
+
+const lines = (text: string): string[] => text.trimEnd().split('\n');
+const widest = (text: string): number =>
+  Math.max(...lines(stripVTControlCharacters(text)).map((line) => [...line].length));
+
+describe('tables', () => {
+  test('a column shrinks, words wrap, and nothing gets lost', () => {
+    const text = textTable([{ head: 'a' }, { head: 'b' }], [{ cells: ['one two three', 'x'.repeat(30)] }], 30);
+    expect(widest(text)).toBeLessThanOrEqual(30);
+    expect(text.replace(/[\s─]/g, '')).toContain('one');
+    expect(text.match(/x/g)).toHaveLength(30);
+  });
+  test('an arrow stays behind what it follows', () => {
+    expect(wrapText('kvmSetCr0 → staticCall.setCr0 → svmSetCr0', 33)).toEqual([
+      'kvmSetCr0 → staticCall.setCr0 →',
+      'svmSetCr0',
+    ]);
+  });
+  test('a name that is too long is cut between its parts', () => {
+    expect(wrapText('svmCheckProcessorCompatibility', 20)).toEqual(['svmCheckProcessor', 'Compatibility']);
+    expect(wrapText('vmx,unrestrictedGuest=0', 20)).toEqual(['vmx,', 'unrestrictedGuest=0']);
+  });
+  const commands = [
+    'modes hello',
+    'modes --backend svm --backend vmx --backend vmx,unrestrictedGuest=0 hello',
+    'tour --all',
+    'backends',
+    'ops',
+    'callers kvmSetCr0',
+  ];
+  test.each([80, 100, 132])('every table fits %i columns', async (columns) => {
+    for (const command of commands) {
+      const { stdout } = await inProcess(command.split(' '), columns);
+      expect(widest(stdout), `${command}\n${stdout}`).toBeLessThanOrEqual(columns);
+    }
+  });
+  test('a pipe has 100', async () => {
+    const { stdout } = await inProcess(['backends']);
+    expect(widest(stdout)).toBeGreaterThan(80);
+    expect(widest(stdout)).toBeLessThanOrEqual(100);
+  });
+});
+
+describe('tour --all', () => {
+  let outcome: Outcome;
+  test('a line for each configuration comes first: stages, switches, exits', async () => {
+    outcome = await inProcess(['tour', '--all']);
+    expect(outcome.status).toBe(0);
+    const plain = lines(stripVTControlCharacters(outcome.stdout));
+    for (const [i, name] of ['svm', 'vmx', 'vmx,unrestrictedGuest=0'].entries()) {
+      expect(plain[i]).toMatch(new RegExp(`^${name} +passed \\d+ stages, \\d+ mode switches, \\d+ exits$`));
+    }
+    expect(plain[3]).toBe('3 of 3 configurations passed every stage');
+    expect(plain.length).toBeLessThan(110);
+  });
+  test('the exits stand side by side, each call path once, and where more is', () => {
+    const text = outcome.stdout.replace(/\s+/g, ' ');
+    for (const path of [
+      'svmHandleExit → svmInvokeExitHandler → crInterception → kvmSetCr0 → staticCall.setCr0 → svmSetCr0',
+      'vmxHandleExit → handleCr → handleSetCr0 → kvmSetCr0 → staticCall.setCr0 → vmxSetCr0',
+      'handleExceptionNmi → handleRmodeException → kvmEmulateInstruction → x86EmulateInstruction → emulatorSetCr → kvmSetCr0',
+    ])
+      expect(text.split(path)).toHaveLength(2);
+    expect(text).toMatch(/mov cr0,eax cr0_sel_write \S* ?CR_ACCESS/);
+    expect(text).toContain('modes hello');
+  });
+});
+
+describe('mode switches', () => {
+  interface Switch {
+    cause: string;
+    instruction: string;
+    exit: { name: string } | null;
+    path: string[];
+    why: string | null;
+  }
+  let switches: Switch[] = [];
+  test('an RSM that KVM emulates is named as such, not by the exit before', async () => {
+    const { stdout } = await inProcess(['tour', '--json', '--backend', 'vmx,unrestrictedGuest=0']);
+    switches = JSON.parse(stdout).switches;
+    const rsm = switches.filter((s) => s.instruction === 'rsm');
+    expect(rsm.length).toBeGreaterThan(1);
+    for (const { exit, path } of rsm) {
+      expect(exit).toEqual({ name: 'emulated invalid guest state', reason: 0x80000021 });
+      expect(path).toContain('handleInvalidGuestState');
+    }
+  });
+  test("INIT of a vCPU that waits for it has no exit; another vCPU's is not its own", () => {
+    expect(switches.find((s) => s.cause === 'INIT')?.exit).toBeNull();
+  });
+  test('a native switch says why there was no exit, by its disassembled instruction', async () => {
+    expect(switches.filter((s) => s.path.length === 0).map((s) => s.why)).not.toHaveLength(0);
+    const { stdout } = await inProcess(['modes', 'hello']);
+    expect(stdout).toContain('jmp 8:7C22h');
+    expect(stdout).toContain(
+      'native: no exit, because neither a control register nor EFER changed, nothing to intercept',
+    );
+    expect(stdout).not.toContain('jmpfar');
+  });
+  test('switches that one run has alone do not part the others', () => {
+    const event = (name: string): never =>
+      ({ from: { name }, to: { name }, cause: name, cr0: {}, rip: 0n, vcpuId: 0 }) as never;
+    const rows = alignSwitches(['abc', 'axbc', 'abyc'].map((run) => [...run].map(event)));
+    const text = rows.map((row) => row.map((e) => (e ? (e as { cause: string }).cause : '-')).join(''));
+    expect(text).toEqual(['aaa', '-x-', 'bbb', '--y', 'ccc']);
+  });
+});
+
+describe('misspelt names are usage, with the nearest', () => {
+  const rows: readonly (readonly [string, string[]])[] = [
+    ['run --backend svm,ntp=1 hello', ["'ntp'", "did you mean 'npt'?", 'pauseFilterCount']],
+    ['run --backend vmx,unrestricted_gest=0 hello', ["did you mean 'unrestrictedGuest'?", 'emulateInvalidGuestState']],
+    ['run --backend svm,npt=7 hello', ["'npt' is a boolean"]],
+    ['run --backend smv hello', ['smv', 'did you mean svm', 'vmx']],
+    ['trace -e kvm_exti hello', ['kvm_exti', 'kvm_exit', 'kvm_mmio']],
+    ['trace -e kvm:foo* hello', ['foo*', 'mode_switch']],
+    ['trace --filter reson==3 hello', ['reson', 'did you mean reason']],
+    ['trace -e kvm_cr --filter port==1 hello', ['port', 'cr, rw, val, vcpuId']],
+    ['trace --ts msec hello', ['usec or nsec']],
+    ['callers svmSetCr00', ['svmSetCr0']],
+    ['ops set_cr00', ['setCr0']],
+    ['tour --backend foo', ['unknown backend foo']],
+  ];
+  test.each(rows)('%s', async (command, texts) => {
+    const { status, stderr, stdout } = await inProcess(command.split(' '));
+    expect(status).toBe(2);
+    expect(stdout).toBe('');
+    for (const text of texts) expect(stderr).toContain(text);
+    expect(lines(stderr)).toHaveLength(1);
+  });
+  test('through the API: KvmError with its rule', () => {
+    for (const make of [() => svm({ ntp: true } as never), () => vmx({ ebt: true } as never)]) {
+      expect(make).toThrow(
+        expect.objectContaining({ name: 'KvmError', code: 'UNKNOWN_PARAM', errno: 22, rule: expect.any(String) }),
+      );
+    }
+  });
+});
+
+describe('help', () => {
+  const examples = async (command: string): Promise<string[]> =>
+    lines((await helpOf(command)).split('Examples:\n')[1])
+      .filter((line) => line.startsWith('  tskvm '))
+      .map((line) => line.trim().split(/ {3,}/)[0]);
+  const words = (line: string): string[] => [...line.matchAll(/'([^']*)'|(\S+)/g)].slice(1).map((m) => m[1] ?? m[2]);
+  test.each(Object.keys(COMMANDS))('the examples of %s run as they stand', async (command) => {
+    const all = await examples(command);
+    expect(all.length).toBeGreaterThanOrEqual(2);
+    for (const line of all.filter((text) => !text.includes('/usr/'))) {
+      const args = words(line.replace('butterfly.svg', join(scratch, 'butterfly.svg')));
+      const { status, stdout, stderr } = await inProcess(args);
+      // The embedded guest writes 0 to the debug-exit port: status 1.
+      expect(status, `${line}\n${stderr}`).toBe(args.includes('hello') && command !== 'callers' ? 1 : 0);
+      expect(stdout).not.toBe('');
+    }
+  });
+  test.each(['run', 'modes', 'trace'])('%s explains --json and --input, in 80 columns', async (command) => {
+    const text = await helpOf(command);
+    expect(text).toMatch(/\n(With )?--json /);
+    expect(text).toContain('--input is typed on the serial console');
+    expect(text).toMatch(/--input c --until/);
+    const long = lines(text.split('Examples:')[1]).filter((line) => line.length > 80 && !line.includes('/usr/'));
+    expect(long).toEqual([]);
+  });
+});
+
+describe('trace', () => {
+  test('--ts nsec: nine digits, 10 ns an instruction', async () => {
+    const { stdout } = await inProcess(['trace', '-e', 'kvm_cr', '--ts', 'nsec', 'hello']);
+    expect(lines(stdout)[0]).toMatch(/ 0\.0000\d{5}: kvm_cr: /);
+    expect(lines(stdout)[0]).toMatch(/0: kvm_cr/);
+  });
+  test('--filter on fields, on text, and with wildcards', async () => {
+    const of = async (filter: string): Promise<string[]> =>
+      lines((await inProcess(['trace', '--backend', 'vmx', '--filter', filter, 'hello'])).stdout);
+    const exits = await of('name == CR_ACCESS');
+    expect(exits).toHaveLength(2);
+    expect(exits.every((line) => line.includes('reason CR_ACCESS'))).toBe(true);
+    expect((await of('port == 0x3f8 && rw == write')).length).toBeGreaterThan(10);
+    expect((await of('name ~ CR_*')).length).toBe(2);
+    expect(await of('cr_write 0')).toHaveLength(2);
+    expect(await of('val < 0x11 && cr == 0')).toHaveLength(1);
+  });
+  test('a comparison of sizes wants a number', () => {
+    expect(() => parseFilter('name < x', selectEvents(['kvm_exit']))).toThrow(/compares numbers/);
+  });
+  test('the table of fields is what the events of a tour carry', async () => {
+    const wrong: string[] = [];
+    await runSession({
+      spec: 'vmx',
+      flags: { maxInstructions: '30000' },
+      common: { image: firmware(expandImage(GUEST_IMAGES.tour), 'tour'), memory: 16 << 20, cpus: 2, disks: [] },
+      prepare: (machine) =>
+        machine.kvm.on('*', (event: TraceEvents[TraceName], name: TraceName) => {
+          if (String(Object.keys(event).sort()) !== String([...TRACE_FIELDS[name]].sort())) wrong.push(name);
+        }),
+    });
+    expect([...new Set(wrong)]).toEqual([]);
+  });
+  test('the table has every field of every event', () => {
+    type Missing = { [N in TraceName]: Exclude<keyof TraceEvents[N], (typeof TRACE_FIELDS)[N][number]> }[TraceName];
+    const complete: [Missing] extends [never] ? true : false = true;
+    expect(complete).toBe(true);
+  });
+});
