@@ -2,8 +2,7 @@
  * An AMD EPYC 7763 (Milan, Zen 3: family 19h, model 01h, stepping 1), as far as the emulator has it: the model on which SVM runs.
  * Manual: APM vol. 3 appendix E; vol. 2 section 15.1 (SVM features).
  *
- * Gaps, dropped from the leaves below by gaps.ts: AVX, AVX2, FMA3, F16C, VAES, VPCLMULQDQ; XSAVE and its kin; SSE4A, misaligned SSE; RDRAND,
- * RDSEED; shadow stacks; MONITORX; RDPRU; performance counters, IBS and LWP; cache allocation and monitoring (RDT); topology extensions; core
+ * Gaps, dropped from the leaves below by gaps.ts: SSE4A, misaligned SSE; shadow stacks; MONITORX; RDPRU; performance counters, IBS and LWP; cache allocation and monitoring (RDT); topology extensions; core
  * performance boost; SKINIT; of SVM: LBR virtualisation, TSC scaling, AVIC, virtual VMLOAD/VMSAVE, virtual GIF, GMET, SSS, VTE, IBS
  * virtualisation, SPEC_CTRL virtualisation; of SEV: SEV-SNP and what goes with it. Memory encryption takes no physical address bits away here.
  */
@@ -16,6 +15,7 @@ const LEAVES: Readonly<Record<string, Leaf>> = {
   '1': [0x00a00f11, 0x00010800, 0x7efa320b, 0x178bfbff],
   '5': [0x40, 0x40, 3, 0x11],
   '7.0': [0, 0x219c97a9, 0x0040068c, 0x00000010],
+  'd.1': [0xf, 0, 0, 0],
   '80000001': [0x00a00f11, 0x40000000, 0x75c237ff, 0x2fd3fbff],
   '80000005': [0xff40ff40, 0xff40ff40, 0x20080140, 0x20080140],
   '80000006': [0x48002200, 0x68004200, 0x02006140, 0x08009140],

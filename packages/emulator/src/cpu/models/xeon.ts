@@ -2,8 +2,7 @@
  * An Intel Xeon Gold 6342 (Ice Lake SP: family 6, model 6Ah, stepping 6), as far as the emulator has it: the model on which VMX runs.
  * Manual: SDM vol. 2 CPUID; vol. 3 appendix A (VMX capability reporting).
  *
- * Gaps, dropped from the leaves below by gaps.ts: AVX, AVX2, FMA3, F16C, VAES, VPCLMULQDQ, AVX-512; XSAVE and its kin; GFNI; RDRAND, RDSEED;
- * TSX; SGX; SMX; performance counters, debug store, processor trace; hyper-threading; thermal and power control; cache allocation and
+ * Gaps, dropped from the leaves below by gaps.ts: AVX-512; TSX; SGX; SMX; performance counters, debug store, processor trace; hyper-threading; thermal and power control; cache allocation and
  * monitoring (RDT); memory encryption; PCONFIG. Of VMX: APIC virtualisation, posted interrupts, VMFUNC, shadow VMCS, page-modification log,
  * EPT violations as #VE, mode-based execute control, sub-page permissions, TSC scaling, 5-level EPT.
  */
@@ -18,6 +17,7 @@ const LEAVES: Readonly<Record<string, Leaf>> = {
   '2': [0x00feff01, 0xf0, 0, 0],
   '5': [0x40, 0x40, 3, 0x1020],
   '7.0': [0, 0xf3bfbfff, 0x40417f4e, 0xbc040412],
+  'd.1': [0xf, 0, 0, 0],
   '80000001': [0, 0, 0x121, 0x2c100800],
   '80000006': [0, 0, 0x01006040, 0],
   '80000008': [MAXPHYADDR | (48 << 8), 0x200, 0, 0],
@@ -41,8 +41,8 @@ const ENTRY_TRUE = 0x11fb;
 const PIN = bits(0, 3, 5, 6) | PIN_DEFAULT1;
 /** Windows, TSC offset, HLT, INVLPG, MWAIT, RDPMC, RDTSC, CR3, CR8, MOV DR, I/O, trap flag, MSR bitmaps, MONITOR, PAUSE, secondary. */
 const PROC = bits(2, 3, 7, 9, 10, 11, 12, 15, 16, 19, 20, 22, 23, 24, 25, 27, 28, 29, 30, 31) | PROC_DEFAULT1;
-/** EPT, descriptor tables, RDTSCP, VPID, WBINVD, unrestricted guest, INVPCID. */
-const PROC2 = bits(1, 2, 3, 5, 6, 7, 12);
+/** EPT, descriptor tables, RDTSCP, VPID, WBINVD, unrestricted guest, INVPCID, XSAVES. */
+const PROC2 = bits(1, 2, 3, 5, 6, 7, 12, 20);
 /** Save debug, 64-bit host, acknowledge interrupt, PAT, EFER, save the preemption timer. */
 const EXIT = bits(2, 9, 15, 18, 19, 20, 21, 22) | EXIT_DEFAULT1;
 /** Load debug, IA-32e guest, PAT, EFER. */
@@ -61,6 +61,7 @@ type Has = (feature: FeatureName) => boolean;
 const SECONDARY_FEATURES: readonly (readonly [number, FeatureName])[] = [
   [3, 'rdtscp'],
   [12, 'invpcid'],
+  [20, 'xsaves'],
 ];
 const secondary = (has: Has): number =>
   SECONDARY_FEATURES.reduce((allowed, [bit, feature]) => (has(feature) ? allowed : allowed & ~(1 << bit)), PROC2);

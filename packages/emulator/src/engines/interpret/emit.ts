@@ -4,19 +4,20 @@
  */
 import { Layout, TlbEntry } from '../../memory/layout.ts';
 import { Flag, S, Vector } from '../../state-layout.ts';
-import { type Code, I32, I64, MEM, OP, type ValType } from '../wasm/emitter.ts';
+import { type Code, I32, I64, MEM, OP, V128, type ValType } from '../wasm/emitter.ts';
 import type { Frame, Helper } from './frame.ts';
 import { type Effect, isNode, type MemoryAccess, type Node, Plan, type Recording, type Region } from './ir.ts';
 import { P, R } from './records.ts';
+import { emitVectorStore, setVector, VECTOR_NODES, type VectorEmitter } from './vector-emit.ts';
 
 const LOAD: Record<number, number> = { 1: MEM.i64Load8U, 2: MEM.i64Load16U, 4: MEM.i64Load32U, 8: MEM.i64Load };
 const STORE: Record<number, number> = { 1: MEM.i64Store8, 2: MEM.i64Store16, 4: MEM.i64Store32, 8: MEM.i64Store };
 const TLB_MASK = (Layout.tlbEntries - 1) * TlbEntry.size;
 const SCRATCH = Layout.state + S.scratch;
 
-const valType = (node: Node): ValType => (node.type === 'i64' ? I64 : I32);
+const valType = (node: Node): ValType => (node.type === 'i64' ? I64 : node.type === 'i32' ? I32 : V128);
 
-export class HandlerEmitter {
+export class HandlerEmitter implements VectorEmitter {
   readonly #frame: Frame;
   readonly #code: Code;
   #plan!: Plan;
@@ -80,7 +81,7 @@ export class HandlerEmitter {
   }
 
   #compute(node: Node): void {
-    const special = COMPUTE[node.op];
+    const special = COMPUTE[node.op] ?? VECTOR_NODES[node.op];
     if (special) {
       special(this, node);
       return;
@@ -110,17 +111,17 @@ export class HandlerEmitter {
   }
 
   /** size | segment << 8, for the helpers. */
-  #sizeAndSegment(access: MemoryAccess): void {
+  sizeAndSegment(access: MemoryAccess, size: number = access.size): void {
     if (access.seg !== 'operand') {
-      this.#code.i32(access.size | (access.seg << 8));
+      this.#code.i32(size | (access.seg << 8));
       return;
     }
     this.field(MEM.i32Load8U, R.seg);
-    this.#code.i32(8).op(OP.i32Shl).i32(access.size).op(OP.i32Or);
+    this.#code.i32(8).op(OP.i32Shl).i32(size).op(OP.i32Or);
   }
 
   /** Leaves on the stack whether the TLB has the linear address; `entry` gets the entry's offset. */
-  #probeTlb(linear: number, entry: number, size: number, tag: number): void {
+  probeTlb(linear: number, entry: number, size: number, tag: number): void {
     const code = this.#code;
     code.get(linear).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64);
     this.#frame.contextHash();
@@ -138,7 +139,7 @@ export class HandlerEmitter {
   }
 
   /** Host offset of a TLB hit. */
-  #hostAddress(linear: number, entry: number): void {
+  hostAddress(linear: number, entry: number): void {
     this.#code
       .get(linear)
       .op(OP.i32WrapI64)
@@ -148,7 +149,7 @@ export class HandlerEmitter {
   }
 
   /** Evaluates a linear address into a local of its own. */
-  #linear(node: Node): number {
+  linear(node: Node): number {
     const local = this.#frame.acquire(I64);
     this.#value(node);
     this.#code.set(local);
@@ -158,18 +159,18 @@ export class HandlerEmitter {
   load(node: Node): void {
     const code = this.#code;
     const access = node.access!;
-    const linear = this.#linear(node.args[0]);
+    const linear = this.linear(node.args[0]);
     const entry = this.#frame.acquire(I32);
     const tag = access.forWrite ? TlbEntry.tagWrite : TlbEntry.tagRead;
     const host = access.forWrite ? this.#frame.acquire(I32) : -1;
-    this.#probeTlb(linear, entry, access.size, tag);
+    this.probeTlb(linear, entry, access.size, tag);
     code.if(I64);
-    this.#hostAddress(linear, entry);
+    this.hostAddress(linear, entry);
     if (host >= 0) code.tee(host);
     code.mem(LOAD[access.size], 0);
     code.else();
     code.get(linear);
-    this.#sizeAndSegment(access);
+    this.sizeAndSegment(access);
     code.call(this.#frame.helper(access.forWrite ? 'missReadForWrite' : 'missRead')).brIf(this.#frame.fault);
     if (host >= 0) code.i32(0).set(host);
     code.i32(0).mem(LOAD[access.size], SCRATCH);
@@ -182,7 +183,7 @@ export class HandlerEmitter {
   #store(effect: Effect & { kind: 'store' }): void {
     const code = this.#code;
     const { access } = effect;
-    const linear = this.#linear(effect.linear);
+    const linear = this.linear(effect.linear);
     const value = this.#frame.acquire(I64);
     this.#value(effect.value);
     code.set(value);
@@ -193,16 +194,16 @@ export class HandlerEmitter {
       code.get(known);
     } else {
       entry = this.#frame.acquire(I32);
-      this.#probeTlb(linear, entry, access.size, TlbEntry.tagWrite);
+      this.probeTlb(linear, entry, access.size, TlbEntry.tagWrite);
       code.if();
-      this.#hostAddress(linear, entry);
+      this.hostAddress(linear, entry);
     }
     code.get(value).mem(STORE[access.size], 0);
     code.else();
     // Says where, should the host want execution to stop behind this instruction.
     code.i32(0).get(this.#frame.pc).mem(MEM.i32Store, P.pc);
     code.get(linear).get(value);
-    this.#sizeAndSegment(access);
+    this.sizeAndSegment(access);
     code.call(this.#frame.helper('missWrite')).brIf(this.#frame.fault);
     code.end();
     if (entry >= 0) this.#frame.release(entry, I32);
@@ -212,12 +213,12 @@ export class HandlerEmitter {
 
   #probe(effect: Effect & { kind: 'probe' }): void {
     const code = this.#code;
-    const linear = this.#linear(effect.linear);
+    const linear = this.linear(effect.linear);
     const entry = this.#frame.acquire(I32);
-    this.#probeTlb(linear, entry, effect.access.size, TlbEntry.tagWrite);
+    this.probeTlb(linear, entry, effect.access.size, TlbEntry.tagWrite);
     code.op(OP.i32Eqz).if();
     code.get(linear);
-    this.#sizeAndSegment(effect.access);
+    this.sizeAndSegment(effect.access);
     code.call(this.#frame.helper('missProbe')).brIf(this.#frame.fault);
     code.end();
     this.#frame.release(entry, I32);
@@ -248,6 +249,12 @@ export class HandlerEmitter {
         return;
       case 'probe':
         this.#probe(effect);
+        return;
+      case 'setVector':
+        setVector(this, effect.address, effect.k, effect.value);
+        return;
+      case 'store128':
+        emitVectorStore(this, effect.linear, effect.value, effect.access);
         return;
       case 'flags':
         if (effect.result) this.#value(effect.result);
@@ -388,7 +395,7 @@ export class HandlerEmitter {
       this.field(MEM.i32Load, R.link);
       code.brIf(label);
     }
-    const local = this.#linear(target);
+    const local = this.linear(target);
     this.#raiseIfBad(() => code.get(local));
     this.#frame.release(local, I64);
     if (label) code.end();

@@ -34,10 +34,14 @@ export interface Form {
   /** The immediate is a shift count that does not come out as zero. */
   readonly countNotZero: boolean;
   readonly vendor: 'amd' | 'intel';
+  /** Vector instructions only. */
+  readonly vector?: { readonly vex: boolean; readonly wide: boolean; readonly imm: number };
 }
 
 export const formKey = (f: Form): string =>
-  `${f.mnemonic}.${f.condition} ${f.operands.join()} o${f.opSize} a${f.addrSize} c${f.codeSize} s${f.stackSize} ${f.segments}${f.special} ${f.memory} ${f.lock ? 'L' : ''}${f.rep}${f.countNotZero ? 'n' : ''} ${f.vendor}`;
+  `${f.mnemonic}.${f.condition} ${f.operands.join()} o${f.opSize} a${f.addrSize} c${f.codeSize} s${f.stackSize} ${f.segments}${f.special} ${f.memory} ${f.lock ? 'L' : ''}${f.rep}${f.countNotZero ? 'n' : ''} ${f.vendor}${f.vector === undefined ? '' : vectorKey(f.vector)}`;
+const vectorKey = ({ vex, wide, imm }: NonNullable<Form['vector']>): string =>
+  ` ${vex ? 'v' : ''}${wide ? 'w' : ''}${imm}`;
 
 /** How an instruction becomes its canonical form: fewer forms, same meaning. */
 export interface Normal {
@@ -49,6 +53,10 @@ export interface Normal {
   hasVvvv: boolean;
   byteReg: boolean;
   byteRm: boolean;
+  /** The record's register fields name vector registers. */
+  vectorReg: boolean;
+  vectorRm: boolean;
+  vectorVvvv: boolean;
 }
 
 const isRegisterRm = (insn: Instruction, spec: string): boolean =>
@@ -78,11 +86,31 @@ export function normalise(insn: Instruction): Normal {
     hasVvvv: specs.some((s) => s[0] === 'B'),
     byteReg: specs.some((s) => s === 'Gb'),
     byteRm: specs.some((s) => (s[0] === 'E' || s[0] === 'Z' || s[0] === 'R') && isByte(s)),
+    vectorReg: false,
+    vectorRm: false,
+    vectorVvvv: false,
   };
+  if (isVector(insn.row)) return normaliseVector(normal, specs);
   if (insn.row.mnemonic === 'call') normal.operands = specs;
   if (TWO_WAY.has(insn.row.mnemonic)) normaliseTwoWay(normal, text, register);
   if (register) normal.operands = normal.operands.map((s) => (s[0] === 'E' ? `R${s.slice(1)}` : s));
   return normal;
+}
+
+export const isVector = (row: Row): boolean => row.unit === 'sse' || row.unit === 'avx';
+
+/** Operands of vector instructions stay as they are; AH to BH do not occur. */
+function normaliseVector(normal: Normal, specs: readonly string[]): Normal {
+  const names = (letters: string): boolean => specs.some((s) => letters.includes(s.charAt(0)));
+  return {
+    ...normal,
+    operands: specs,
+    byteReg: false,
+    byteRm: false,
+    vectorReg: names('V'),
+    vectorRm: names('WU'),
+    vectorVvvv: names('H'),
+  };
 }
 
 function normaliseTwoWay(normal: Normal, text: string, register: boolean): void {
@@ -111,7 +139,7 @@ function memoryKind(insn: Instruction): Form['memory'] {
 }
 
 const usesMemory = (operands: readonly string[]): boolean =>
-  operands.some((s) => 'EMOXY'.includes(s[0]) || s.includes('/M'));
+  operands.some((s) => 'EMOXYW'.includes(s[0]) || s.includes('/M'));
 /** Implicit accesses through the operand segment. */
 const IMPLICIT = new Set(['xlat', 'movs', 'cmps', 'stos', 'lods', 'scas', 'outs', 'ins']);
 /** Semantics that depend on the code size or use the stack. */
@@ -147,8 +175,16 @@ export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 
     condition: row.condition ?? -1,
     countNotZero: isCounted(row) && countNotZero(insn),
     vendor,
+    ...(isVector(row) ? { vector: vectorFacts(insn) } : {}),
   };
 }
+
+/** Immediates of vector instructions are static: they choose lanes. */
+const vectorFacts = (insn: Instruction): NonNullable<Form['vector']> => ({
+  vex: insn.vex.present,
+  wide: insn.vex.l === 1,
+  imm: insn.row.operands.includes('Ib') ? Number(insn.imm) & 0xff : 0,
+});
 
 function specialSegment(seg: number, long: boolean): Form['special'] {
   if (seg === 4 || seg === 5) return seg;

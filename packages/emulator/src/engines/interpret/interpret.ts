@@ -51,6 +51,21 @@ const CS_BASE = CS_LIMIT + 4;
 const SHADOW = Layout.state + S.shadow;
 const RFLAGS = Layout.state + S.rflags;
 
+const word = (offset: number): number => (Layout.state + offset) >> 2;
+const CR0_WORD = word(S.cr0);
+const CR4_WORD = word(S.cr4);
+const XCR0_WORD = word(S.xcr0);
+
+/** {@link P.vectors} by CR0.EM, CR0.TS, CR4.OSFXSR and OSXSAVE, XCR0, and the mode (APM vol. 4 section 1.2.4). */
+function vectorGates(words: Int32Array): number {
+  const cr0 = words[CR0_WORD];
+  const cr4 = words[CR4_WORD];
+  const sse = (cr0 & 0xc) === 0 && (cr4 & 0x200) !== 0;
+  const protectedMode = (cr0 & 1) !== 0 && (words[RFLAGS >> 2] & Flag.VM) === 0;
+  const avx = (cr0 & 8) === 0 && (cr4 & 0x40000) !== 0 && (words[XCR0_WORD] & 6) === 6 && protectedMode;
+  return (sse ? 0 : 1) | (avx ? 0 : 2);
+}
+
 type Run = (record: number, ticks: number) => number;
 
 /** A module's instance in this engine's memory. */
@@ -253,6 +268,7 @@ export class InterpretEngine implements Engine {
     words[(P.codeLimit >> 2) + 1] = long ? -1 : 0;
     words[P.awaited >> 2] = host.awaitsInterrupts() ? 1 : 0;
     words[P.flagsIntercepted >> 2] = host.plainFlagImages() ? 0 : 1;
+    words[P.vectors >> 2] = vectorGates(words);
     words[(P.key >> 2) + 1] = id;
   }
 

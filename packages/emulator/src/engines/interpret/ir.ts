@@ -7,8 +7,9 @@
  */
 import type { Size } from '../../builder/builder.ts';
 import type { OP } from '../wasm/emitter.ts';
+import type { SimdBinary, SimdExtract, SimdReplace, SimdShift, SimdTest, SimdUnary } from '../wasm/simd.ts';
 
-export type NodeType = 'i64' | 'i32';
+export type NodeType = 'i64' | 'i32' | 'v128';
 
 /** A value's operation: a wasm opcode of the same name, or one of ours. */
 export type NodeOp =
@@ -42,8 +43,28 @@ export type NodeOp =
   | 'div128'
   | 'mulHighU'
   | 'mulHighS'
+  /** WebAssembly's vector instructions by name; lane numbers are `k`. */
+  | SimdUnary
+  | SimdBinary
+  | SimdShift
+  | SimdTest
+  | SimdExtract
+  | SimdReplace
+  /** (a, b), the byte numbers are the bytes of `k`, lowest first. */
+  | 'shuffle'
+  | 'bitselect'
+  /** `k` is 128 bits. */
+  | 'vconst'
+  /** An i64 as a number in every lane; lane 0 as a saturated i64. */
+  | 'f64x2FromI64'
+  | 'f32x4FromI64'
+  | 'i64FromF64x2'
+  | 'i64FromF32x4'
+  /** Mutable read of 16 bytes of the state block: (address or none), absolute `k`. */
+  | 'vector'
   /** Effects with a value. */
   | 'load'
+  | 'load128'
   | 'linear';
 
 export interface Variable {
@@ -52,7 +73,7 @@ export interface Variable {
 }
 
 export interface MemoryAccess {
-  size: Size;
+  size: Size | 16;
   /** Static segment number, or 'operand': the record's. */
   seg: number | 'operand';
   forWrite: boolean;
@@ -83,6 +104,8 @@ export type EffectBody =
   /** Loads and checked linear addresses are nodes in the item list; they need no effect of their own. */
   | { kind: 'setReg'; address: Node | null; k: bigint; size: Size; value: Node }
   | { kind: 'store'; linear: Node; value: Node; access: MemoryAccess; reuse: Node | null }
+  | { kind: 'setVector'; address: Node | null; k: bigint; value: Node }
+  | { kind: 'store128'; linear: Node; value: Node; access: MemoryAccess }
   | { kind: 'probe'; linear: Node; access: MemoryAccess }
   | { kind: 'flags'; result: Node | null; aux: Node | null }
   | { kind: 'setRflags'; value: Node }
@@ -143,9 +166,9 @@ export interface Recording {
 export const isNode = (item: Item): item is Node => item instanceof Node;
 
 /** Reads that a write may change. */
-export const MUTABLE: ReadonlySet<NodeOp> = new Set(['reg', 'var', 'flagResult', 'flagAux', 'rflags']);
+export const MUTABLE: ReadonlySet<NodeOp> = new Set(['reg', 'vector', 'var', 'flagResult', 'flagAux', 'rflags']);
 /** Nodes that must stay where they stand. */
-export const EFFECTFUL: ReadonlySet<NodeOp> = new Set(['load', 'linear']);
+export const EFFECTFUL: ReadonlySet<NodeOp> = new Set(['load', 'load128', 'linear']);
 
 /** Regions inside an effect. */
 export function innerRegions(effect: Effect): Region[] {
@@ -157,8 +180,10 @@ export function innerRegions(effect: Effect): Region[] {
 export function effectArgs(effect: Effect): Node[] {
   switch (effect.kind) {
     case 'setReg':
+    case 'setVector':
       return effect.address ? [effect.value, effect.address] : [effect.value];
     case 'store':
+    case 'store128':
       return [effect.linear, effect.value];
     case 'probe':
       return [effect.linear];
@@ -191,6 +216,8 @@ export function clobbers(effect: Effect, node: Node): boolean {
   switch (effect.kind) {
     case 'setReg':
       return node.op === 'reg';
+    case 'setVector':
+      return node.op === 'vector';
     case 'flags':
       return (node.op === 'flagResult' && effect.result !== null) || (node.op === 'flagAux' && effect.aux !== null);
     case 'setRflags':

@@ -3,12 +3,15 @@
  * Contract: builder/builder.ts, `Operation`. Operand letters: decode/mnemonics.ts.
  */
 import type { Builder, OperandAccess, Operation, Size, Value } from '../../builder/builder.ts';
+import { AssertionError } from '../../exceptions.ts';
 import { SEMANTICS } from '../../semantics/index.ts';
+import { recordVector } from '../../semantics/vector/index.ts';
 import { type OperandForm, parseOperand, sizeOf } from '../evaluate/operands.ts';
 import type { Form } from './form.ts';
 import type { Recording } from './ir.ts';
-import { Recorder } from './recorder.ts';
+import type { Recorder } from './recorder.ts';
 import { systemPath } from './system-paths.ts';
+import { VectorRecorder } from './vector-recorder.ts';
 
 type Place = Pick<OperandAccess, 'get' | 'getForWrite' | 'set'>;
 
@@ -67,7 +70,7 @@ export const hasSemantics = (mnemonic: string): boolean => Object.hasOwn(SEMANTI
 
 /** Records the semantics of a form; several forms follow each other in consecutive records. */
 export function recordForms(forms: readonly Form[]): Recording {
-  const recorder = new Recorder(forms[0]);
+  const recorder = new VectorRecorder(forms[0]);
   forms.forEach((form, i) => {
     if (i > 0) recorder.advance(form);
     recordInto(recorder, form);
@@ -75,8 +78,20 @@ export function recordForms(forms: readonly Form[]): Recording {
   return recorder.recording();
 }
 
+/** JavaScript raises #UD or #NM where the unit is not to be used. */
+function recordGated(recorder: VectorRecorder, form: Form, vector: NonNullable<Form['vector']>): void {
+  recorder.handBackWhen(recorder.isGated(vector.vex));
+  const { mnemonic, operands, opSize, memory } = form;
+  recordVector(recorder, mnemonic, { operands, opSize, memory: memory !== 'none', ...vector });
+}
+
 /** Records one form's semantics behind what the recorder holds. */
 export function recordInto(recorder: Recorder, form: Form): void {
+  if (form.vector !== undefined) {
+    if (!(recorder instanceof VectorRecorder)) throw new AssertionError(`${form.mnemonic}: no recorder for vectors`);
+    recordGated(recorder, form, form.vector);
+    return;
+  }
   const operation = operationOf(recorder, form);
   const system = systemPath(form.mnemonic);
   if (system) system(recorder, operation, form);

@@ -14,6 +14,7 @@ import {
   type Label,
   MEM,
   OP,
+  V128,
   type ValType,
 } from '../wasm/emitter.ts';
 import { HandlerEmitter } from './emit.ts';
@@ -30,7 +31,7 @@ class FunctionFrame implements Frame {
   readonly pc = 0;
   readonly pageBase = 1;
   readonly locals: ValType[] = [];
-  readonly #free: Record<ValType, number[]> = { [I32]: [], [I64]: [] };
+  readonly #free: Record<ValType, number[]> = { [I32]: [], [I64]: [], [V128]: [] };
   readonly fault: Label;
 
   constructor(readonly long: boolean) {

@@ -7,6 +7,7 @@ import type { DecodeMode, Instruction } from '../../decode/instruction.ts';
 import { PAGE, type PhysicalMemory, PRIVATE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
 import type { CodeKey } from '../engine.ts';
+import type { Normal } from './form.ts';
 import type { FormInfo, HandlerSet } from './handlers.ts';
 import { FIRST_RECORD, Jump, jumpIndex, MAX_RUN, R, RECORDS_END, Special } from './records.ts';
 import type { Shape, ShapeTable } from './shape.ts';
@@ -56,6 +57,13 @@ function registerOffset(number: number, byte: boolean, rex: number): number {
   if (number < 0) return S.zero;
   if (byte && rex === 0 && number >= 4 && number < 8) return S.gpr + (number - 4) * 8 + 1;
   return S.gpr + number * 8;
+}
+
+const vectorOffset = (number: number): number => S.ymm + number * 32;
+/** Place of VEX.vvvv's register, or the second immediate. */
+function vvvvOffset(insn: Instruction, normal: Normal): number {
+  if (normal.vectorVvvv) return vectorOffset(insn.vex.vvvv);
+  return normal.hasVvvv ? registerOffset(insn.vex.vvvv, false, insn.rex) : insn.imm2 & 0xffff;
 }
 
 /** Records that were laid down together. */
@@ -239,10 +247,14 @@ export class Predecoder {
     const word = at >> 2;
     const encodedRm = insn.modrm >= 0 ? insn.rm : insn.opReg;
     const rm = normal.accumulator ? 0 : normal.swapped ? insn.reg : encodedRm;
-    const rmOffset = registerOffset(rm, normal.byteRm, normal.accumulator ? 0x40 : rex);
-    let regOffset = registerOffset(normal.swapped ? encodedRm : insn.reg, normal.byteReg, rex);
+    const rmOffset = normal.vectorRm
+      ? vectorOffset(rm)
+      : registerOffset(rm, normal.byteRm, normal.accumulator ? 0x40 : rex);
+    let regOffset = normal.vectorReg
+      ? vectorOffset(insn.reg)
+      : registerOffset(normal.swapped ? encodedRm : insn.reg, normal.byteReg, rex);
     if (shape.segment) regOffset = S.segments + segmentOperand(insn) * 16;
-    const vvvv = normal.hasVvvv ? registerOffset(insn.vex.vvvv, false, rex) : insn.imm2 & 0xffff;
+    const vvvv = vvvvOffset(insn, normal);
     const base = registerOffset(insn.ripRelative ? -1 : insn.base, false, rex);
     words[word + 1] = next | (regOffset << 16);
     words[word + 2] = rmOffset | (vvvv << 16);

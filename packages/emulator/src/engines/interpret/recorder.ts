@@ -58,7 +58,7 @@ export class Recorder extends ValueRecorder implements Builder {
     return this.shared('reg', 'i64', [address], BigInt(Layout.state), 8, 64, `r${this.regVersion}`);
   }
   /** A linear address: a plain sum where nothing is checked, else a node that may fault. */
-  #linear(offset: Node, access: Access): Node {
+  protected linear(offset: Node, access: Access): Node {
     const form = this.form;
     const seg = access.seg === 'operand' && form.special >= 0 ? form.special : access.seg;
     const special = seg === 4 || seg === 5;
@@ -84,15 +84,14 @@ export class Recorder extends ValueRecorder implements Builder {
   #access(access: Access, forWrite: boolean): MemoryAccess {
     return { size: access.size, seg: access.seg, forWrite };
   }
-  #align(linear: Node, access: Access): void {
-    if (access.align === undefined) return;
-    const low = this.andNode(linear, this.n64(BigInt(access.align - 1)));
+  protected checkAlignment(linear: Node, align: number): void {
+    const low = this.andNode(linear, this.n64(BigInt(align - 1)));
     this.raiseWhen(this.ne(v(low), this.const(0)), Vector.GP, 0);
   }
   readonly #loaded = new Map<string, Node>();
   load(offset: Value, access: Access): Value {
-    const linear = this.#linear(n(offset), access);
-    this.#align(linear, access);
+    const linear = this.linear(n(offset), access);
+    if (access.align !== undefined) this.checkAlignment(linear, access.align);
     this.facts.mayLeave = true;
     const node = this.push('load', 'i64', [linear], 0n, access.size, access.size * 8, {
       access: this.#access(access, access.forWrite === true),
@@ -101,14 +100,14 @@ export class Recorder extends ValueRecorder implements Builder {
     return v(node);
   }
   store(offset: Value, value: Value, access: Access): void {
-    const linear = this.#linear(n(offset), { ...access, forWrite: true });
+    const linear = this.linear(n(offset), { ...access, forWrite: true });
     this.facts.mayLeave = true;
     const loaded = this.#loaded.get(`${this.id(linear)} ${access.size}`);
     const reuse = loaded?.region.contains(this.region) ? loaded : null;
     this.effect({ kind: 'store', linear, value: n(value), access: this.#access(access, true), reuse });
   }
   probe(offset: Value, access: Access): void {
-    const linear = this.#linear(n(offset), { ...access, forWrite: true });
+    const linear = this.linear(n(offset), { ...access, forWrite: true });
     this.facts.mayLeave = true;
     this.effect({ kind: 'probe', linear, access: this.#access(access, true) });
   }

@@ -2,8 +2,9 @@
  * Shapes: what the predecoder works out once for all instructions of a decode row that differ only in what their records hold.
  */
 import type { Instruction, Row } from '../../decode/instruction.ts';
+import { hasVectorSemantics } from '../../semantics/vector/index.ts';
 import type { CodeKey } from '../engine.ts';
-import { countNotZero, formOf, isCounted, type Normal, normalise } from './form.ts';
+import { countNotZero, formOf, isCounted, isVector, type Normal, normalise } from './form.ts';
 import type { FormInfo, HandlerSet } from './handlers.ts';
 import { hasSemantics } from './operation.ts';
 import { hasSystemPath, isSegmentInstruction } from './system-paths.ts';
@@ -28,6 +29,7 @@ export interface Shape {
 interface RowShapes {
   readonly counted: boolean;
   readonly segment: boolean;
+  readonly vector: boolean;
   readonly shapes: Map<number, Shape>;
 }
 
@@ -40,15 +42,20 @@ export interface ShapeOptions {
 const UNCONDITIONAL = new Set(['jmp', 'call', 'ret']);
 
 /** Does generated code execute it? Otherwise JavaScript does: checks of privilege and intercepts live there. */
-function isGenerated(insn: Instruction, allFeatures: boolean): boolean {
+function isGenerated(insn: Instruction, allFeatures: boolean, key: CodeKey): boolean {
   const { row } = insn;
   if (insn.codeSize === 8 ? row.no64 : row.only64) return false;
   if (hasSystemPath(insn)) return !insn.lock;
+  if (isVector(row)) return allFeatures && !insn.lock && hasVectorSemantics(row) && hasPlainAddress(insn, key);
   if (!hasSemantics(row.mnemonic) || row.unit !== 'integer') return false;
   if (row.intercept !== 'none' || row.privileged || row.protectedOnly || row.blockEnd === 'system') return false;
   if (row.feature !== undefined && !allFeatures) return false;
   return !insn.lock || (row.lockable && insn.mod !== 3);
 }
+
+/** Accesses of 16 bytes do not go through segment checks. */
+const hasPlainAddress = (insn: Instruction, key: CodeKey): boolean =>
+  insn.modrm < 0 || insn.mod === 3 || key.codeSize === 8 || (key.flat && insn.seg !== 1 && insn.seg < 4);
 
 /** FS, GS, CS; the other segments make no difference to a form. */
 const SEGMENT_CODE = [0, 3, 0, 0, 1, 2];
@@ -69,7 +76,12 @@ export class ShapeTable {
   of(insn: Instruction): Shape {
     let row = this.#rows.get(insn.row);
     if (row === undefined) {
-      row = { counted: isCounted(insn.row), segment: isSegmentInstruction(insn.row), shapes: new Map() };
+      row = {
+        counted: isCounted(insn.row),
+        segment: isSegmentInstruction(insn.row),
+        vector: isVector(insn.row),
+        shapes: new Map(),
+      };
       this.#rows.set(insn.row, row);
     }
     const signature =
@@ -81,7 +93,9 @@ export class ShapeTable {
       (REP_CODE(insn.rep) << 10) |
       (SEGMENT_CODE[insn.seg] << 12) |
       (row.counted && countNotZero(insn) ? 0x4000 : 0) |
-      (row.segment ? (insn.reg & 7) << 15 : 0);
+      (row.segment ? (insn.reg & 7) << 15 : 0) |
+      // Lanes are chosen by a static immediate.
+      (row.vector ? (insn.vex.l << 18) | ((Number(insn.imm) & 0xff) << 19) : 0);
     let shape = row.shapes.get(signature);
     if (shape === undefined) row.shapes.set(signature, (shape = this.#make(insn, row.segment)));
     return shape;
@@ -91,7 +105,7 @@ export class ShapeTable {
     const { mnemonic, operands, condition } = insn.row;
     const normal = normalise(insn);
     const { vendor, allFeatures } = this.#options;
-    const generated = isGenerated(insn, allFeatures);
+    const generated = isGenerated(insn, allFeatures, this.#key);
     return {
       info: generated ? this.#handlers.info(formOf(insn, normal, this.#key, vendor)) : null,
       normal,

@@ -5,8 +5,9 @@
 
 export const I32 = 0x7f;
 export const I64 = 0x7e;
+export const V128 = 0x7b;
 export const FUNCREF = 0x70;
-export type ValType = typeof I32 | typeof I64;
+export type ValType = typeof I32 | typeof I64 | typeof V128;
 
 /** One-byte opcodes without immediates. */
 export const OP = {

@@ -31,9 +31,9 @@ const vectorOf = (code: readonly number[]): number | undefined => m.run(...code)
 
 describe('availability', () => {
   it.each([
-    ['XCR0 without AVX', () => (m.xcr0 = 3n), Vector.UD],
-    ['CR4.OSXSAVE clear', () => (m.cr[4]! &= ~CR4.OSXSAVE), Vector.UD],
-    ['CR0.TS', () => (m.cr[0]! |= CR0.TS), Vector.NM],
+    ['XCR0 without AVX', (): unknown => (m.xcr0 = 3n), Vector.UD],
+    ['CR4.OSXSAVE clear', (): unknown => (m.cr[4]! &= ~CR4.OSXSAVE), Vector.UD],
+    ['CR0.TS', (): unknown => (m.cr[0]! |= CR0.TS), Vector.NM],
     [
       'TS and XCR0 without AVX: #UD comes first',
       () => {
@@ -42,8 +42,8 @@ describe('availability', () => {
       },
       Vector.UD,
     ],
-    ['the feature is off', () => m.features.delete('avx'), Vector.UD],
-    ['CR4.OSFXSR clear does not matter', () => (m.cr[4]! &= ~CR4.OSFXSR), undefined],
+    ['the feature is off', (): unknown => m.features.delete('avx'), Vector.UD],
+    ['CR4.OSFXSR clear does not matter', (): unknown => (m.cr[4]! &= ~CR4.OSFXSR), undefined],
   ] as const)('vaddps, %s', (_, change, vector) => {
     change();
     expect(vectorOf(VADDPS)).toBe(vector);
