@@ -31,7 +31,7 @@ const DIVISIONS: ReadonlySet<Node['op']> = new Set<Node['op']>([
   'mulHighU',
 ]);
 /** Values that can't be computed again later. */
-const isLeaf = (node: Node): boolean => EFFECTFUL.has(node.op) || MUTABLE.has(node.op) || DIVISIONS.has(node.op);
+export const isLeaf = (node: Node): boolean => EFFECTFUL.has(node.op) || MUTABLE.has(node.op) || DIVISIONS.has(node.op);
 
 export class Liveness {
   /** Users of each live node where it is not cold. */

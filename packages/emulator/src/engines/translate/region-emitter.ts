@@ -20,8 +20,9 @@ import { P } from '../interpret/records.ts';
 import { Code, type FuncBody, I32, I64, type Label, MEM, OP, V128, type ValType } from '../wasm/emitter.ts';
 import { BoundRecorder } from './bound-recorder.ts';
 import type { RegionInstruction } from './explore.ts';
+import { type FlagPlan, operandsOf, planFlags } from './flag-sites.ts';
 import { analyse, type Flow } from './flow.ts';
-import { Liveness, more, type Sight } from './liveness.ts';
+import type { Liveness } from './liveness.ts';
 import { Placement } from './placement.ts';
 import type { Block, Region } from './region.ts';
 import { addressOf, gprAt, type Machine, Values } from './values.ts';
@@ -63,6 +64,9 @@ export class RegionEmitter implements Machine {
   readonly #firstSlot: number;
   readonly #flow: Flow;
   readonly #recorded: Recorded[];
+  readonly #plan: FlagPlan;
+  /** Local: the source of the flags, where it is not the same on all ways. */
+  #tag = -1;
   readonly #locals: ValType[] = [];
   readonly #registers = new Map<number, number>();
   readonly #written = new Set<number>();
@@ -89,8 +93,8 @@ export class RegionEmitter implements Machine {
   #current!: Recorded;
   #index = -1;
   #exit: Label | null = null;
-  /** Flags that nobody has computed yet. */
-  #pending: (Effect & { kind: 'flags' }) | null = null;
+  /** Flags of this block that nobody has computed yet; null: those that the block began with. */
+  #pending: (Effect & { kind: 'flags' }) | 'locals' | null = null;
 
   /** @param firstSlot slot of the region's first entry; the others follow */
   constructor(region: Region, mode: RegionMode, firstSlot: number, view: DataView) {
@@ -112,7 +116,23 @@ export class RegionEmitter implements Machine {
     if (pages.size > 1) for (const page of pages) this.#checked.set(page, this.#local(I32));
     const bodies = region.blocks.map((block) => recordBlock(block, view));
     this.#findRegisters(bodies);
-    this.#recorded = this.#analyse(bodies);
+    this.#plan = planFlags({
+      bodies,
+      successors,
+      entries: new Set(entries),
+      leaves: (block) => this.#leavesAtEnd(region.blocks[block]),
+    });
+    this.#recorded = region.blocks.map((block, i) => {
+      const live = this.#plan.liveness[i];
+      return { block, body: bodies[i], live, placement: new Placement(bodies[i], live) };
+    });
+    if (this.#plan.tagged) this.#tag = this.#local(I32);
+    for (const { live } of this.#recorded) {
+      for (const effect of live.deferred) {
+        if (effect.kind !== 'flags' || !this.#plan.sites.has(effect)) continue;
+        for (const node of operandsOf(effect, live)) this.#values.reserve(node, this.#local(this.#values.typeOf(node)));
+      }
+    }
   }
 
   // ---- locals
@@ -167,31 +187,6 @@ export class RegionEmitter implements Machine {
     if (!this.#bases.has(seg)) this.#bases.set(seg, this.#local(I32));
   }
 
-  /** Liveness of flags across blocks, until nothing changes. */
-  #analyse(bodies: readonly IrRegion[]): Recorded[] {
-    const { blocks } = this.#region;
-    const entry: Sight[] = blocks.map(() => 'none');
-    const end = (block: Block): Sight => {
-      let sight: Sight = this.#leavesAtEnd(block) ? 'cold' : 'none';
-      for (const at of block.successors) {
-        if (entry[this.#region.blockAt.get(at)!.index] !== 'none') sight = 'hot';
-      }
-      return sight;
-    };
-    for (let changed = true; changed; ) {
-      changed = false;
-      for (let i = blocks.length - 1; i >= 0; i--) {
-        const now = new Liveness(bodies[i], end(blocks[i])).entry;
-        if (now === entry[i]) continue;
-        entry[i] = more(entry[i], now);
-        changed = true;
-      }
-    }
-    return blocks.map((block, i) => {
-      const live = new Liveness(bodies[i], end(block));
-      return { block, body: bodies[i], live, placement: new Placement(bodies[i], live) };
-    });
-  }
   /** Some way out of the block leaves the region, or may. */
   #leavesAtEnd(block: Block): boolean {
     const last = block.instructions[block.instructions.length - 1];
@@ -414,8 +409,7 @@ export class RegionEmitter implements Machine {
     stub.i32(0);
     rip(stub);
     stub.mem(MEM.i64Store, Layout.state + S.rip);
-    this.#storeFlag(stub, S.lazyResult, this.#pending?.result ?? null, this.result);
-    this.#storeFlag(stub, S.lazyAux, this.#pending?.aux ?? null, this.aux);
+    this.#storeFlags(stub);
     stub.get(PARAM.left);
     if (ticks > 0) stub.i32(ticks).op(OP.i32Sub);
     stub.op(OP.return);
@@ -423,11 +417,41 @@ export class RegionEmitter implements Machine {
     this.#stubs.push(stub);
     return { depth: 1 - this.#stubs.length };
   }
-  #storeFlag(stub: Code, offset: number, node: Node | null, local: number): void {
+  #storeFlags(stub: Code): void {
+    const pending = this.#pending;
+    if (pending !== null && pending !== 'locals') {
+      this.#storeFlagsOf(stub, () => {
+        this.#values.push(pending.result!, I64);
+        stub.mem(MEM.i64Store, Layout.state + S.lazyResult).i32(0);
+        this.#values.push(pending.aux!, I64);
+      });
+      return;
+    }
+    const sources = pending === null ? [...this.#plan.sources[this.#current.block.index]] : [0];
+    // The last one needs no question.
+    for (const source of sources.slice(1)) {
+      stub.get(this.#tag).i32(source).op(OP.i32Eq).if();
+      this.#storeSource(stub, source);
+      stub.else();
+    }
+    this.#storeSource(stub, sources[0] ?? 0);
+    for (let i = 1; i < sources.length; i++) stub.end();
+  }
+  #storeSource(stub: Code, source: number): void {
+    this.#storeFlagsOf(stub, () => {
+      const effect = this.#plan.effects.get(source);
+      if (effect === undefined) stub.get(this.result);
+      else this.#values.pushLater(effect.result!, I64);
+      stub.mem(MEM.i64Store, Layout.state + S.lazyResult).i32(0);
+      if (effect === undefined) stub.get(this.aux);
+      else this.#values.pushLater(effect.aux!, I64);
+    });
+  }
+  /** `both` pushes the result, stores it, and pushes the address and the auxiliary word. */
+  #storeFlagsOf(stub: Code, both: () => void): void {
     stub.i32(0);
-    if (node === null) stub.get(local);
-    else this.#values.push(node, I64);
-    stub.mem(MEM.i64Store, Layout.state + offset);
+    both();
+    stub.mem(MEM.i64Store, Layout.state + S.lazyAux);
   }
   #leave(at: number): Label {
     return this.#stub((code) => void code.get(this.base).i64(BigInt(at)).op(OP.i64Add), 0);
@@ -614,15 +638,27 @@ export class RegionEmitter implements Machine {
   }
 
   #flags(effect: Effect & { kind: 'flags' }): void {
-    if (this.#current.live.deferred.has(effect)) {
+    const { live } = this.#current;
+    if (live.deferred.has(effect)) {
       this.#pending = effect;
+      this.#keepOperands(effect, live);
       return;
     }
     if (effect.result) this.#values.push(effect.result, I64);
     if (effect.aux) this.#values.push(effect.aux, I64);
     if (effect.aux) this.#body.set(this.aux);
     if (effect.result) this.#body.set(this.result);
-    this.#pending = null;
+    this.#setTag(0);
+    this.#pending = 'locals';
+  }
+  #keepOperands(effect: Effect & { kind: 'flags' }, live: Liveness): void {
+    const site = this.#plan.sites.get(effect);
+    if (site === undefined) return;
+    for (const node of operandsOf(effect, live)) this.#values.keep(node);
+    this.#setTag(site);
+  }
+  #setTag(source: number): void {
+    if (this.#plan.tagged) this.#body.i32(source).set(this.#tag);
   }
 
   #setReg({ address, k, size, value }: Effect & { kind: 'setReg' }): void {

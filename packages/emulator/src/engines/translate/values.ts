@@ -69,7 +69,12 @@ const isSigned32 = (node: Node): boolean =>
 export class Values {
   code: Code;
   readonly #machine: Machine;
+  /** Locals of the block at hand. */
   readonly #locals = new Map<Node, number>();
+  /** Locals that keep operands of flags beyond their block. */
+  readonly #kept = new Map<Node, number>();
+  /** Values come from what was kept. */
+  #later = false;
 
   constructor(code: Code, machine: Machine) {
     this.code = code;
@@ -87,16 +92,25 @@ export class Values {
   setLocal(node: Node, local: number): void {
     this.#locals.set(node, local);
   }
-  hasLocal(node: Node): boolean {
-    return this.#locals.has(node);
+  /** Gives a value a local that no block uses for anything else. */
+  reserve(node: Node, local: number): void {
+    this.#kept.set(node, local);
   }
-  forget(): void {
-    this.#locals.clear();
+  /** Copies it there. */
+  keep(node: Node): void {
+    this.push(node, this.typeOf(node));
+    this.code.set(this.#kept.get(node)!);
+  }
+  /** Pushes a value of a block that ran some time ago, from what it kept. */
+  pushLater(node: Node, want: ValType): void {
+    this.#later = true;
+    this.push(node, want);
+    this.#later = false;
   }
 
   /** Pushes a value as 64 bits, or its low 32. */
   push(node: Node, want: ValType): void {
-    const local = this.#locals.get(node);
+    const local = (this.#later ? this.#kept : this.#locals).get(node);
     if (local === undefined) {
       this.compute(node, want);
       return;
