@@ -276,20 +276,34 @@ export function cpuidEntriesHave(entries: readonly CpuidEntry[], feature: Featur
   return found !== undefined && ((found[REGISTERS[at.reg]] >>> at.bit) & 1) === 1;
 }
 
-/** Leaves whose bits follow CR4 and the APIC base. KVM: kvm_update_cpuid_runtime. */
+/** Bytes of the XSAVE area for these components, in either format: AVX is the first one behind the header. KVM: xstate_required_size. */
+const xstateRequiredSize = (xcr0: bigint): number => ((xcr0 & 4n) !== 0n ? 0x340 : 0x240);
+/** Leaf Dh sub-leaf 1 EAX: XSAVEC and XSAVES. */
+const COMPACTED_FORMS = 2 | 8;
+
+function updateXsaveLeaves(vcpu: Vcpu): void {
+  const standard = kvmFindCpuidEntry(vcpu, 0xd, 0);
+  if (!standard || standard.eax === 0) return;
+  standard.ebx = xstateRequiredSize(vcpu.arch.xcr0);
+  const extended = kvmFindCpuidEntry(vcpu, 0xd, 1);
+  if (extended && (extended.eax & COMPACTED_FORMS) !== 0) extended.ebx = xstateRequiredSize(vcpu.arch.xcr0);
+}
+
+/** Leaves whose bits follow CR4, XCR0 and the APIC base. KVM: kvm_update_cpuid_runtime. */
 export function kvmUpdateCpuidRuntime(vcpu: Vcpu): void {
   const one = kvmFindCpuidEntry(vcpu, 1);
   if (!one) return;
   const set = (reg: 'ecx' | 'edx' | 'ebx', bit: number, on: boolean): void => {
     one[reg] = (on ? one[reg] | (1 << bit) : one[reg] & ~(1 << bit)) >>> 0;
   };
-  set('ecx', 27, ((one.ecx >>> 26) & 1) === 1 && (vcpu.arch.cr4 & CR4.OSXSAVE) !== 0n);
+  set('ecx', 27, ((one.ecx >>> 26) & 1) === 1 && kvmIsCr4BitSet(vcpu, CR4.OSXSAVE));
   set('edx', 9, (vcpu.arch.apicBase & (1n << 11n)) !== 0n);
   one.ebx = ((one.ebx & 0x00ffffff) | (vcpu.vcpuId << 24)) >>> 0;
   const seven = kvmFindCpuidEntry(vcpu, 7, 0);
   if (seven && ((seven.ecx >>> 3) & 1) === 1) {
     seven.ecx = (kvmIsCr4BitSet(vcpu, CR4.PKE) ? seven.ecx | 16 : seven.ecx & ~16) >>> 0;
   }
+  updateXsaveLeaves(vcpu);
 }
 
 /** CR4 bits that need a feature. */

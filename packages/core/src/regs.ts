@@ -3,6 +3,7 @@
  * KVM: arch/x86/kvm/regs.c (formerly x86.c); manual: APM vol. 2 ch. 3, SDM vol. 3 ch. 2.
  */
 import { CR0, CR4, EFER, Flag } from '@tskvm/emulator';
+import { kvmUpdateCpuidRuntime } from './cpuid.ts';
 import {
   is64BitMode,
   isLongMode,
@@ -153,6 +154,7 @@ export const kvmPostSetCr4 = frame('kvmPostSetCr4', (vcpu: Vcpu, old: bigint, cr
   if (!vcpu.kvm.caps.tdpEnabled && (changed & cr4 & CR4.PCIDE) !== 0n) kvmMmuUnload(vcpu);
   if ((changed & CR4.PGE) !== 0n || (changed & old & CR4.PCIDE) !== 0n) kvmMakeRequest(Req.TLB_FLUSH_GUEST, vcpu);
   else if ((changed & CR4.PAE) !== 0n || (changed & cr4 & CR4.SMEP) !== 0n) kvmMakeRequest(Req.TLB_FLUSH_CURRENT, vcpu);
+  if ((changed & (CR4.OSXSAVE | CR4.PKE)) !== 0n) kvmUpdateCpuidRuntime(vcpu);
 });
 
 /** Writes CR8: the TPR of the in-kernel APIC, else arch.cr8. KVM: kvm_set_cr8. @returns 0, or 1 for #GP(0) */

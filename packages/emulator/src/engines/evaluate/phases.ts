@@ -20,6 +20,10 @@ export function checkLegality(ctx: EvaluateContext): void {
   const asks = ctx.subset === 'x86' || KVM_ASKS.has(row.feature);
   if (row.feature !== undefined && asks && !ctx.ops.guestHas(row.feature)) ctx.raise(Vector.UD);
   if (row.unit !== 'integer') checkUnit(ctx, row.unit);
+  // An invalid opcode comes before the intercept, which is asked for early (SDM vol. 3 section 26.1.1).
+  if (row.intercept === 'xsetbv' && ctx.subset === 'x86' && (ctx.ops.getCr(4) & CR4.OSXSAVE) === 0n) {
+    ctx.raise(Vector.UD);
+  }
 }
 
 /** CR0.EM, CR0.TS, CR4.OSFXSR, CR4.OSXSAVE and XCR0 (APM vol. 2 section 3.1.1, APM vol. 4 section 1.2.4). */
