@@ -5,11 +5,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Backend } from '@tskvm/core';
-import type { GuestMode, RunStop } from '@tskvm/emulator';
+import type { RunStop } from '@tskvm/emulator';
 import { svm } from '@tskvm/svm';
 import { vmx } from '@tskvm/vmx';
 import { bootSector, createMachine } from '../packages/cli/src/index.ts';
 
+/** The process's own milliseconds: what the neighbours on the machine take does not count. */
+const cpuMs = (): number => process.cpuUsage().user / 1000;
 const root = fileURLToPath(new URL('..', import.meta.url));
 export const EXITS = ['cpuid', 'out', 'cr0', 'rdmsr', 'mmio', 'hlt', 'none'] as const;
 export type ExitKind = (typeof EXITS)[number];
@@ -35,8 +37,8 @@ export async function exitTime(backend: Backend, kind: ExitKind, image: Uint8Arr
     image: bootSector(image, kind),
     memory: 2 ** 21,
     onDebug: (byte) => {
-      if (byte === 0x53) start = performance.now();
-      else best = Math.min(best, ((performance.now() - start) * 1e6) / (COUNT[kind] ?? 200_000));
+      if (byte === 0x53) start = cpuMs();
+      else best = Math.min(best, ((cpuMs() - start) * 1e6) / (COUNT[kind] ?? 200_000));
     },
   });
   await machine.run();
@@ -52,33 +54,32 @@ export async function driverTime(backend: Backend, image: Uint8Array): Promise<n
   machine.runSlice(30_000);
   const { processor } = machine.kvm;
   const [vcpu] = machine.vm.vcpus;
-  // The instruction as the silicon describes it to the vendor, caught on its way.
-  const caught: Parameters<GuestMode['intercept']>[] = [];
   const own = Object.getPrototypeOf(processor) as { run(): RunStop };
   const original = own.run;
+  const info = {
+    ...{
+      intercept: 'cpuid',
+      rep: 0,
+      mod: 0,
+      reg: 0,
+      rm: 0,
+      srcVal: 0n,
+      dstVal: 0n,
+      srcBytes: 0,
+      dstBytes: 0,
+      adBytes: 2,
+    },
+    ...{ seg: 3, linear: 0n, rip: processor.state.rip, nextRip: processor.state.rip + 2n, opcode: 0x0fa2, imm: 0n },
+  } as const;
   own.run = function (this: typeof processor): RunStop {
-    const silicon = Object.getPrototypeOf(this.guest) as GuestMode;
-    const { intercept } = silicon;
-    silicon.intercept = function (this: GuestMode, info, stage) {
-      const left = intercept.call(this, info, stage);
-      if (left) caught[caught.length] = [{ ...info }, stage];
-      return left;
-    };
-    const stop = original.call(this);
-    silicon.intercept = intercept;
-    return stop;
-  };
-  vcpu.run({ budget: 100 });
-  const [info, stage] = caught[0];
-  own.run = function (this: typeof processor): RunStop {
-    this.guest?.intercept(info, stage);
+    this.guest?.intercept(info, 'postExcept');
     return 'guest-exit';
   };
   let best = Number.POSITIVE_INFINITY;
   for (let n = 0; n < 25; n++) {
-    const start = performance.now();
+    const start = cpuMs();
     vcpu.run({ budget: 100_000 });
-    best = Math.min(best, ((performance.now() - start) * 1e6) / 100_000);
+    best = Math.min(best, ((cpuMs() - start) * 1e6) / 100_000);
   }
   own.run = original;
   return best;

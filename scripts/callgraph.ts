@@ -78,11 +78,24 @@ const isTable = (initializer: Node | undefined): boolean => {
   );
 };
 
+/** Functions that ask for their frame themselves: `ownFrame('name', fn)`. */
+const ownFrames = (file: SourceFile): Set<string> =>
+  new Set(
+    file
+      .getStatements()
+      .filter(Node.isExpressionStatement)
+      .map((statement) => statement.getExpression())
+      .filter(Node.isCallExpression)
+      .filter((call) => call.getExpression().getText() === 'ownFrame')
+      .map((call) => call.getArguments()[1].getText()),
+  );
+
 function collect(file: SourceFile): void {
+  const framed = ownFrames(file);
   for (const fn of file.getFunctions()) {
     const name = fn.getName();
     if (!name) continue;
-    const node = add(name, fn, 'function', false);
+    const node = add(name, fn, 'function', framed.has(name));
     const symbol = fn.getSymbol();
     if (symbol) bySymbol.set(symbol, node);
     bodies.push({ node, body: fn });

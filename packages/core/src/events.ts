@@ -16,7 +16,7 @@ import { isGuestMode } from './kvm-cache-regs.ts';
 import { kvmApicAcceptPicIntr, kvmApicHasInterrupt, kvmGetApicInterrupt, lapicHasInitOrSipi } from './lapic.ts';
 import { kvmMakeRequest } from './requests.ts';
 import { enterSmm } from './smm.ts';
-import { frame, trace } from './trace.ts';
+import { inFrame, ownFrame, trace, unframed } from './trace.ts';
 import { Errno, MpState, Req } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
@@ -158,7 +158,8 @@ function busy(vcpu: Vcpu, r: number): number {
  * Chooses and programs the event of the next entry: what was interrupted, exception, SMI, NMI, interrupt; opens windows for the rest.
  * @returns 0, or a negative errno. KVM: kvm_check_and_inject_events
  */
-export const kvmCheckAndInjectEvents = frame('kvmCheckAndInjectEvents', (vcpu: Vcpu): number => {
+export function kvmCheckAndInjectEvents(vcpu: Vcpu): number {
+  if (unframed(vcpu, kvmCheckAndInjectEvents)) return inFrame(kvmCheckAndInjectEvents, vcpu);
   const { arch, kvm } = vcpu;
   const nested = isGuestMode(vcpu) ? kvm.calls.checkNestedEvents(vcpu) : 0;
   reinject(vcpu);
@@ -182,7 +183,8 @@ export const kvmCheckAndInjectEvents = frame('kvmCheckAndInjectEvents', (vcpu: V
   }
   if (isGuestMode(vcpu) && kvm.calls.hasNestedEvents(vcpu, true)) arch.reqImmediateExit = true;
   return 0;
-});
+}
+ownFrame('kvmCheckAndInjectEvents', kvmCheckAndInjectEvents);
 
 /** Something can make the vCPU go on. KVM: kvm_vcpu_has_events. */
 export function kvmVcpuHasEvents(vcpu: Vcpu): boolean {

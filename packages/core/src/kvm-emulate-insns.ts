@@ -15,12 +15,13 @@ import { kvmCompleteInsnGp, kvmHandleInvalidOp, kvmSkipEmulatedInstruction } fro
 import { kvmPvSendIpi } from './lapic.ts';
 import { kvmGetMsr, kvmSetMsr, kvmSetXcr } from './msrs.ts';
 import { requireShape, u64 } from './shape.ts';
-import { frame, trace } from './trace.ts';
+import { frame, inFrame, ownFrame, trace, unframed } from './trace.ts';
 import { Errno, MpState } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
 /** KVM: kvm_emulate_cpuid. */
-export const kvmEmulateCpuid = frame('kvmEmulateCpuid', (vcpu: Vcpu): number => {
+export function kvmEmulateCpuid(vcpu: Vcpu): number {
+  if (unframed(vcpu, kvmEmulateCpuid)) return inFrame(kvmEmulateCpuid, vcpu);
   const { regs32 } = vcpu.arch;
   const fn = regs32[RAX * 2];
   const index = regs32[RCX * 2];
@@ -35,7 +36,8 @@ export const kvmEmulateCpuid = frame('kvmEmulateCpuid', (vcpu: Vcpu): number => 
   regs32[RDX * 2] = edx;
   regs32[RAX * 2 + 1] = regs32[RBX * 2 + 1] = regs32[RCX * 2 + 1] = regs32[RDX * 2 + 1] = 0;
   return kvmSkipEmulatedInstruction(vcpu);
-});
+}
+ownFrame('kvmEmulateCpuid', kvmEmulateCpuid);
 
 /** KVM: __kvm_emulate_halt. */
 function halt(vcpu: Vcpu, state: MpState): number {
@@ -49,10 +51,12 @@ function halt(vcpu: Vcpu, state: MpState): number {
 /** HLT whose RIP is past it already. KVM: kvm_emulate_halt_noskip. */
 export const kvmEmulateHaltNoskip = (vcpu: Vcpu): number => halt(vcpu, MpState.HALTED);
 /** KVM: kvm_emulate_halt. */
-export const kvmEmulateHalt = frame('kvmEmulateHalt', (vcpu: Vcpu): number => {
+export function kvmEmulateHalt(vcpu: Vcpu): number {
+  if (unframed(vcpu, kvmEmulateHalt)) return inFrame(kvmEmulateHalt, vcpu);
   const r = kvmSkipEmulatedInstruction(vcpu);
   return kvmEmulateHaltNoskip(vcpu) && r;
-});
+}
+ownFrame('kvmEmulateHalt', kvmEmulateHalt);
 /** KVM: kvm_emulate_ap_reset_hold. */
 export const kvmEmulateApResetHold = (vcpu: Vcpu): number => {
   const r = kvmSkipEmulatedInstruction(vcpu);
@@ -60,7 +64,8 @@ export const kvmEmulateApResetHold = (vcpu: Vcpu): number => {
 };
 
 /** KVM: kvm_emulate_rdmsr. */
-export const kvmEmulateRdmsr = frame('kvmEmulateRdmsr', (vcpu: Vcpu): number => {
+export function kvmEmulateRdmsr(vcpu: Vcpu): number {
+  if (unframed(vcpu, kvmEmulateRdmsr)) return inFrame(kvmEmulateRdmsr, vcpu);
   const ecx = Number(kvmRcxRead(vcpu) & 0xffffffffn);
   const { err, data } = kvmGetMsr(vcpu, ecx);
   trace(vcpu, 'kvm_msr', () => ({ vcpuId: vcpu.vcpuId, write: false, ecx, data, exception: err !== 0 }));
@@ -69,15 +74,18 @@ export const kvmEmulateRdmsr = frame('kvmEmulateRdmsr', (vcpu: Vcpu): number => 
     kvmRegisterWriteRaw(vcpu, RDX, data >> 32n);
   }
   return vcpu.kvm.calls.completeEmulatedMsr(vcpu, err);
-});
+}
+ownFrame('kvmEmulateRdmsr', kvmEmulateRdmsr);
 /** KVM: kvm_emulate_wrmsr. */
-export const kvmEmulateWrmsr = frame('kvmEmulateWrmsr', (vcpu: Vcpu): number => {
+export function kvmEmulateWrmsr(vcpu: Vcpu): number {
+  if (unframed(vcpu, kvmEmulateWrmsr)) return inFrame(kvmEmulateWrmsr, vcpu);
   const ecx = Number(kvmRcxRead(vcpu) & 0xffffffffn);
   const data = kvmReadEdxEax(vcpu);
   const err = kvmSetMsr(vcpu, ecx, data);
   trace(vcpu, 'kvm_msr', () => ({ vcpuId: vcpu.vcpuId, write: true, ecx, data, exception: err !== 0 }));
   return vcpu.kvm.calls.completeEmulatedMsr(vcpu, err);
-});
+}
+ownFrame('kvmEmulateWrmsr', kvmEmulateWrmsr);
 
 /** -KVM_ENOSYS, -KVM_EPERM. */
 const KVM_ENOSYS = 1000n;

@@ -17,7 +17,7 @@ import {
   retire,
   x86EmulateInstruction,
 } from './kvm-emulate.ts';
-import { frame, trace } from './trace.ts';
+import { inFrame, ownFrame, trace, unframed } from './trace.ts';
 import { EmulType, Errno } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
@@ -131,9 +131,11 @@ export function completeEmulatedMmio(vcpu: Vcpu, data: unknown): number {
 }
 
 /** Non-string IN/OUT without the emulator. KVM: kvm_fast_pio. */
-export const kvmFastPio = frame('kvmFastPio', (vcpu: Vcpu, size: number, port: number, isIn: boolean): number =>
-  isIn ? fastPioIn(vcpu, size, port) : fastPioOut(vcpu, size, port),
-);
+export function kvmFastPio(vcpu: Vcpu, size: number, port: number, isIn: boolean): number {
+  if (unframed(vcpu, kvmFastPio)) return inFrame(kvmFastPio, vcpu, size, port, isIn);
+  return isIn ? fastPioIn(vcpu, size, port) : fastPioOut(vcpu, size, port);
+}
+ownFrame('kvmFastPio', kvmFastPio);
 
 function fastPioOut(vcpu: Vcpu, size: number, port: number): number {
   const value = Number(kvmRaxRead(vcpu) & 0xffffffffn) & (size === 4 ? -1 : (1 << (8 * size)) - 1);

@@ -16,7 +16,7 @@ import { is64BitMode, isGuestMode, kvmRipRead, kvmRipWrite } from './kvm-cache-r
 import { prepareIoExit } from './kvm-emulate-io.ts';
 import { kvmGetRflags, kvmSetRflagsRaw } from './regs.ts';
 import { kvmMakeRequest } from './requests.ts';
-import { frame, trace } from './trace.ts';
+import { frame, inFrame, ownFrame, trace, unframed } from './trace.ts';
 import { EmulType, Req } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
@@ -87,22 +87,26 @@ function doSinglestep(vcpu: Vcpu): number {
 }
 
 /** RIP past the instruction, shadow cleared, TF → #DB. KVM: kvm_skip_emulated_instruction. */
-export const kvmSkipEmulatedInstruction = frame('kvmSkipEmulatedInstruction', (vcpu: Vcpu): number => {
+export function kvmSkipEmulatedInstruction(vcpu: Vcpu): number {
+  if (unframed(vcpu, kvmSkipEmulatedInstruction)) return inFrame(kvmSkipEmulatedInstruction, vcpu);
   const rflags = vcpu.kvm.calls.getRflags(vcpu);
   const r = vcpu.kvm.calls.skipEmulatedInstruction(vcpu);
   if (r === 0) return 0;
   retire(vcpu);
   return (rflags & TF) !== 0n ? doSinglestep(vcpu) : 1;
-});
+}
+ownFrame('kvmSkipEmulatedInstruction', kvmSkipEmulatedInstruction);
 
 /** err: #GP(0), RIP stays; 0: skip. KVM: kvm_complete_insn_gp. */
-export const kvmCompleteInsnGp = frame('kvmCompleteInsnGp', (vcpu: Vcpu, err: number): number => {
+export function kvmCompleteInsnGp(vcpu: Vcpu, err: number): number {
+  if (unframed(vcpu, kvmCompleteInsnGp)) return inFrame(kvmCompleteInsnGp, vcpu, err);
   if (err !== 0) {
     kvmInjectGp(vcpu, 0);
     return 1;
   }
   return kvmSkipEmulatedInstruction(vcpu);
-});
+}
+ownFrame('kvmCompleteInsnGp', kvmCompleteInsnGp);
 
 /** Prepares KVM_EXIT_INTERNAL_ERROR with the instruction's bytes. KVM: kvm_prepare_emulation_failure_exit. */
 export function kvmPrepareEmulationFailureExit(vcpu: Vcpu): void {

@@ -16,7 +16,7 @@ import { kvmGuestTimeUpdate } from './pvclock.ts';
 import { kvmSetCr8 } from './regs.ts';
 import { kvmVcpuReset } from './reset.ts';
 import { attributeRunError } from './static-calls.ts';
-import { frame, trace } from './trace.ts';
+import { frame, inFrame, ownFrame, trace, unframed } from './trace.ts';
 import { Errno, FastPath, type KvmExit, MpState, Req, RunFlag } from './types.ts';
 import { completeUserspaceIo } from './userspace-io.ts';
 import type { RunOptions, Vcpu } from './vcpu.ts';
@@ -166,7 +166,8 @@ function budgetUsed(vcpu: Vcpu): boolean {
 }
 
 /** Runs until user space is needed. > 0 never; 0 exit prepared; < 0 errno. KVM: vcpu_run. */
-const vcpuRun = frame('vcpuRun', (vcpu: Vcpu): number => {
+function vcpuRun(vcpu: Vcpu): number {
+  if (unframed(vcpu, vcpuRun)) return inFrame(vcpuRun, vcpu);
   vcpu.exit = { reason: 'unknown', hardwareExitReason: 0 };
   for (;;) {
     vcpu.arch.atInstructionBoundary = false;
@@ -183,10 +184,12 @@ const vcpuRun = frame('vcpuRun', (vcpu: Vcpu): number => {
       return -Errno.EINTR;
     }
   }
-});
+}
+ownFrame('vcpuRun', vcpuRun);
 
 /** A vCPU that isn't RUNNABLE: wakes it if something can, else an `idle` exit. KVM: vcpu_block. */
-const vcpuBlock = frame('vcpuBlock', (vcpu: Vcpu): number => {
+function vcpuBlock(vcpu: Vcpu): number {
+  if (unframed(vcpu, vcpuBlock)) return inFrame(vcpuBlock, vcpu);
   const { arch, kvm } = vcpu;
   vcpu.vm.runTimers();
   if (!kvmVcpuHasEvents(vcpu)) {
@@ -208,7 +211,8 @@ const vcpuBlock = frame('vcpuBlock', (vcpu: Vcpu): number => {
     return 0;
   }
   return 1;
-});
+}
+ownFrame('vcpuBlock', vcpuBlock);
 
 /** A request's action. A number ends the entry with that result. */
 type RequestAction = (vcpu: Vcpu) => number | undefined;
@@ -370,7 +374,8 @@ function traceEntry(vcpu: Vcpu): void {
 }
 
 /** One entry and exit with all that surrounds them. > 0 go on, 0 to user space, < 0 errno. KVM: vcpu_enter_guest. */
-const vcpuEnterGuest = frame('vcpuEnterGuest', (vcpu: Vcpu): number => {
+function vcpuEnterGuest(vcpu: Vcpu): number {
+  if (unframed(vcpu, vcpuEnterGuest)) return inFrame(vcpuEnterGuest, vcpu);
   const { kvm, arch } = vcpu;
   const reqIntWin = vcpu.runIo.requestInterruptWindow && kvmCpuAcceptDmPicIntr(vcpu);
   arch.reqImmediateExit = false;
@@ -398,7 +403,8 @@ const vcpuEnterGuest = frame('vcpuEnterGuest', (vcpu: Vcpu): number => {
   const fastpath = enterAndExit(vcpu);
   if (kvm.tracer) noteInstruction(vcpu, kvm.tracer);
   return afterExit(vcpu, fastpath);
-});
+}
+ownFrame('vcpuEnterGuest', vcpuEnterGuest);
 
 function afterExit(vcpu: Vcpu, fastpath: FastPath): number {
   const { kvm, arch } = vcpu;

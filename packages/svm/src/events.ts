@@ -7,6 +7,7 @@ import {
   Errno,
   frame,
   GUESTDBG_SINGLESTEP,
+  inFrame,
   isGuestMode,
   kvmClearExceptionQueue,
   kvmClearInterruptQueue,
@@ -18,7 +19,9 @@ import {
   kvmRequeueException,
   kvmRipRead,
   kvmRipWrite,
+  ownFrame,
   Req,
+  unframed,
   VCPU_REGS_RIP,
   type Vcpu,
 } from '@tskvm/core';
@@ -56,9 +59,11 @@ function decodeToSkip(vcpu: Vcpu, emulType: number, commit: boolean): boolean {
 }
 
 /** KVM: svm_skip_emulated_instruction. */
-export const svmSkipEmulatedInstruction = frame('svmSkipEmulatedInstruction', (vcpu: Vcpu): number =>
-  skipInstruction(vcpu, 0, true),
-);
+export function svmSkipEmulatedInstruction(vcpu: Vcpu): number {
+  if (unframed(vcpu, svmSkipEmulatedInstruction)) return inFrame(svmSkipEmulatedInstruction, vcpu);
+  return skipInstruction(vcpu, 0, true);
+}
+ownFrame('svmSkipEmulatedInstruction', svmSkipEmulatedInstruction);
 
 /** A soft event returns behind its instruction: by the next-RIP field, or by RIP itself. KVM: svm_update_soft_interrupt_rip. */
 function updateSoftInterruptRip(vcpu: Vcpu): boolean {

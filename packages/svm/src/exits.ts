@@ -12,6 +12,7 @@ import {
   GUESTDBG_SINGLESTEP,
   guestCpuidHas,
   handleUd,
+  inFrame,
   isPaging,
   isSmm,
   kvmClearExceptionQueue,
@@ -61,9 +62,11 @@ import {
   kvmTaskSwitch,
   kvmVcpuReset,
   lapicInKernel,
+  ownFrame,
   Req,
   trace,
   traceTrappedSwitch,
+  unframed,
   type Vcpu,
 } from '@tskvm/core';
 import { EFER, Seg, Vector } from '@tskvm/emulator';
@@ -131,14 +134,16 @@ function crRead(vcpu: Vcpu, cr: number, register: number): ExitOutcome {
  * An intercepted CR access is fault-like: nothing has happened yet, and KVM has to be the MOV. With decode assists the exit names the
  * register; without, or for CLTS, LMSW and SMSW, the emulator decodes the instruction. KVM: cr_interception.
  */
-export const crInterception = frame('crInterception', (vcpu: Vcpu): ExitOutcome => {
+export function crInterception(vcpu: Vcpu): ExitOutcome {
+  if (unframed(vcpu, crInterception)) return inFrame(crInterception, vcpu);
   const info = info1(vcpu);
   if (!decodeAssists(vcpu) || (info & CR_VALID) === 0n) return emulateOnInterception(vcpu);
   const register = Number(info & GPR_MASK);
   const code = exitCode(vcpu);
   const cr = code === SvmExit.CR0_SEL_WRITE ? SvmExit.WRITE_CR0 : code;
   return cr >= 16 ? crWrite(vcpu, cr - 16, register) : crRead(vcpu, cr, register);
-});
+}
+ownFrame('crInterception', crInterception);
 
 /** KVM: cr8_write_interception: with the APIC in user space a lowered TPR is its business. */
 const cr8WriteInterception = frame('cr8WriteInterception', (vcpu: Vcpu): ExitOutcome => {
@@ -267,7 +272,8 @@ const shutdownInterception = frame('shutdownInterception', (vcpu: Vcpu): ExitOut
 // Instructions
 
 /** KVM: io_interception. EXITINFO1 holds port, size and direction, EXITINFO2 the next RIP (APM 15.10.2). */
-const ioInterception = frame('ioInterception', (vcpu: Vcpu): ExitOutcome => {
+function ioInterception(vcpu: Vcpu): ExitOutcome {
+  if (unframed(vcpu, ioInterception)) return inFrame(ioInterception, vcpu);
   const svm = toSvm(vcpu);
   const info = svm.vmcb.get32(V.exitInfo1);
   const size = (info & 0x70) >>> 4;
@@ -279,12 +285,24 @@ const ioInterception = frame('ioInterception', (vcpu: Vcpu): ExitOutcome => {
   }
   svm.nextRip = info2(vcpu);
   return kvmFastPio(vcpu, size, port, isIn);
-});
+}
+ownFrame('ioInterception', ioInterception);
 /** KVM: msr_interception. */
-const msrInterception = frame(
-  'msrInterception',
-  (vcpu: Vcpu): ExitOutcome => (info1(vcpu) !== 0n ? kvmEmulateWrmsr(vcpu) : kvmEmulateRdmsr(vcpu)),
-);
+function msrInterception(vcpu: Vcpu): ExitOutcome {
+  if (unframed(vcpu, msrInterception)) return inFrame(msrInterception, vcpu);
+  return info1(vcpu) !== 0n ? kvmEmulateWrmsr(vcpu) : kvmEmulateRdmsr(vcpu);
+}
+ownFrame('msrInterception', msrInterception);
+function cpuidInterception(vcpu: Vcpu): ExitOutcome {
+  if (unframed(vcpu, cpuidInterception)) return inFrame(cpuidInterception, vcpu);
+  return kvmEmulateCpuid(vcpu);
+}
+ownFrame('cpuidInterception', cpuidInterception);
+function hltInterception(vcpu: Vcpu): ExitOutcome {
+  if (unframed(vcpu, hltInterception)) return inFrame(hltInterception, vcpu);
+  return kvmEmulateHalt(vcpu);
+}
+ownFrame('hltInterception', hltInterception);
 /** KVM: invlpg_interception. */
 const invlpgInterception = frame('invlpgInterception', (vcpu: Vcpu): ExitOutcome => {
   if (!decodeAssists(vcpu)) return emulateOnInterception(vcpu);
@@ -409,11 +427,11 @@ export const svmExitHandlers: { readonly [code: number]: ExitHandler } = {
   [SvmExit.SMI]: hostEvent('smiInterception'),
   [SvmExit.VINTR]: interruptWindowInterception,
   [SvmExit.RDPMC]: frame('kvmEmulateRdpmc', (vcpu: Vcpu) => kvmEmulateRdpmc(vcpu)),
-  [SvmExit.CPUID]: frame('cpuidInterception', (vcpu: Vcpu) => kvmEmulateCpuid(vcpu)),
+  [SvmExit.CPUID]: cpuidInterception,
   [SvmExit.IRET]: iretInterception,
   [SvmExit.INVD]: frame('kvmEmulateInvd', (vcpu: Vcpu) => kvmEmulateInvd(vcpu)),
   [SvmExit.PAUSE]: pauseInterception,
-  [SvmExit.HLT]: frame('hltInterception', (vcpu: Vcpu) => kvmEmulateHalt(vcpu)),
+  [SvmExit.HLT]: hltInterception,
   [SvmExit.INVLPG]: invlpgInterception,
   [SvmExit.INVLPGA]: svmInstruction('invlpgaInterception', 'INVLPGA'),
   [SvmExit.IOIO]: ioInterception,
@@ -444,12 +462,20 @@ export const svmExitHandlers: { readonly [code: number]: ExitHandler } = {
 };
 
 /** KVM: svm_invoke_exit_handler. */
-export const svmInvokeExitHandler = frame('svmInvokeExitHandler', (vcpu: Vcpu, code: number): ExitOutcome => {
-  const handler = svmExitHandlers[code];
+export function svmInvokeExitHandler(vcpu: Vcpu, code: number): ExitOutcome {
+  if (unframed(vcpu, svmInvokeExitHandler)) return inFrame(svmInvokeExitHandler, vcpu, code);
+  const handler = code >= 0 && code < HANDLERS.length ? HANDLERS[code] : undefined;
   if (handler !== undefined) return handler(vcpu);
   kvmPrepareUnexpectedReasonExit(vcpu, code);
   return 0;
-});
+}
+ownFrame('svmInvokeExitHandler', svmInvokeExitHandler);
+
+/** The table as an array without holes: an object with keys this far apart is a hash table to engines. */
+const HANDLERS: readonly (ExitHandler | undefined)[] = Array.from(
+  { length: SvmExit.VMGEXIT + 1 },
+  (_, code) => svmExitHandlers[code],
+);
 
 /** The entry was refused: EXITCODE -1, and the rows that refused it. */
 function failEntry(vcpu: Vcpu): ExitOutcome {
@@ -463,7 +489,8 @@ function failEntry(vcpu: Vcpu): ExitOutcome {
 }
 
 /** KVM: svm_handle_exit. */
-export const svmHandleExit = frame('svmHandleExit', (vcpu: Vcpu, fastpath: FastPath): ExitOutcome => {
+export function svmHandleExit(vcpu: Vcpu, fastpath: FastPath): ExitOutcome {
+  if (unframed(vcpu, svmHandleExit)) return inFrame(svmHandleExit, vcpu, fastpath);
   const { vmcb, sev, seen } = toSvm(vcpu);
   // What the guest may write without an exit is picked up now; an encrypted guest's is out of reach.
   if (sev === null) {
@@ -475,4 +502,5 @@ export const svmHandleExit = frame('svmHandleExit', (vcpu: Vcpu, fastpath: FastP
   if (code === SvmExit.INVALID) return failEntry(vcpu);
   if (fastpath !== Fast.NONE) return 1;
   return svmInvokeExitHandler(vcpu, code);
-});
+}
+ownFrame('svmHandleExit', svmHandleExit);

@@ -4,9 +4,11 @@ import {
   type EntryInfo,
   type ExitInfo,
   FastPath,
-  frame,
+  inFrame,
   kvmSetCr8,
+  ownFrame,
   RunFlag,
+  unframed,
   VCPU_REGS_RIP,
   type Vcpu,
 } from '@tskvm/core';
@@ -92,7 +94,8 @@ function traceExit(vcpu: Vcpu): void {
 }
 
 /** KVM: svm_vcpu_run. */
-export const svmVcpuRun = frame('svmVcpuRun', (vcpu: Vcpu, runFlags: number): FastPath => {
+export function svmVcpuRun(vcpu: Vcpu, runFlags: number): FastPath {
+  if (unframed(vcpu, svmVcpuRun)) return inFrame(svmVcpuRun, vcpu, runFlags);
   const svm = toSvm(vcpu);
   const { vmcb } = svm;
   const { hw } = svmModule(vcpu);
@@ -114,7 +117,8 @@ export const svmVcpuRun = frame('svmVcpuRun', (vcpu: Vcpu, runFlags: number): Fa
   traceExit(vcpu);
   svmCompleteInterrupts(vcpu);
   return FastPath.NONE;
-});
+}
+ownFrame('svmVcpuRun', svmVcpuRun);
 const DR6_INACTIVE = Number(DR6_ACTIVE_LOW);
 /** All groups but the two that KVM always treats as dirty: int_ctl (3) and CR2 (9). */
 const ALWAYS_CLEAN = 0xffff_ffff & ~((1 << 3) | (1 << 9));

@@ -7,6 +7,7 @@ import {
   FastPath,
   frame,
   handleUd,
+  inFrame,
   isGuestMode,
   kvmCompleteInsnGp,
   kvmEmulateCpuid,
@@ -50,7 +51,9 @@ import {
   kvmSkipEmulatedInstruction,
   kvmTaskSwitch,
   lapicInKernel,
+  ownFrame,
   trace,
+  unframed,
   type Vcpu,
 } from '@tskvm/core';
 import { AssertionError, NotImplementedError, Vector } from '@tskvm/emulator';
@@ -78,7 +81,11 @@ const wideQualification = (vcpu: Vcpu): bigint => vmcsOf(vcpu).read64(F.EXIT_QUA
 // Control registers
 
 /** KVM: handle_set_cr0. L2's merge waits for nested VMX. */
-export const handleSetCr0 = frame('handleSetCr0', (vcpu: Vcpu, value: bigint): number => kvmSetCr0(vcpu, value));
+export function handleSetCr0(vcpu: Vcpu, value: bigint): number {
+  if (unframed(vcpu, handleSetCr0)) return inFrame(handleSetCr0, vcpu, value);
+  return kvmSetCr0(vcpu, value);
+}
+ownFrame('handleSetCr0', handleSetCr0);
 /** KVM: handle_set_cr4. */
 export const handleSetCr4 = frame('handleSetCr4', (vcpu: Vcpu, value: bigint): number => kvmSetCr4(vcpu, value));
 
@@ -122,7 +129,8 @@ function lmswExit(vcpu: Vcpu, source: number): number {
   return kvmSkipEmulatedInstruction(vcpu);
 }
 /** Exit 28. KVM: handle_cr. */
-export const handleCr = frame('handleCr', (vcpu: Vcpu): number => {
+export function handleCr(vcpu: Vcpu): number {
+  if (unframed(vcpu, handleCr)) return inFrame(handleCr, vcpu);
   const qual = qualification(vcpu);
   const cr = qual & 15;
   const reg = (qual >> 8) & 15;
@@ -137,7 +145,8 @@ export const handleCr = frame('handleCr', (vcpu: Vcpu): number => {
       // TS is always the guest's, so that CLTS has nothing to exit for.
       throw new AssertionError('CLTS exited though CR0.TS is the guest’s');
   }
-});
+}
+ownFrame('handleCr', handleCr);
 
 // Exceptions
 
@@ -243,11 +252,13 @@ function generalDetect(vcpu: Vcpu, dr7: bigint): number {
 // I/O, memory
 
 /** Exit 30. KVM: handle_io. */
-export const handleIo = frame('handleIo', (vcpu: Vcpu): number => {
+export function handleIo(vcpu: Vcpu): number {
+  if (unframed(vcpu, handleIo)) return inFrame(handleIo, vcpu);
   const qual = qualification(vcpu);
   if (qual & 16) return kvmEmulateInstruction(vcpu, 0);
   return kvmFastPio(vcpu, (qual & 7) + 1, qual >>> 16, (qual & 8) !== 0);
-});
+}
+ownFrame('handleIo', handleIo);
 
 const PFERR_PRESENT = 1n;
 const PFERR_WRITE = 2n;
@@ -432,7 +443,8 @@ function vectoringExit(vcpu: Vcpu, reason: number): number {
 }
 
 /** KVM: vmx_handle_exit. */
-export const vmxHandleExit = frame('vmxHandleExit', (vcpu: Vcpu, fastpath: FastPath): number => {
+export function vmxHandleExit(vcpu: Vcpu, fastpath: FastPath): number {
+  if (unframed(vcpu, vmxHandleExit)) return inFrame(vmxHandleExit, vcpu, fastpath);
   const vmx = toVmx(vcpu);
   if (fastpath === FastPath.EXIT_USERSPACE) return 0;
   if (isGuestMode(vcpu)) throw new NotImplementedError('exits of L2 (nested VMX)', 'SDM vol. 3 ch. 27');
@@ -448,7 +460,8 @@ export const vmxHandleExit = frame('vmxHandleExit', (vcpu: Vcpu, fastpath: FastP
     return 0;
   }
   return handler(vcpu);
-});
+}
+ownFrame('vmxHandleExit', vmxHandleExit);
 
 /** #PF emulation can't restart an interrupted delivery. KVM: vmx_check_emulate_instruction. */
 export function vmxCheckEmulateInstruction(vcpu: Vcpu, emulType: number): 0 | 7 {

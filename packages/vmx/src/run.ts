@@ -7,13 +7,15 @@ import {
   type EntryInfo,
   type ExitInfo,
   FastPath,
-  frame,
+  inFrame,
   is64BitMode,
   kvmEmulateInstruction,
   kvmRipRead,
   kvmRipWrite,
+  ownFrame,
   RunFlag,
   trace,
+  unframed,
   type Vcpu,
 } from '@tskvm/core';
 import { type ProcessorState, S } from '@tskvm/emulator';
@@ -94,7 +96,8 @@ function matchPendingTrap(vcpu: Vcpu): void {
 
 const GUESTDBG_SINGLESTEP = 2;
 /** One entry and one exit. KVM: vmx_vcpu_run. */
-export const vmxVcpuRun = frame('vmxVcpuRun', (vcpu: Vcpu, runFlags: number): FastPath => {
+export function vmxVcpuRun(vcpu: Vcpu, runFlags: number): FastPath {
+  if (unframed(vcpu, vmxVcpuRun)) return inFrame(vmxVcpuRun, vcpu, runFlags);
   const vmx = toVmx(vcpu);
   if (vcpu.arch.emulationRequired) {
     vmx.fail = 0;
@@ -115,7 +118,8 @@ export const vmxVcpuRun = frame('vmxVcpuRun', (vcpu: Vcpu, runFlags: number): Fa
   if (runFlags & RunFlag.FORCE_IMMEDIATE_EXIT) vcpu.kvm.processor.interruptPending = true;
   enter(vcpu, vmx);
   return afterExit(vcpu, vmx);
-});
+}
+ownFrame('vmxVcpuRun', vmxVcpuRun);
 
 /** KVM: vmx_vcpu_enter_exit. */
 function enter(vcpu: Vcpu, vmx: VcpuVmx): void {

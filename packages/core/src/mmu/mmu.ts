@@ -4,7 +4,7 @@ import { isSmm, kvmIsCr4BitSet, kvmReadCr3 } from '../kvm-cache-regs.ts';
 import { x86EmulateInstruction } from '../kvm-emulate.ts';
 import type { Memslot } from '../memslots.ts';
 import { kvmMakeAllCpusRequest, kvmMakeRequest } from '../requests.ts';
-import { frame, trace } from '../trace.ts';
+import { frame, inFrame, ownFrame, trace, unframed } from '../trace.ts';
 import { EmulType, Req } from '../types.ts';
 import type { Vcpu } from '../vcpu.ts';
 import type { Vm } from '../vm.ts';
@@ -106,9 +106,11 @@ export function kvmMmuInvlpg(vcpu: Vcpu, gva: bigint): void {
 }
 
 /** Makes sure that a root exists and is loaded. 0, or a negative errno. KVM: kvm_mmu_reload. */
-export const kvmMmuReload = frame('kvmMmuReload', (vcpu: Vcpu): number =>
-  vcpu.arch.mmu.hpa >= 0 ? 0 : kvmMmuLoad(vcpu),
-);
+export function kvmMmuReload(vcpu: Vcpu): number {
+  if (unframed(vcpu, kvmMmuReload)) return inFrame(kvmMmuReload, vcpu);
+  return vcpu.arch.mmu.hpa >= 0 ? 0 : kvmMmuLoad(vcpu);
+}
+ownFrame('kvmMmuReload', kvmMmuReload);
 
 function kvmMmuLoad(vcpu: Vcpu): number {
   const { mmu } = vcpu.arch;
