@@ -88,9 +88,11 @@ export class Evaluator {
   decode(provided?: Uint8Array): X86Emul {
     const cs = this.ops.getSegment(Seg.CS);
     this.context.mode = this.options.mode?.() ?? emulateModeWith(this.ops, cs.attrib);
-    this.modeIsFresh = true;
     try {
-      return this.decoded(this.fetchAndDecode(provided ?? this.interruptedBytes(), cs));
+      const code = this.decoded(this.fetchAndDecode(provided ?? this.interruptedBytes(), cs));
+      // Not after a failed fetch: the next instruction may be executed without being decoded here, in another mode.
+      this.modeIsFresh = code === X86Emul.CONTINUE;
+      return code;
     } catch (error) {
       return this.thrown(error);
     }
