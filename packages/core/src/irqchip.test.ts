@@ -198,6 +198,29 @@ describe('local APIC', () => {
     kvm.warpTo(kvm.now() + 1600);
     expect(kvmLapicRegRead(apic, Apic.TMCCT)).toBe(900);
   });
+  test('timer: a change between one-shot and periodic leaves it running, one to TSC deadline stops it', () => {
+    const [apic] = apics;
+    enable(apic);
+    kvmLapicRegWrite(apic, Apic.TDCR, 0xb);
+    kvmLapicRegWrite(apic, Apic.TMICT, 1000);
+    kvmLapicRegWrite(apic, Apic.LVTT, 0x20030);
+    expect([kvmLapicRegRead(apic, Apic.TMICT), kvmLapicRegRead(apic, Apic.TMCCT)]).toEqual([1000, 1000]);
+    kvmLapicRegWrite(apic, Apic.LVTT, 0x40030);
+    expect([kvmLapicRegRead(apic, Apic.TMICT), apic.timer.deadline]).toEqual([0, Number.POSITIVE_INFINITY]);
+  });
+  test('timer: a TSC deadline counts in TSC cycles, ten a tick where a tick is 10 ns', async () => {
+    const slow = await Kvm.create(idleBackend(), { memory: 4 << 20, nsPerTick: 10 });
+    const other = slow.createVm();
+    other.createIrqchip();
+    const apic = other.createVcpu(0).arch.apic as Lapic;
+    enable(apic);
+    expect([slow.tscPerTick, slow.tscKhz]).toEqual([10, 1_000_000]);
+    kvmLapicRegWrite(apic, Apic.LVTT, 0x40030);
+    apic.timer.setTscDeadline(12345n);
+    expect(apic.timer.deadline).toBe(1235);
+    slow.warpTo(1235);
+    expect(slow.hostTsc()).toBe(12350n);
+  });
   test('INIT by ICR leaves the target waiting for a SIPI', () => {
     kvmLapicRegWrite(apics[0], Apic.ICR2, 1 << 24);
     kvmLapicRegWrite(apics[0], Apic.ICR, 0x4500);

@@ -29,7 +29,7 @@ import { Vm, type VmOptions } from './vm.ts';
 export type ProcessorFactory = (
   memory: PhysicalMemory,
   model: CpuModel,
-  options: { engine?: EngineName },
+  options: { engine?: EngineName; tscPerTick?: number },
 ) => ProcessorApi | Promise<ProcessorApi>;
 
 export interface KvmOptions {
@@ -79,6 +79,7 @@ const KVM_OPTIONS = struct({
   engine: optional(oneOf('translate', 'interpret', 'evaluate')),
   processor: callback,
 });
+const tscPerTickOf = (ns: number): number => Math.max(1, Math.round(ns));
 /** Host physical memory; a host that has no room for it is ENOMEM. */
 function allocateMemory(size: number): PhysicalMemory {
   try {
@@ -94,6 +95,8 @@ export class Kvm {
   readonly model: CpuModel;
   readonly hostMemory: HostMemory;
   readonly nsPerTick: number;
+  /** The host's TSC counts nanoseconds where that makes whole ticks: 1 GHz, as fast as the APIC bus, which no processor's TSC falls below. */
+  readonly tscPerTick: number;
   /** The loaded vendor; null before load and after unload. */
   backend: Backend | null = null;
   /** The static calls. */
@@ -125,6 +128,7 @@ export class Kvm {
     this.processor = processor;
     this.model = model;
     this.nsPerTick = options.nsPerTick ?? 1;
+    this.tscPerTick = tscPerTickOf(this.nsPerTick);
     this.hostMemory = new HostMemory(memory, options.shuffleFrames);
   }
   /** Makes a Kvm an owner for `frame` and `trace`. */
@@ -151,7 +155,8 @@ export class Kvm {
     }
     const memory = allocateMemory(options.memory ?? 64 * 1024 * 1024);
     const make = options.processor ?? createProcessor;
-    const kvm = new Kvm(options, memory, await make(memory, model, { engine: options.engine }), model);
+    const engineOptions = { engine: options.engine, tscPerTick: tscPerTickOf(options.nsPerTick ?? 1) };
+    const kvm = new Kvm(options, memory, await make(memory, model, engineOptions), model);
     kvm.load(backend);
     return kvm;
   }
@@ -194,13 +199,13 @@ export class Kvm {
   tickAt(ns: number): number {
     return ns / this.nsPerTick;
   }
-  /** Host TSC: one per tick. */
+  /** Host TSC: {@link tscPerTick} a tick. */
   hostTsc(): bigint {
-    return BigInt(Math.floor(this.now()));
+    return BigInt(Math.floor(this.now())) * BigInt(this.tscPerTick);
   }
   /** TSC frequency in kHz that follows from nsPerTick. */
   get tscKhz(): number {
-    return Math.round(1e6 / this.nsPerTick);
+    return Math.round((1e6 * this.tscPerTick) / this.nsPerTick);
   }
 
   /** Allocates a zeroed host page; returns its physical address. Shuffled if the kernel was created so. */

@@ -61,7 +61,7 @@ const WRITERS = new Map<number, Writer>([
     (apic, value) => {
       const before = (apic.get(Apic.LVTT) >> 17) & 3;
       lvtWriter(Apic.LVTT)(apic, value);
-      if (((apic.get(Apic.LVTT) >> 17) & 3) !== before) apic.timer.modeChanged();
+      if (((apic.get(Apic.LVTT) >> 17) & 3) !== before) apic.timer.modeChanged(before);
     },
   ],
   [

@@ -41,7 +41,9 @@ export class LapicTimer {
     this.deadline = Number.POSITIVE_INFINITY;
     this.tscDeadline = 0n;
   }
-  modeChanged(): void {
+  /** LVTT's mode has changed; only to and from TSC-deadline mode the timer is disarmed. KVM: apic_update_lvtt. */
+  modeChanged(before: number): void {
+    if (before !== MODE_TSC_DEADLINE && !this.isTscDeadline) return;
     this.stop();
     this.apic.set(Apic.TMICT, 0);
   }
@@ -72,7 +74,7 @@ export class LapicTimer {
       return;
     }
     const hostTsc = value - BigInt.asIntN(64, vcpu.arch.tscOffset);
-    this.deadline = Math.max(Number(hostTsc), vcpu.kvm.now());
+    this.deadline = Math.max(Math.ceil(Number(hostTsc) / vcpu.kvm.tscPerTick), vcpu.kvm.now());
   }
 
   /** Fires if due. KVM: apic_timer_fn and kvm_inject_apic_timer_irqs. */

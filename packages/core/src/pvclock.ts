@@ -48,7 +48,7 @@ export function kvmGuestTimeUpdate(vcpu: Vcpu): void {
   const msr = vcpu.arch.msrs.get(SYSTEM_TIME) ?? 0n;
   const gpa = Number(msr & ~1n);
   if ((msr & 1n) === 0n || !vcpu.vm.isWritable(gpa, 32)) return;
-  const { mul, shift } = scale(vcpu.kvm.nsPerTick);
+  const { mul, shift } = scale(vcpu.kvm.nsPerTick / vcpu.kvm.tscPerTick);
   const old = new DataView(vcpu.vm.readGuest(gpa, 4).buffer).getUint32(0, true);
   const bytes = new Uint8Array(32);
   const view = new DataView(bytes.buffer);

@@ -107,6 +107,8 @@ export interface ProcessorApi {
   guest: GuestMode | null;
   /** Instructions retired (and REP iterations) since power-on. KVM moves it on for instructions that it emulates and for idle time. */
   tick: number;
+  /** TSC cycles of one tick. */
+  readonly tscPerTick: number;
   /** Tick at which the physical timer interrupt arrives (in guest mode: an INTR exit), or Infinity. */
   deadline: number;
   /** Kick: physical interrupt pending now (tested at the next instruction boundary). */

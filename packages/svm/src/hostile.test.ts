@@ -53,12 +53,19 @@ describe('hostile guests under svm', () => {
       );
     });
   }
-  it('page tables in MMIO: exits that retire nothing use up the budget', async () => {
+  it('page tables in MMIO: the fault that comes of them can not be delivered either', async () => {
     const { vcpu, kvm } = await machine({});
     vcpu.setSregs({ ...vcpu.getSregs(), cr0: 0x80000011n, cr3: 0xfee00000n });
-    const { reason } = vcpu.run({ budget: 500 });
-    expect(reason).toBe('intr');
-    expect(kvm.now()).toBeGreaterThanOrEqual(500);
+    expect(vcpu.run({ budget: 500 })).toMatchObject({ reason: 'internal_error', suberror: 3 });
+    expect(kvm.processor.guest).toBeNull();
+  });
+  it('an interrupt whose gate lies in MMIO comes again and again: the budget ends the run', async () => {
+    const { vm, vcpu, kvm } = await machine({});
+    vm.writeGuest(CODE, Uint8Array.of(0xeb, 0xfe));
+    const idt = { base: 0xe0000000n, limit: 0x7ff };
+    vcpu.setSregs({ ...vcpu.getSregs(), cr0: 0x11n, idt, interrupt: 0x20 });
+    expect(vcpu.run({ budget: 500 }).reason).toBe('intr');
+    expect(kvm.processor.guest).toBeNull();
   });
   it('random VMCBs: VMRUN refuses or the guest comes back', async () => {
     const fields = Object.values(V).filter(

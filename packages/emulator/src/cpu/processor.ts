@@ -83,6 +83,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   nested = false;
   readonly #cpuid: CpuidLookup;
   readonly #features = new Map<FeatureName, boolean>();
+  readonly tscPerTick: number;
   readonly #tscPerTick: bigint;
   #guest: GuestMode | null = null;
   readonly #watch: ModeWatch;
@@ -102,7 +103,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     this.memory = memory;
     this.model = model;
     this.bus = bus ?? null;
-    this.#tscPerTick = BigInt(tscPerTick ?? 1);
+    this.tscPerTick = tscPerTick ?? 1;
+    this.#tscPerTick = BigInt(this.tscPerTick);
     this.#cpuid = modelCpuid(model);
     this.state = new StateBlock(memory);
     this.exception = new GuestException();
@@ -124,7 +126,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     });
     this.#watch = new ModeWatch(this);
     this.#codeKey = new CodeKeyCache(this.state);
-    this.#direct = new DirectUnit(this, Number(this.#tscPerTick));
+    this.#direct = new DirectUnit(this, this.tscPerTick);
     this.reset(false);
   }
 

@@ -177,8 +177,8 @@ export class VmxGuest implements GuestMode {
     this.trapAfter = this.primary & Primary.monitorTrap ? this.#processor.tick : -1;
     this.deadline = Number.POSITIVE_INFINITY;
     if (this.pin & Pin.preemptionTimer) {
-      const ticks = this.#vmcs.read32(F.VMX_PREEMPTION_TIMER_VALUE) * 2 ** this.#caps.preemptionRate;
-      this.deadline = this.#processor.tick + ticks;
+      const cycles = this.#vmcs.read32(F.VMX_PREEMPTION_TIMER_VALUE) * 2 ** this.#caps.preemptionRate;
+      this.deadline = this.#processor.tick + Math.ceil(cycles / this.#processor.tscPerTick);
     }
     const due = this.deadline <= this.#processor.tick;
     this.boundaryWork = armed !== 0 || due;

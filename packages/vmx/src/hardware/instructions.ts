@@ -346,7 +346,7 @@ export class VmxSilicon {
     processor.stateReplaced('vmexit');
   }
   #saveTimer(): void {
-    const left = Math.max(0, this.guest.deadline - this.processor.tick);
+    const left = Math.max(0, this.guest.deadline - this.processor.tick) * this.processor.tscPerTick;
     this.vmcs.saveWord(F.VMX_PREEMPTION_TIMER_VALUE, Math.floor(left / 2 ** this.caps.preemptionRate));
   }
 
