@@ -11,6 +11,7 @@ import {
   type FeatureName,
   hasFeature,
   modelCpuid,
+  xsaveSize,
 } from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
 import type { Kvm } from './kvm.ts';
@@ -58,9 +59,16 @@ const WITHHELD = new Set([
   'gmet',
   'sev',
   'sevEs',
-  'la57',
   'sgx',
 ]);
+
+/** Intel's name and AMD's name of the same. */
+const SPECULATION = [
+  ['specCtrl', 'amdIbrs'],
+  ['specCtrl', 'amdIbpb'],
+  ['stibp', 'amdStibp'],
+  ['ssbd', 'amdSsbd'],
+] as const;
 
 /** kvm_cpu_caps before the vendor's set-up: what the processor has and KVM passes on, and what it emulates on any. */
 export function initialCpuCaps(kvm: Kvm): Set<string> {
@@ -68,6 +76,11 @@ export function initialCpuCaps(kvm: Kvm): Set<string> {
   const caps = new Set<string>();
   for (const name of Object.keys(FEATURES) as (keyof typeof FEATURES)[]) {
     if (!WITHHELD.has(name) && hasFeature(cpuid, name)) caps.add(name);
+  }
+  // Either vendor's announcement of speculation control stands for both. KVM: kvm_set_cpu_caps.
+  for (const [one, other] of SPECULATION) {
+    if (caps.has(one)) caps.add(other);
+    else if (caps.has(other)) caps.add(one);
   }
   for (const name of ['x2apic', 'tscDeadline', 'tscAdjust', 'hypervisor', 'apic']) caps.add(name);
   return caps;
@@ -276,17 +289,16 @@ export function cpuidEntriesHave(entries: readonly CpuidEntry[], feature: Featur
   return found !== undefined && ((found[REGISTERS[at.reg]] >>> at.bit) & 1) === 1;
 }
 
-/** Bytes of the XSAVE area for these components, in either format: AVX is the first one behind the header. KVM: xstate_required_size. */
-const xstateRequiredSize = (xcr0: bigint): number => ((xcr0 & 4n) !== 0n ? 0x340 : 0x240);
 /** Leaf Dh sub-leaf 1 EAX: XSAVEC and XSAVES. */
 const COMPACTED_FORMS = 2 | 8;
 
+/** Leaf Dh tells how large an area XCR0 makes. KVM: xstate_required_size. */
 function updateXsaveLeaves(vcpu: Vcpu): void {
   const standard = kvmFindCpuidEntry(vcpu, 0xd, 0);
   if (!standard || standard.eax === 0) return;
-  standard.ebx = xstateRequiredSize(vcpu.arch.xcr0);
+  standard.ebx = xsaveSize(vcpu.arch.xcr0, false);
   const extended = kvmFindCpuidEntry(vcpu, 0xd, 1);
-  if (extended && (extended.eax & COMPACTED_FORMS) !== 0) extended.ebx = xstateRequiredSize(vcpu.arch.xcr0);
+  if (extended && (extended.eax & COMPACTED_FORMS) !== 0) extended.ebx = xsaveSize(vcpu.arch.xcr0, true);
 }
 
 /** Leaves whose bits follow CR4, XCR0 and the APIC base. KVM: kvm_update_cpuid_runtime. */
@@ -318,6 +330,8 @@ const CR4_FEATURES: readonly (readonly [bigint, string])[] = [
   [CR4.VMXE, 'vmx'],
   [CR4.PCIDE, 'pcid'],
   [CR4.CET, 'cetShadowStack'],
+  [CR4.PKS, 'pks'],
+  [CR4.LAM_SUP, 'lam'],
 ];
 const CR4_ALWAYS =
   CR4.VME | CR4.PVI | CR4.TSD | CR4.DE | CR4.PSE | CR4.PAE | CR4.MCE | CR4.PGE | CR4.PCE | CR4.OSFXSR | CR4.OSXMMEXCPT;
@@ -325,7 +339,9 @@ const CR4_ALWAYS =
 /** Reserved CR4 bits of this guest. KVM: __cr4_reserved_bits. */
 export function cr4GuestReservedBits(vcpu: Vcpu): bigint {
   let allowed = CR4_ALWAYS;
-  for (const [bit, feature] of CR4_FEATURES) if (guestCpuidHas(vcpu, feature)) allowed |= bit;
+  for (const [bit, feature] of CR4_FEATURES) {
+    if (guestCpuidHas(vcpu, feature) && kvmCpuCapHas(vcpu.kvm, feature)) allowed |= bit;
+  }
   return ~allowed & 0xffffffffffffffffn;
 }
 

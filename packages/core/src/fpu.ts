@@ -1,4 +1,4 @@
-/** Guest registers that no control block holds: x87, SSE, AVX, XCR0, DR0-3. KVM: kvm_load_guest_fpu, kvm_load_guest_xsave_state. */
+/** Guest registers that no control block holds: x87, SSE, AVX, XCR0, PKRU, IA32_PKRS, DR0-3. KVM: kvm_load_guest_fpu, kvm_load_guest_xsave_state. */
 import { S } from '@tskvm/emulator';
 import type { Vcpu } from './vcpu.ts';
 
@@ -24,11 +24,28 @@ const isLoaded = (vcpu: Vcpu): boolean => vcpu.kvm.runningVcpu === vcpu;
 /** A vCPU came onto the processor. */
 export function loadGuestFpu(vcpu: Vcpu): void {
   block(vcpu).set(vcpu.arch.guestFpu);
-  vcpu.kvm.processor.state.set64(S.xcr0, vcpu.arch.xcr0);
+  const { state } = vcpu.kvm.processor;
+  state.set64(S.xcr0, vcpu.arch.xcr0);
+  state.pkru = vcpu.arch.pkru;
+  state.pkrs = vcpu.arch.pkrs;
 }
 /** It leaves. */
 export function putGuestFpu(vcpu: Vcpu): void {
   vcpu.arch.guestFpu.set(block(vcpu));
+  vcpu.arch.pkru = kvmReadPkru(vcpu);
+  vcpu.arch.pkrs = kvmReadPkrs(vcpu);
+}
+
+/** The guest's PKRU and IA32_PKRS, which it writes without an exit. KVM: kvm_read_pkru. */
+export const kvmReadPkru = (vcpu: Vcpu): number => (isLoaded(vcpu) ? vcpu.kvm.processor.state.pkru : vcpu.arch.pkru);
+export const kvmReadPkrs = (vcpu: Vcpu): number => (isLoaded(vcpu) ? vcpu.kvm.processor.state.pkrs : vcpu.arch.pkrs);
+export function kvmWritePkru(vcpu: Vcpu, value: number): void {
+  vcpu.arch.pkru = value;
+  if (isLoaded(vcpu)) vcpu.kvm.processor.state.pkru = value;
+}
+export function kvmWritePkrs(vcpu: Vcpu, value: number): void {
+  vcpu.arch.pkrs = value;
+  if (isLoaded(vcpu)) vcpu.kvm.processor.state.pkrs = value;
 }
 /** DR0-3 in effect for the guest. */
 export function loadDebugRegisters(vcpu: Vcpu): void {

@@ -149,7 +149,8 @@ function lastModes(tracer: Tracer): WeakMap<Vcpu, Last> {
 function guestMode(vcpu: Vcpu): ProcessorMode {
   const { cr0, cr4, efer } = vcpu.arch;
   const long = (efer & EFER.LMA) !== 0n;
-  const paged = long ? '4-level' : (cr4 & CR4.PAE) !== 0n ? 'PAE' : '32-bit';
+  const levels = (cr4 & CR4.LA57) !== 0n ? '5-level' : '4-level';
+  const paged = long ? levels : (cr4 & CR4.PAE) !== 0n ? 'PAE' : '32-bit';
   return {
     name: guestModeName(vcpu, long),
     paging: (cr0 & CR0.PG) === 0n ? 'off' : paged,

@@ -1,6 +1,7 @@
 /** MSRs that need no vendor, EFER and XCR0. KVM: arch/x86/kvm/msrs.c (kvm_set_msr_common, kvm_get_msr_common, set_efer). */
 import { CR4, EFER, S } from '@tskvm/emulator';
-import { guestCpuidHas, kvmUpdateCpuidRuntime } from './cpuid.ts';
+import { guestCpuidHas, kvmCpuCapHas, kvmUpdateCpuidRuntime } from './cpuid.ts';
+import { kvmReadPkrs, kvmWritePkrs } from './fpu.ts';
 import type { Kvm } from './kvm.ts';
 import { isPaging, kvmIsCr4BitSet } from './kvm-cache-regs.ts';
 import { kvmSetApicBase } from './lapic.ts';
@@ -17,6 +18,10 @@ import type { Vcpu } from './vcpu.ts';
 export const CoreMsr = {
   TSC: 0x10,
   APIC_BASE: 0x1b,
+  SPEC_CTRL: 0x48,
+  PRED_CMD: 0x49,
+  FLUSH_CMD: 0x10b,
+  PKRS: 0x6e1,
   FEATURE_CONTROL: 0x3a,
   TSC_ADJUST: 0x3b,
   BIOS_SIGN_ID: 0x8b,
@@ -76,6 +81,14 @@ const ZERO = new Set([
   0xc0010111, 0xc0010062, 0xc0010063, 0xc0010064, 0x3a, 0xc0000103,
 ]);
 
+const SPEC_CTRL_FEATURES = ['specCtrl', 'stibp', 'ssbd', 'amdIbrs', 'amdStibp', 'amdSsbd'];
+/** KVM: guest_has_spec_ctrl_msr. */
+const guestHasSpecCtrl = (vcpu: Vcpu): boolean => SPEC_CTRL_FEATURES.some((name) => guestCpuidHas(vcpu, name));
+/** KVM: guest_has_pred_cmd_msr. */
+const guestHasPredCmd = (vcpu: Vcpu): boolean => guestCpuidHas(vcpu, 'specCtrl') || guestCpuidHas(vcpu, 'amdIbpb');
+/** IBRS, STIBP, SSBD. */
+const SPEC_CTRL_BITS = 7n;
+
 type Reader = (vcpu: Vcpu, msr: MsrData) => bigint | undefined;
 type Writer = (vcpu: Vcpu, msr: MsrData) => number;
 
@@ -87,7 +100,17 @@ const READERS = new Map<number, Reader>([
   [CoreMsr.MTRR_CAP, () => MTRR_CAP_VALUE],
   [CoreMsr.MTRR_DEF_TYPE, (vcpu) => vcpu.arch.msrs.get(CoreMsr.MTRR_DEF_TYPE) ?? MTRR_DEF_TYPE_DEFAULT],
   [CoreMsr.BIOS_SIGN_ID, (vcpu) => vcpu.arch.msrs.get(CoreMsr.BIOS_SIGN_ID) ?? 0x100000000n],
-  [CoreMsr.ARCH_CAPABILITIES, (vcpu) => (guestCpuidHas(vcpu, 'archCapabilities') ? 0n : undefined)],
+  [
+    CoreMsr.ARCH_CAPABILITIES,
+    (vcpu) =>
+      guestCpuidHas(vcpu, 'archCapabilities') ? (vcpu.kvm.processor.rdmsr(CoreMsr.ARCH_CAPABILITIES) ?? 0n) : undefined,
+  ],
+  [
+    CoreMsr.SPEC_CTRL,
+    (vcpu, msr) =>
+      guestHasSpecCtrl(vcpu) || msr.hostInitiated ? (vcpu.arch.msrs.get(CoreMsr.SPEC_CTRL) ?? 0n) : undefined,
+  ],
+  [CoreMsr.PKRS, (vcpu) => (guestCpuidHas(vcpu, 'pks') ? BigInt(kvmReadPkrs(vcpu)) : undefined)],
   [CoreMsr.MCG_CAP, (vcpu) => vcpu.kvm.caps.supportedMceCap & 0xffffn],
   [CoreMsr.MISC_ENABLE, (vcpu) => vcpu.arch.miscEnable],
   [CoreMsr.PAT, (vcpu) => vcpu.arch.pat],
@@ -176,6 +199,30 @@ const WRITERS = new Map<number, Writer>([
       return store(vcpu, { ...msr, data });
     },
   ],
+  [
+    CoreMsr.SPEC_CTRL,
+    (vcpu, msr) => {
+      if (!msr.hostInitiated && !guestHasSpecCtrl(vcpu)) return 1;
+      return (msr.data & ~SPEC_CTRL_BITS) !== 0n ? 1 : store(vcpu, msr);
+    },
+  ],
+  // Commands: there is no prediction and no cache to act on.
+  [
+    CoreMsr.PRED_CMD,
+    (vcpu, msr) => ((!msr.hostInitiated && !guestHasPredCmd(vcpu)) || (msr.data & ~1n) !== 0n ? 1 : 0),
+  ],
+  [
+    CoreMsr.FLUSH_CMD,
+    (vcpu, msr) => ((!msr.hostInitiated && !guestCpuidHas(vcpu, 'flushL1d')) || (msr.data & ~1n) !== 0n ? 1 : 0),
+  ],
+  [
+    CoreMsr.PKRS,
+    (vcpu, msr) => {
+      if (!guestCpuidHas(vcpu, 'pks') || msr.data >> 32n !== 0n) return 1;
+      kvmWritePkrs(vcpu, Number(msr.data));
+      return 0;
+    },
+  ],
   [CoreMsr.MTRR_CAP, () => 1],
   [CoreMsr.MCG_CAP, (_vcpu, msr) => (msr.hostInitiated ? 0 : 1)],
   [CoreMsr.ARCH_CAPABILITIES, (_vcpu, msr) => (msr.hostInitiated ? 0 : 1)],
@@ -219,19 +266,19 @@ export function kvmGetMsr(vcpu: Vcpu, index: number, hostInitiated = false): { e
 
 const CANONICAL = new Set([0xc0000100, 0xc0000101, 0xc0000102, 0xc0000082, 0xc0000083]);
 const SYSENTER_ADDRESSES = new Set([0x175, 0x176]);
-const isCanonical = (address: bigint): boolean => {
-  const top = BigInt.asIntN(64, address) >> 47n;
-  return top === 0n || top === -1n;
-};
+/** By the width that the processor has, whatever the guest's paging mode. KVM: max_host_virt_addr_bits. */
+const linearBits = (vcpu: Vcpu): number => (kvmCpuCapHas(vcpu.kvm, 'la57') ? 57 : 48);
+const signExtended = (vcpu: Vcpu, address: bigint): bigint =>
+  BigInt.asUintN(64, BigInt.asIntN(linearBits(vcpu), address));
 
 /** Guest WRMSR with all checks. KVM: __kvm_set_msr. @returns 0, or non-zero for #GP */
 export const kvmSetMsr = frame(
   'kvmSetMsr',
   (vcpu: Vcpu, index: number, value: bigint, hostInitiated?: boolean): number => {
     let data = value;
-    if (CANONICAL.has(index) && !isCanonical(data)) return 1;
+    if (CANONICAL.has(index) && data !== signExtended(vcpu, data)) return 1;
     // Intel faults on them, AMD truncates: KVM makes them canonical for both.
-    if (SYSENTER_ADDRESSES.has(index) && !isCanonical(data)) data = BigInt.asUintN(64, BigInt.asIntN(48, data));
+    if (SYSENTER_ADDRESSES.has(index)) data = signExtended(vcpu, data);
     if (index === CoreMsr.TSC_AUX) {
       if (!hostInitiated && !guestCpuidHas(vcpu, 'rdtscp') && !guestCpuidHas(vcpu, 'rdpid')) return 1;
       if (data >> 32n !== 0n) return 1;

@@ -2,8 +2,8 @@
  * Control registers, EFER's neighbours and RFLAGS: the setters with KVM's checks in KVM's order.
  * KVM: arch/x86/kvm/regs.c (formerly x86.c); manual: APM vol. 2 ch. 3, SDM vol. 3 ch. 2.
  */
-import { CR0, CR4, EFER, Flag } from '@tskvm/emulator';
-import { kvmUpdateCpuidRuntime } from './cpuid.ts';
+import { CR0, CR3, CR4, EFER, Flag } from '@tskvm/emulator';
+import { guestCpuidHas, kvmUpdateCpuidRuntime } from './cpuid.ts';
 import {
   is64BitMode,
   isLongMode,
@@ -38,7 +38,7 @@ export const MMU_CR0_ROLE_BITS = PG | WP;
 export const MMU_CR4_ROLE_BITS = CR4.PSE | CR4.PAE | CR4.LA57 | CR4.SMEP | CR4.SMAP | CR4.PKE;
 export const MMU_EFER_ROLE_BITS = EFER.LME | EFER.NXE;
 /** X86_CR3_PCID_NOFLUSH. */
-export const CR3_PCID_NOFLUSH = 1n << 63n;
+export const CR3_PCID_NOFLUSH = CR3.NOFLUSH;
 /** CR4 bits that a VMX guest may own. */
 export const POSSIBLE_CR4_GUEST_BITS =
   CR4.PVI | CR4.DE | CR4.PCE | CR4.OSFXSR | CR4.OSXMMEXCPT | CR4.PGE | CR4.TSD | CR4.FSGSBASE | CR4.CET;
@@ -100,8 +100,11 @@ export const kvmLmsw = frame('kvmLmsw', (vcpu: Vcpu, msw: bigint): void => {
   kvmSetCr0(vcpu, kvmReadCr0Bits(vcpu, ~0xen) | (msw & 0xfn));
 });
 
-/** Is this a legal CR3 for the guest's physical width (bits 61, 62 are LAM's and not supported). KVM: kvm_vcpu_is_legal_cr3. */
-export const kvmVcpuIsLegalCr3 = (vcpu: Vcpu, cr3: bigint): boolean => (cr3 & vcpu.arch.reservedGpaBits) === 0n;
+/** Is this a legal CR3 for the guest's physical width; a guest with LAM may set bits 61 and 62. KVM: kvm_vcpu_is_legal_cr3. */
+export function kvmVcpuIsLegalCr3(vcpu: Vcpu, cr3: bigint): boolean {
+  const address = guestCpuidHas(vcpu, 'lam') ? cr3 & ~(CR3.LAM_U48 | CR3.LAM_U57) : cr3;
+  return (address & vcpu.arch.reservedGpaBits) === 0n;
+}
 
 /** Writes CR3. KVM: kvm_set_cr3. @returns 0, or 1 for #GP(0) */
 export const kvmSetCr3 = frame('kvmSetCr3', (vcpu: Vcpu, value: bigint): number => {

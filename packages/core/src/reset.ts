@@ -3,7 +3,7 @@ import { CR0, RDX, Seg } from '@tskvm/emulator';
 import { kvmFindCpuidEntry, kvmUpdateCpuidRuntime } from './cpuid.ts';
 import { DR6_INIT, DR7_FIXED_1, kvmUpdateDr7, kvmUpdateDr0123 } from './debugregs.ts';
 import { kvmClearExceptionQueue, kvmClearInterruptQueue } from './exceptions.ts';
-import { FRESH_FPU, setFpu } from './fpu.ts';
+import { FRESH_FPU, kvmWritePkrs, kvmWritePkru, setFpu } from './fpu.ts';
 import {
   isGuestMode,
   kvmReadCr0,
@@ -49,6 +49,8 @@ function powerOnState(vcpu: Vcpu): void {
   setFpu(vcpu, FRESH_FPU);
   arch.xss = 0n;
   arch.tscAux = 0n;
+  kvmWritePkru(vcpu, 0);
+  kvmWritePkrs(vcpu, 0);
   arch.msrs.clear();
   arch.completeUserspaceIo = null;
   arch.pio.count = 0;

@@ -2,7 +2,7 @@
 import { PAGE, type SavedSession } from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
 import type { MmioAccess } from './emulate-memory.ts';
-import { getFpu, setFpu } from './fpu.ts';
+import { getFpu, kvmReadPkru, kvmWritePkru, setFpu } from './fpu.ts';
 import { emulateCtxt } from './kvm-emulate.ts';
 import type { Memslot } from './memslots.ts';
 import { kvmMmuResetContext } from './mmu/mmu.ts';
@@ -17,8 +17,8 @@ import { vcpuLoad } from './x86.ts';
 
 /** MSRs that a snapshot carries (those that exist for the guest), in the order in which they are written back. */
 const SAVED_MSRS = [
-  0x10, 0x3b, 0x174, 0x175, 0x176, 0x1a0, 0x1d9, 0x277, 0x2ff, 0x9e, 0xda0, 0xc0000081, 0xc0000082, 0xc0000083,
-  0xc0000084, 0xc0000102, 0xc0000103, 0x6e0, 0x12, 0x11, 0x4b564d00, 0x4b564d01, 0xc0010117,
+  0x10, 0x3b, 0x48, 0x6e1, 0x174, 0x175, 0x176, 0x1a0, 0x1d9, 0x277, 0x2ff, 0x9e, 0xda0, 0xc0000081, 0xc0000082,
+  0xc0000083, 0xc0000084, 0xc0000102, 0xc0000103, 0x6e0, 0x12, 0x11, 0x4b564d00, 0x4b564d01, 0xc0010117,
 ];
 
 export interface VcpuSave {
@@ -31,6 +31,7 @@ export interface VcpuSave {
   debugregs: KvmDebugregs;
   mpState: MpState;
   xcr0: bigint;
+  pkru: number;
   fpu: Uint8Array;
   msrs: [number, bigint][];
   stored: [number, bigint][];
@@ -64,6 +65,7 @@ export function saveVcpu(vcpu: Vcpu): VcpuSave {
     debugregs: vcpu.getDebugregs(),
     mpState: arch.mpState,
     xcr0: arch.xcr0,
+    pkru: kvmReadPkru(vcpu),
     fpu: getFpu(vcpu),
     msrs,
     stored: [...arch.msrs],
@@ -125,6 +127,7 @@ export function loadVcpu(vcpu: Vcpu, saved: VcpuSave): void {
   vcpu.setRegs(saved.regs);
   arch.xcr0 = saved.xcr0;
   setFpu(vcpu, saved.fpu);
+  kvmWritePkru(vcpu, saved.pkru);
   for (const [index, value] of saved.stored) arch.msrs.set(index, value);
   // A write of what is there already would leave traces of its own (kvmclock's updates).
   for (const [index, value] of saved.msrs) if (vcpu.getMsr(index) !== value) vcpu.setMsr(index, value);

@@ -177,6 +177,7 @@ export const VCPU_STATE = struct({
   debugregs: DEBUGREGS,
   mpState: oneOf(...Object.values(MpState)),
   xcr0: u64,
+  pkru: u32,
   fpu: FPU_IMAGE,
   msrs: list(tuple(u32, u64), 4096),
   stored: list(tuple(u32, u64), 4096),

@@ -71,6 +71,10 @@ export interface VcpuArch {
   smbase: bigint;
   tscOffset: bigint;
   tscAux: bigint;
+  /** While the vCPU is not on the processor. */
+  pkru: number;
+  /** IA32_PKRS, likewise. */
+  pkrs: number;
   pdptrs: [bigint, bigint, bigint, bigint];
   pdptrsFromUserspace: boolean;
   db: [bigint, bigint, bigint, bigint];
@@ -176,6 +180,8 @@ function newArch(): VcpuArch {
     smbase: 0x30000n,
     tscOffset: 0n,
     tscAux: 0n,
+    pkru: 0,
+    pkrs: 0,
     pdptrs: [0n, 0n, 0n, 0n],
     pdptrsFromUserspace: false,
     db: [0n, 0n, 0n, 0n],

@@ -45,11 +45,11 @@ function resetCaps(kvm: Kvm): void {
     efer: hostEferCaps(kvm),
   });
 }
-/** XCR0 components that the processor has and KVM knows: x87, SSE, AVX. */
+/** XCR0 components that the processor has and KVM knows: x87, SSE, AVX, PKRU. */
 function hostXcr0(kvm: Kvm): bigint {
   if (!kvm.cpuCaps.has('xsave')) return 0n;
   const [eax] = kvm.processor.cpuid(0xd, 0);
-  return BigInt(eax >>> 0) & 7n;
+  return BigInt(eax >>> 0) & (kvm.cpuCaps.has('pku') ? 0x207n : 7n);
 }
 
 /** Runs one step of loading; a negative errno or an escaped error becomes a KvmError that names the step. */

@@ -1,8 +1,8 @@
 /** @module @tskvm/emulator: x86 itself. */
 
 export type * from './builder/builder.ts';
+export { modelCpuid, xsaveSize } from './cpu/cpuid.ts';
 export { cr4Bits } from './cpu/cr4-bits.ts';
-export { modelCpuid } from './cpu/cpuid.ts';
 export { createProcessor, type EngineName } from './cpu/create.ts';
 export * from './cpu/features.ts';
 export { pagingMode } from './cpu/mode.ts';

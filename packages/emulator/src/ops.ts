@@ -125,6 +125,9 @@ export interface X86EmulateOps {
   /** RSM; non-zero: triple fault. */
   leaveSmm(): number;
   tripleFault(): void;
+  /** PKRU. Absent: RDPKRU and WRPKRU are not carried out here (KVM's emulator has neither). */
+  getPkru?(): number;
+  setPkru?(value: number): void;
   getXcr(index: number): bigint;
   /** Non-zero: #GP(0). */
   setXcr(index: number, value: bigint): number;

@@ -83,6 +83,10 @@ export interface ProcessorState {
   cr4: bigint;
   cr8: bigint;
   efer: bigint;
+  /** Rights of user pages' protection keys. */
+  pkru: number;
+  /** IA32_PKRS. */
+  pkrs: number;
   cpl: number;
   /** Interrupt shadow: bit 0 STI, bit 1 MOV SS. */
   shadow: number;

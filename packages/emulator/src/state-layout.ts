@@ -76,6 +76,10 @@ export const S = {
   fdp: 0x690,
   /** u32. */
   mxcsr: 0x698,
+  /** u32: rights of user pages' protection keys. */
+  pkru: 0x69c,
+  /** u64, IA32_PKRS: rights of supervisor pages' protection keys. */
+  pkrs: 0x6a0,
   size: 0x800,
 } as const;
 
@@ -184,6 +188,15 @@ export const CR4 = {
   PKE: 1n << 22n,
   CET: 1n << 23n,
   PKS: 1n << 24n,
+  LAM_SUP: 1n << 28n,
+} as const;
+
+/** CR3 bits above the address. */
+export const CR3 = {
+  LAM_U57: 1n << 61n,
+  LAM_U48: 1n << 62n,
+  /** With CR4.PCIDE, in the source of MOV CR3: keep what is cached. */
+  NOFLUSH: 1n << 63n,
 } as const;
 
 /** EFER bits. */

@@ -60,6 +60,8 @@ export function kvmConfigureMmu(
 ): void {
   const { mmu } = kvm;
   kvm.caps.tdpEnabled = tdpEnabled;
+  // Shadow pages have no protection keys. KVM: kvm_set_cpu_caps.
+  if (!tdpEnabled) for (const name of ['pku', 'pks']) kvm.cpuCaps.delete(name);
   mmu.tdpEnabled = tdpEnabled;
   mmu.tdpRootLevel = forcedRootLevel || Math.min(maxRootLevel, 4);
   mmu.hugePageLevel = Math.min(hugePageLevel, 2);

@@ -8,6 +8,7 @@ import {
   CR4,
   EFER,
   Flag,
+  isLongPaging,
   PAGE,
   PageWalker,
   type PagingConfig,
@@ -16,6 +17,7 @@ import {
   type WalkMemory,
 } from '@tskvm/emulator';
 import { guestCpuidHas, guestCpuidIsAmdCompatible } from '../cpuid.ts';
+import { kvmReadPkrs, kvmReadPkru } from '../fpu.ts';
 import {
   isLongMode,
   isPae,
@@ -99,8 +101,9 @@ function walkOf(vcpu: Vcpu): Walk {
     known.cr4 === cr4 &&
     known.efer === efer &&
     known.cpuid === vcpu.cpuid &&
-    // PDPTEs come from registers that can change by themselves.
-    known.config.mode !== 'PAE'
+    // PDPTEs and protection keys come from registers that can change by themselves.
+    known.config.mode !== 'PAE' &&
+    (cr4 & (CR4.PKE | CR4.PKS)) === 0n
   ) {
     return known;
   }
@@ -115,7 +118,7 @@ function walkOf(vcpu: Vcpu): Walk {
 
 function pagingModeOf(vcpu: Vcpu): PagingMode {
   if (!isPaging(vcpu)) return 'off';
-  if (isLongMode(vcpu)) return '4-level';
+  if (isLongMode(vcpu)) return kvmReadCr4(vcpu) & CR4.LA57 ? '5-level' : '4-level';
   return isPae(vcpu) ? 'PAE' : '32-bit';
 }
 
@@ -134,7 +137,8 @@ function configOf(vcpu: Vcpu): PagingConfig {
   const cr0 = kvmReadCr0(vcpu);
   const cr3 = kvmReadCr3(vcpu);
   const cr4 = kvmReadCr4(vcpu);
-  const mask = mode === '4-level' ? 0xffffffffff000n : mode === 'PAE' ? 0xffffffe0n : 0xfffff000n;
+  const long = isLongPaging(mode);
+  const mask = long ? 0xffffffffff000n : mode === 'PAE' ? 0xffffffe0n : 0xfffff000n;
   return {
     mode,
     root: Number(cr3 & mask),
@@ -148,6 +152,8 @@ function configOf(vcpu: Vcpu): PagingConfig {
     gbPages: guestCpuidHas(vcpu, 'pdpe1gb'),
     bit8Reserved: guestCpuidIsAmdCompatible(vcpu),
     pdpte: mode === 'PAE' ? pdptes(vcpu) : undefined,
+    pkru: long && (cr4 & CR4.PKE) !== 0n ? kvmReadPkru(vcpu) : 0,
+    pkrs: long && (cr4 & CR4.PKS) !== 0n ? kvmReadPkrs(vcpu) : 0,
   };
 }
 

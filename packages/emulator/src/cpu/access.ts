@@ -12,6 +12,8 @@ import { Tag, Tlb } from '../memory/tlb.ts';
 import type { PlatformBus } from '../processor-api.ts';
 import { Flag, S, Vector } from '../state-layout.ts';
 import {
+  activePkrs,
+  activePkru,
   contextRights,
   currentPcid,
   isAlignmentChecked,
@@ -42,6 +44,7 @@ export interface AccessHost {
 }
 
 const ALL_ONES = 0xffffffff;
+const LA57 = 1 << 12;
 export class MemoryAccess implements WalkMemory {
   readonly tlb: Tlb;
   readonly walker: PageWalker;
@@ -56,6 +59,8 @@ export class MemoryAccess implements WalkMemory {
   #smap = false;
   #smapImplicit = false;
   #long = false;
+  /** The upper half of a canonical address, shifted so far, is 0 or -1: 48 or 57 bits. */
+  #canonicalShift = 15;
   #alignment = false;
   #asid = 0;
   #nestedRoot = 0;
@@ -116,18 +121,21 @@ export class MemoryAccess implements WalkMemory {
     const state = this.#state;
     const guest = this.#host.guest;
     state.derivedStale = false;
-    if (!this.#inputsChanged(guest)) return;
+    const { keysStale } = state;
+    state.keysStale = false;
+    if (!this.#inputsChanged(guest) && !keysStale) return;
     this.#asid = guest?.asid ?? 0;
     this.#nestedRoot = guest?.nestedRoot ?? 0;
     this.#user = state.cpl === 3 && pagingMode(state) !== 'off';
     this.#smap = isSmapActive(state);
     this.#smapImplicit = (contextRights(state, true) & 8) !== 0;
     this.#long = isLongModeActive(state);
+    this.#canonicalShift = (state.block.getInt32(S.cr4, true) & LA57) !== 0 ? 24 : 15;
     this.#alignment = isAlignmentChecked(state);
     this.walker.configure(
       pagingConfig(state, this.#host.pagingModel, this.usesPdpteRegisters() ? this.#pdpte : undefined),
     );
-    this.dataContext = this.tlb.context(this.#asid, currentPcid(state), this.#nestedRoot, contextRights(state, false));
+    this.dataContext = this.#intern(contextRights(state, false));
     this.#systemContext = 0;
   }
 
@@ -194,8 +202,12 @@ export class MemoryAccess implements WalkMemory {
     return id;
   }
   #internImplicit(): number {
-    const rights = contextRights(this.#state, true);
-    return this.tlb.context(this.#asid, currentPcid(this.#state), this.#nestedRoot, rights);
+    return this.#intern(contextRights(this.#state, true));
+  }
+  #intern(rights: number): number {
+    const state = this.#state;
+    const [pkru, pkrs] = [activePkru(state), activePkrs(state)];
+    return this.tlb.context(this.#asid, currentPcid(state), this.#nestedRoot, rights, pkru, pkrs);
   }
 
   /** Linear to host physical, filling the TLB. Throws #PF, #GP(0) for a non-canonical address, or VMEXIT. */
@@ -211,7 +223,8 @@ export class MemoryAccess implements WalkMemory {
 
   #miss(low: number, high: number, kind: number, context: number): number {
     if (!this.#long) high = 0;
-    else if (high >> 15 !== 0 && high >> 15 !== -1) throw this.#host.exception.set(Vector.GP, 0);
+    else if (high >> this.#canonicalShift !== 0 && high >> this.#canonicalShift !== -1)
+      throw this.#host.exception.set(Vector.GP, 0);
     const implicit = (kind & AccessKind.system) !== 0;
     const user = this.#user && !implicit;
     const smap = implicit ? this.#smapImplicit : this.#smap;

@@ -5,7 +5,7 @@
  * A refusal is `true` (the caller raises #GP(0)); then nothing was changed.
  */
 import type { GuestMode } from '../guest-mode.ts';
-import { Attrib, CR0, CR4, EFER, Seg } from '../state-layout.ts';
+import { Attrib, CR0, CR3, CR4, EFER, Seg } from '../state-layout.ts';
 import { lowOf, type MemoryAccess } from './access.ts';
 import { cr4Bits } from './cr4-bits.ts';
 import type { FeatureName } from './features.ts';
@@ -103,10 +103,11 @@ export class ControlRegisters {
   setCr3(wanted: bigint): boolean {
     const state = this.#state;
     const pcide = (state.cr4 & CR4.PCIDE) !== 0n;
-    const keep = pcide && (wanted & (1n << 63n)) !== 0n;
-    let value = keep ? wanted & ~(1n << 63n) : wanted;
+    const keep = pcide && (wanted & CR3.NOFLUSH) !== 0n;
+    let value = keep ? wanted & ~CR3.NOFLUSH : wanted;
     const long = (state.efer & EFER.LMA) !== 0n;
-    if (long && value >> BigInt(this.#host.pagingModel.maxphyaddr) !== 0n) return true;
+    const address = this.#host.has('lam') ? value & ~(CR3.LAM_U48 | CR3.LAM_U57) : value;
+    if (long && address >> BigInt(this.#host.pagingModel.maxphyaddr) !== 0n) return true;
     if (!long) value &= 0xffffffffn;
     if (this.#host.guest?.crIllegal(3, value)) return true;
     if (this.#isLegacyPae() && !this.#loadPdptes(value)) return true;

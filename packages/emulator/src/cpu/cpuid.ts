@@ -26,9 +26,16 @@ const XSAVE_BASE = 0x240;
 const AVX_SIZE = 0x100;
 const X87_SSE = 3;
 const AVX = 4;
+const PKRU = 0x200;
+const PKRU_COMPONENT = 9;
+const PKRU_SIZE = 8;
 const XSAVE_LEAF = 0xd;
-const xsaveSize = (components: bigint): number =>
-  (components & BigInt(AVX)) !== 0n ? XSAVE_BASE + AVX_SIZE : XSAVE_BASE;
+/** Bytes of an XSAVE area for these components. In the standard format PKRU lies behind AVX's place, in the compacted one behind what is there. */
+export function xsaveSize(components: bigint, compacted: boolean): number {
+  const avx = (components & BigInt(AVX)) !== 0n;
+  if ((components & BigInt(PKRU)) === 0n) return avx ? XSAVE_BASE + AVX_SIZE : XSAVE_BASE;
+  return XSAVE_BASE + (avx || !compacted ? AVX_SIZE : 0) + PKRU_SIZE;
+}
 /** Sub-leaf 1, EAX: XSAVEC, XSAVES. */
 const COMPACTION = 2 | 8;
 
@@ -36,8 +43,11 @@ const COMPACTION = 2 | 8;
 function xsaveLeaf(lookup: CpuidLookup, subleaf: number, own: CpuidResult | undefined): CpuidResult {
   if (!hasFeature(lookup, 'xsave')) return ZERO;
   const avx = hasFeature(lookup, 'avx');
-  if (subleaf === 0) return [avx ? X87_SSE | AVX : X87_SSE, XSAVE_BASE, xsaveSize(avx ? BigInt(AVX) : 0n), 0];
+  const pku = hasFeature(lookup, 'pku');
+  const all = X87_SSE | (avx ? AVX : 0) | (pku ? PKRU : 0);
+  if (subleaf === 0) return [all, XSAVE_BASE, xsaveSize(BigInt(all), false), 0];
   if (subleaf === 1) return [own?.[0] ?? 0, 0, 0, 0];
+  if (subleaf === PKRU_COMPONENT && pku) return [PKRU_SIZE, XSAVE_BASE + AVX_SIZE, 0, 0];
   return subleaf === 2 && avx ? [AVX_SIZE, XSAVE_BASE, 0, 0] : ZERO;
 }
 
@@ -67,7 +77,7 @@ export function cpuidNow(lookup: CpuidLookup, state: CpuidState, leaf: number, s
   }
   if (leaf === 7 && subleaf === 0) return [eax, ebx, setBit(ecx, OSPKE, (state.cr4 & CR4.PKE) !== 0n), edx];
   if (leaf === XSAVE_LEAF && (subleaf === 0 ? eax !== 0 : subleaf === 1 && (eax & COMPACTION) !== 0)) {
-    return [eax, xsaveSize(state.xcr0), ecx, edx];
+    return [eax, xsaveSize(state.xcr0, subleaf === 1), ecx, edx];
   }
   if (leaf >>> 0 === 0x80000001 && (edx & APIC) !== 0) {
     return [eax, ebx, ecx, setBit(edx, APIC, (state.apicBase & 0x800n) !== 0n)];

@@ -24,6 +24,10 @@ export const CR4_FEATURES: readonly (readonly [bigint, FeatureName])[] = [
   [CR4.OSXSAVE, 'xsave'],
   [CR4.SMEP, 'smep'],
   [CR4.SMAP, 'smap'],
+  [CR4.PKE, 'pku'],
+  [CR4.PKS, 'pks'],
+  [CR4.LA57, 'la57'],
+  [CR4.LAM_SUP, 'lam'],
 ];
 
 /** CR4 bits that exist on a processor with these features. */

@@ -7,7 +7,7 @@
  */
 import type { CodeKey } from '../engines/engine.ts';
 import type { GuestMode } from '../guest-mode.ts';
-import type { PagingConfig, PagingMode } from '../memory/paging.ts';
+import { isLongPaging, type PagingConfig, type PagingMode } from '../memory/paging.ts';
 import { Rights } from '../memory/tlb.ts';
 import type { ModeName, ProcessorMode } from '../processor-api.ts';
 import { Attrib, CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '../state-layout.ts';
@@ -23,6 +23,9 @@ const Cr4 = {
   PCIDE: low(CR4.PCIDE),
   SMEP: low(CR4.SMEP),
   SMAP: low(CR4.SMAP),
+  LA57: low(CR4.LA57),
+  PKE: low(CR4.PKE),
+  PKS: low(CR4.PKS),
 };
 const Efer = { LMA: low(EFER.LMA), NXE: low(EFER.NXE) };
 const DATA: readonly SegmentIndex[] = [Seg.ES, Seg.SS, Seg.DS];
@@ -62,8 +65,9 @@ export function viewControls(state: StateBlock, guest: GuestMode | null, view: C
 /** Paging mode of the control registers. */
 export function pagingMode(state: StateBlock, view?: ControlView): PagingMode {
   if (((view === undefined ? cr0Of(state) : view.cr0) & Cr0.PG) === 0) return 'off';
-  if (isLongModeActive(state)) return '4-level';
-  return ((view === undefined ? cr4Of(state) : view.cr4) & Cr4.PAE) !== 0 ? 'PAE' : '32-bit';
+  const cr4 = view === undefined ? cr4Of(state) : view.cr4;
+  if (isLongModeActive(state)) return (cr4 & Cr4.LA57) !== 0 ? '5-level' : '4-level';
+  return (cr4 & Cr4.PAE) !== 0 ? 'PAE' : '32-bit';
 }
 
 /** Name of the mode: "unreal" is real mode with a segment cache that real mode could not have loaded. */
@@ -113,7 +117,8 @@ export function modeKey(
     (wide ? 128 : 0) |
     (state.smm ? 256 : 0) |
     (guest ? 512 : 0) |
-    (nested ? 1024 : 0)
+    (nested ? 1024 : 0) |
+    ((cr4 & Cr4.LA57) !== 0 ? 2048 : 0)
   );
 }
 
@@ -198,7 +203,7 @@ export const currentPcid = (state: StateBlock): number =>
 function rootAddress(state: StateBlock, mode: PagingMode, maxphyaddr: number): number {
   const cr3Low = state.block.getUint32(S.cr3, true);
   if (mode === 'PAE') return (cr3Low & 0xffffffe0) >>> 0;
-  if (mode !== '4-level') return (cr3Low & 0xfffff000) >>> 0;
+  if (!isLongPaging(mode)) return (cr3Low & 0xfffff000) >>> 0;
   const high = state.block.getUint32(S.cr3 + 4, true) & ((1 << (maxphyaddr - 32)) - 1);
   return high * 0x100000000 + ((cr3Low & 0xfffff000) >>> 0);
 }
@@ -215,7 +220,7 @@ export function pagingConfig(
     mode,
     root: rootAddress(state, mode, model.maxphyaddr),
     wp: (cr0Of(state) & Cr0.WP) !== 0,
-    nx: (eferOf(state) & Efer.NXE) !== 0 && (mode === 'PAE' || mode === '4-level'),
+    nx: (eferOf(state) & Efer.NXE) !== 0 && (mode === 'PAE' || isLongPaging(mode)),
     smep: (cr4 & Cr4.SMEP) !== 0,
     smap: (cr4 & Cr4.SMAP) !== 0,
     pse: (cr4 & Cr4.PSE) !== 0,
@@ -224,5 +229,14 @@ export function pagingConfig(
     gbPages: model.gbPages,
     bit8Reserved: model.amd,
     pdpte,
+    pkru: activePkru(state),
+    pkrs: activePkrs(state),
   };
 }
+
+/** Protection keys in force: 0 without CR4.PKE or long mode. */
+export const activePkru = (state: StateBlock): number =>
+  (cr4Of(state) & Cr4.PKE) !== 0 && isLongModeActive(state) ? state.pkru : 0;
+/** Likewise for supervisor pages, by CR4.PKS. */
+export const activePkrs = (state: StateBlock): number =>
+  (cr4Of(state) & Cr4.PKS) !== 0 && isLongModeActive(state) ? state.pkrs : 0;

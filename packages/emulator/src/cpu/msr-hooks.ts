@@ -1,5 +1,5 @@
 /**
- * MSRs that are more than storage: the TSC, its adjustment, EFER.
+ * MSRs that are more than storage: the TSC, its adjustment, EFER, the supervisor's protection keys.
  * Manual: APM vol. 2 sections 3.1.7 and 13.2.4, SDM vol. 3 section 17.17.
  */
 import { Msr } from './msrs.ts';
@@ -18,6 +18,16 @@ export function installMsrHooks(cpu: Processor): void {
       return 0;
     },
   });
+  if (cpu.has('pks')) {
+    hooks.set(Msr.PKRS, {
+      read: () => BigInt(cpu.state.pkrs),
+      write: (value) => {
+        if (value >> 32n !== 0n) return 1;
+        cpu.state.pkrs = Number(value);
+        return 0;
+      },
+    });
+  }
   if (!cpu.has('tscAdjust')) return;
   hooks.set(Msr.TSC_ADJUST, {
     read: () => BigInt.asUintN(64, cpu.tscAdjust),

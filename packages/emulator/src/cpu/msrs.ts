@@ -15,6 +15,9 @@ export const Msr = {
   TSC_ADJUST: 0x3b,
   SPEC_CTRL: 0x48,
   PRED_CMD: 0x49,
+  ARCH_CAPABILITIES: 0x10a,
+  FLUSH_CMD: 0x10b,
+  PKRS: 0x6e1,
   BIOS_UPDT_TRIG: 0x79,
   BIOS_SIGN_ID: 0x8b,
   SMBASE: 0x9e,
@@ -56,6 +59,8 @@ interface MsrRow {
   reset?: bigint;
   vendor?: 'amd' | 'intel';
   feature?: FeatureName;
+  /** RDMSR is #GP. */
+  writeOnly?: true;
 }
 
 const ALL = (1n << 64n) - 1n;
@@ -68,7 +73,11 @@ const ROWS: readonly (readonly [number, MsrRow])[] = [
   [Msr.APIC_BASE, { at: S.apicBase, mask: ALL, feature: 'apic' }],
   [Msr.FEATURE_CONTROL, { mask: 0x1f_ffffn, vendor: 'intel' }],
   [Msr.SPEC_CTRL, { mask: 7n, feature: 'specCtrl' }],
-  [Msr.PRED_CMD, { mask: 1n, feature: 'specCtrl' }],
+  [Msr.SPEC_CTRL, { mask: 7n, feature: 'amdIbrs' }],
+  [Msr.PRED_CMD, { mask: 1n, feature: 'specCtrl', writeOnly: true }],
+  [Msr.PRED_CMD, { mask: 1n, feature: 'amdIbpb', writeOnly: true }],
+  [Msr.FLUSH_CMD, { mask: 1n, feature: 'flushL1d', writeOnly: true }],
+  [Msr.ARCH_CAPABILITIES, { mask: 'readonly', feature: 'archCapabilities' }],
   [Msr.BIOS_UPDT_TRIG, { mask: ALL, vendor: 'intel' }],
   [Msr.BIOS_SIGN_ID, { mask: ALL }],
   [Msr.MTRRCAP, { mask: 'readonly', reset: 0x508n, feature: 'mtrr' }],
@@ -113,6 +122,8 @@ function mtrrs(): [number, MsrRow][] {
 
 const MEMORY_TYPES = new Set([0n, 1n, 4n, 5n, 6n]);
 const bytesOf = (value: bigint): bigint[] => Array.from({ length: 8 }, (_, n) => (value >> BigInt(n * 8)) & 0xffn);
+/** Canonical for a processor whose linear addresses are so wide: MSRs that hold addresses go by the width, not by CR4.LA57. */
+const isCanonical57 = (value: bigint): boolean => BigInt.asUintN(64, BigInt.asIntN(57, value)) === value;
 export const isCanonical48 = (value: bigint): boolean => BigInt.asUintN(64, BigInt.asIntN(48, value)) === value;
 
 const RULES: Readonly<Record<Rule, (value: bigint) => boolean>> = {
@@ -137,10 +148,12 @@ export class Msrs {
   #values = new Map<number, bigint>();
   readonly #model: CpuModel;
   readonly #state: StateBlock;
+  readonly #rules: Readonly<Record<Rule, (value: bigint) => boolean>>;
 
   constructor(model: CpuModel, state: StateBlock, has: (feature: FeatureName) => boolean) {
     this.#model = model;
     this.#state = state;
+    this.#rules = has('la57') ? { ...RULES, canonical: isCanonical57 } : RULES;
     for (const [index, row] of ROWS) {
       if (row.vendor !== undefined && row.vendor !== model.vendor) continue;
       if (row.feature === undefined || has(row.feature)) this.#rows.set(index, row);
@@ -172,6 +185,7 @@ export class Msrs {
     const hook = this.hooks.get(index);
     if (hook !== undefined) return hook.read();
     const row = this.#rows.get(index);
+    if (row?.writeOnly) return undefined;
     if (row?.at !== undefined) return this.#state.get64(row.at);
     const value = this.#values.get(index) ?? this.#model.msrs.get(index);
     return value ?? (row === undefined ? undefined : 0n);
@@ -183,7 +197,7 @@ export class Msrs {
     if (hook !== undefined) return hook.write(value);
     const row = this.#rows.get(index);
     if (row === undefined || row.mask === 'readonly') return 1;
-    if ((value & ~row.mask) !== 0n || !RULES[row.rule ?? 'none'](value)) return 1;
+    if ((value & ~row.mask) !== 0n || !this.#rules[row.rule ?? 'none'](value)) return 1;
     if (row.at !== undefined) this.#state.set64(row.at, value);
     else this.#values.set(index, value);
     return 0;

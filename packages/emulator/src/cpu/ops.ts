@@ -298,6 +298,12 @@ export class SiliconOps implements X86EmulateOps {
     this.#cpu.shutdown();
   }
 
+  getPkru(): number {
+    return this.#cpu.state.pkru;
+  }
+  setPkru(value: number): void {
+    this.#cpu.state.pkru = value;
+  }
   getXcr(index: number): bigint {
     return index === 0 ? this.#cpu.state.get64(S.xcr0) : 0n;
   }

@@ -26,6 +26,7 @@ function resetSegments(state: StateBlock, intel: boolean): void {
 function powerOn(cpu: Processor): void {
   const { state } = cpu;
   state.u8.fill(0);
+  state.keysStale = true;
   cpu.msrs.reset();
   cpu.tscAdjust = 0n;
   state.set64(S.xcr0, 1n);

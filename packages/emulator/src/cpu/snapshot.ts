@@ -57,6 +57,7 @@ export function loadProcessor(cpu: Processor, state: unknown): void {
     throw new AssertionError(`processor state of model ${saved.model} loaded into ${cpu.model.name}`);
   }
   cpu.state.u8.set(saved.block);
+  cpu.state.keysStale = true;
   cpu.access.tlb.load(saved.tlb);
   cpu.msrs.load(saved.msrs);
   cpu.tick = saved.tick;

@@ -21,6 +21,8 @@ export class StateBlock implements ProcessorState {
   readonly words: Int32Array;
   /** TLB contexts and code key must be computed anew before the next use. */
   derivedStale = true;
+  /** PKRU or IA32_PKRS was written: TLB contexts must be computed anew whatever else has stayed. */
+  keysStale = true;
   /** The mode must be looked at when the instruction has ended. */
   modeStale = true;
   /** CS..DS or what else the code key derives from was written as such (not only CR0, EFER, RFLAGS, CPL, which are compared). */
@@ -107,6 +109,25 @@ export class StateBlock implements ProcessorState {
   }
   set efer(value: bigint) {
     this.set64(S.efer, value);
+  }
+  get pkru(): number {
+    return this.block.getUint32(S.pkru, true);
+  }
+  set pkru(value: number) {
+    this.block.setUint32(S.pkru, value, true);
+    this.#keysWritten();
+  }
+  /** IA32_PKRS. */
+  get pkrs(): number {
+    return this.block.getUint32(S.pkrs, true);
+  }
+  set pkrs(value: number) {
+    this.block.setUint32(S.pkrs, value, true);
+    this.#keysWritten();
+  }
+  #keysWritten(): void {
+    this.keysStale = true;
+    this.derivedStale = true;
   }
   get cpl(): number {
     return this.u8[S.cpl];

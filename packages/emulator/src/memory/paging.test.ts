@@ -33,7 +33,7 @@ function build({ mode, entries, config }: Setup): { walker: PageWalker; memory: 
   entries.forEach((entry, level) => {
     const last = level === entries.length - 1;
     const table = ROOT + level * 0x1000;
-    const small = entries.length === { off: 0, '32-bit': 2, PAE: 3, '4-level': 4 }[mode];
+    const small = entries.length === { off: 0, '32-bit': 2, PAE: 3, '4-level': 4, '5-level': 5 }[mode];
     const index = last && small ? LINEAR >> 12 : 0;
     const next = last ? (small ? FRAME : 0n) : BigInt(table + 0x1000);
     if (size === 4) memory.write32(table + index * 4, Number((entry | next) & 0xffffffffn));

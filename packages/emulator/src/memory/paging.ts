@@ -1,5 +1,5 @@
 /**
- * Page walks: one loop over a table of levels for 32-bit (PSE, PSE-36), PAE and 4-level paging, nested or not.
+ * Page walks: one loop over a table of levels for 32-bit (PSE, PSE-36), PAE, 4- and 5-level paging, nested or not.
  * Manual: APM vol. 2 ch. 5 and section 15.25 (nested paging), SDM vol. 3 ch. 4.
  *
  * Linear addresses and table entries are handled as two 32-bit halves; physical addresses are numbers below 2^52.
@@ -17,7 +17,8 @@ export const AccessKind = {
 } as const;
 
 /** The paging mode that the control registers select. */
-export type PagingMode = 'off' | '32-bit' | 'PAE' | '4-level';
+export type PagingMode = 'off' | '32-bit' | 'PAE' | '4-level' | '5-level';
+export const isLongPaging = (mode: PagingMode): boolean => mode === '4-level' || mode === '5-level';
 
 /** What a walk depends on; computed once per change of the control registers. */
 export interface PagingConfig {
@@ -32,10 +33,14 @@ export interface PagingConfig {
   pge: boolean;
   maxphyaddr: number;
   gbPages: boolean;
-  /** AMD: bit 8 of entries that are not leaves must be zero in the two top levels (APM vol. 2 section 5.3). */
+  /** AMD: bit 8 of entries that are not leaves must be zero above the page directory (APM vol. 2 section 5.3). */
   bit8Reserved: boolean;
   /** Legacy PAE: the four PDPTEs come from registers, low and high halves; undefined: from memory at each walk (APM 15.25.10). */
   pdpte: Uint32Array | undefined;
+  /** Rights of user pages' protection keys, two bits a key (AD, WD); 0 or absent: not in force (SDM vol. 3 section 4.6.2). */
+  pkru?: number;
+  /** Likewise for supervisor pages. */
+  pkrs?: number;
 }
 
 /** Physical memory as a walk sees it: guest physical addresses, translated and checked by the implementation. */
@@ -53,7 +58,12 @@ const ACCESSED = 0x20;
 const DIRTY = 0x40;
 const PS = 0x80;
 const GLOBAL = 0x100;
-const MAX_LEVELS = 4;
+const MAX_LEVELS = 5;
+
+/** Protection key in an entry's high half, and a key's rights. */
+const KEY_SHIFT = 27;
+const ACCESS_DISABLE = 1;
+const WRITE_DISABLE = 2;
 
 interface Level {
   shift: number;
@@ -73,11 +83,13 @@ const level = (shift: number, bits: number, large: Level['large'] = 'none', rese
   bare,
 });
 
+const FOUR_LEVELS = [level(39, 9, 'none', 0x80), level(30, 9, '1G'), level(21, 9, '2M'), level(12, 9)];
 const LEVELS: Readonly<Record<PagingMode, readonly Level[]>> = {
   off: [],
   '32-bit': [level(22, 10, '4M'), level(12, 10)],
   PAE: [level(30, 2, 'none', 0x1e6, true), level(21, 9, '2M'), level(12, 9)],
-  '4-level': [level(39, 9, 'none', 0x80), level(30, 9, '1G'), level(21, 9, '2M'), level(12, 9)],
+  '4-level': FOUR_LEVELS,
+  '5-level': [level(48, 9, 'none', 0x80), ...FOUR_LEVELS],
 };
 
 /** Low-half bits that are reserved in a large page's entry: address bits below the page's size, without PAT (bit 12). */
@@ -94,6 +106,8 @@ export class PageWalker {
   dirty = true;
   global = false;
   size: number = PageSize.small;
+  /** Protection key of the leaf. */
+  key = 0;
   /** Error code of a failed walk (`walk` returned false). */
   errorCode = 0;
 
@@ -148,7 +162,9 @@ export class PageWalker {
     const access = this.#accessBits(kind, user);
     const fault = this.#descend(low, high);
     if (fault !== 0) return this.#fail(access | (fault & Pfec.P) | (fault & Pfec.RSVD));
-    if (!this.permits(kind, user, smap)) return this.#fail(access | Pfec.P);
+    if (!this.permits(kind, user, smap)) {
+      return this.#fail(access | Pfec.P | (this.#keyDenies(kind, user) ? Pfec.PK : 0));
+    }
     this.#markAccessed((kind & AccessKind.write) !== 0);
     return true;
   }
@@ -223,7 +239,7 @@ export class PageWalker {
     }
     if ((this.#high & (here.bare ? this.#reservedHigh | 0x80000000 : this.#reservedHigh)) !== 0) return true;
     if (large) return (this.#low & LARGE_RESERVED[here.large]) !== 0 || (here.large === '1G' && !gbPages);
-    const bit8 = bit8Reserved && mode === '4-level' && n < 2 ? GLOBAL : 0;
+    const bit8 = bit8Reserved && isLongPaging(mode) && n < this.#levels.length - 2 ? GLOBAL : 0;
     return (this.#low & (here.reserved | bit8)) !== 0;
   }
 
@@ -244,6 +260,7 @@ export class PageWalker {
     this.size = large ? SIZE_CLASS[here.large] : PageSize.small;
     this.global = this.#config.pge && (this.#low & GLOBAL) !== 0;
     this.dirty = (this.#low & DIRTY) !== 0;
+    this.key = (this.#high >>> KEY_SHIFT) & 15;
     return 0;
   }
 
@@ -254,9 +271,19 @@ export class PageWalker {
     if ((kind & AccessKind.fetch) !== 0) {
       return !this.nx && (user ? this.user : !(this.user && smep));
     }
+    if (this.#keyDenies(kind, user)) return false;
     if (user) return this.user && (this.writable || (kind & AccessKind.write) === 0);
     if (smap && this.user) return false;
     return (kind & AccessKind.write) === 0 || this.writable || !wp;
+  }
+
+  /** Does the page's protection key forbid a data access? WD binds the supervisor under CR0.WP only (SDM vol. 3 section 4.6.2). */
+  #keyDenies(kind: number, user: boolean): boolean {
+    const rights = (this.user ? this.#config.pkru : this.#config.pkrs) ?? 0;
+    if (rights === 0 || (kind & AccessKind.fetch) !== 0) return false;
+    const own = (rights >>> (this.key * 2)) & 3;
+    if ((own & ACCESS_DISABLE) !== 0) return true;
+    return (own & WRITE_DISABLE) !== 0 && (kind & AccessKind.write) !== 0 && (user || this.#config.wp);
   }
 
   /** Sets A in each entry used, then D in the leaf: nothing is marked by a walk that faults. */

@@ -32,6 +32,9 @@ interface Context {
   pcid: number;
   nestedRoot: number;
   rights: number;
+  /** Protection keys in force, 0: all permitted. */
+  pkru: number;
+  pkrs: number;
 }
 
 /** What {@link Tlb.fill} learns from a walk. */
@@ -62,8 +65,9 @@ export class Tlb {
   readonly #next = new Uint16Array(ENTRIES);
   readonly #before = new Uint16Array(ENTRIES);
   readonly #ids = new Map<number, number>();
-  #contexts: Context[] = [{ asid: 0, pcid: 0, nestedRoot: 0, rights: 0 }];
-  readonly #roots = new Map<number, number>();
+  #contexts: Context[] = [{ asid: 0, pcid: 0, nestedRoot: 0, rights: 0, pkru: 0, pkrs: 0 }];
+  /** Numbers of nested roots, and of nested roots with protection keys in force. */
+  readonly #roots = new Map<number | string, number>();
 
   /** Changes whenever context ids lose their meaning. */
   generation = 0;
@@ -74,17 +78,18 @@ export class Tlb {
   }
 
   /** Interns a context: an id from 1 to 4095. When ids run out everything is flushed and numbering starts again. */
-  context(asid: number, pcid: number, nestedRoot: number, rights: number): number {
-    let root = this.#roots.get(nestedRoot);
-    if (root === undefined) this.#roots.set(nestedRoot, (root = this.#roots.size));
+  context(asid: number, pcid: number, nestedRoot: number, rights: number, pkru = 0, pkrs = 0): number {
+    const rootKey = pkru === 0 && pkrs === 0 ? nestedRoot : `${nestedRoot} ${pkru} ${pkrs}`;
+    let root = this.#roots.get(rootKey);
+    if (root === undefined) this.#roots.set(rootKey, (root = this.#roots.size));
     const key = ((root * 65536 + asid) * 4096 + pcid) * 64 + rights;
     const known = this.#ids.get(key);
     if (known !== undefined) return known;
     if (this.#contexts.length > MAX_CONTEXT) {
       this.#forget();
-      return this.context(asid, pcid, nestedRoot, rights);
+      return this.context(asid, pcid, nestedRoot, rights, pkru, pkrs);
     }
-    this.#contexts.push({ asid, pcid, nestedRoot, rights });
+    this.#contexts.push({ asid, pcid, nestedRoot, rights, pkru, pkrs });
     this.#ids.set(key, this.#contexts.length - 1);
     return this.#contexts.length - 1;
   }
@@ -248,8 +253,8 @@ export class Tlb {
 
   load(saved: TlbSave): void {
     this.#forget();
-    for (const { asid, pcid, nestedRoot, rights } of saved.contexts.slice(1)) {
-      this.context(asid, pcid, nestedRoot, rights);
+    for (const { asid, pcid, nestedRoot, rights, pkru, pkrs } of saved.contexts.slice(1)) {
+      this.context(asid, pcid, nestedRoot, rights, pkru, pkrs);
     }
     this.#u8.set(saved.entries);
     for (let index = 0; index < ENTRIES; index++) {

@@ -4,7 +4,7 @@
  */
 import type { X86EmulateOps } from '../ops.ts';
 import { X86Emul } from '../ops.ts';
-import { CR4, EFER, Flag, RSP, Vector } from '../state-layout.ts';
+import { CR3, CR4, EFER, Flag, RSP, Vector } from '../state-layout.ts';
 import type { EmulateContext } from './context.ts';
 
 /** MSR indices that system instructions touch by themselves (APM vol. 2 appendix A). */
@@ -43,6 +43,38 @@ export const wideDescriptors = (ctx: EventContext): boolean =>
 export const isCanonical = (ops: X86EmulateOps, address: bigint): boolean => {
   const bits = ops.getCr(4) & CR4.LA57 ? 57 : 48;
   return BigInt.asUintN(64, BigInt.asIntN(bits, address)) === address;
+};
+
+/**
+ * True if a base or an address register may hold `address`: descriptor tables, segment bases, INVPCID. They go by the width that the processor
+ * has, not by the paging mode (SDM vol. 3 section 4.5.3; KVM: max_host_virt_addr_bits).
+ */
+export const isCanonicalBase = (ops: X86EmulateOps, address: bigint): boolean => {
+  if (address < LOW_HALF_END || address >= HIGH_HALF) return true;
+  return ops.guestHas('la57') && BigInt.asUintN(64, BigInt.asIntN(57, address)) === address;
+};
+
+/** The canonical halves of 48-bit linear addresses: no metadata changes them. */
+export const LOW_HALF_END = 1n << 47n;
+export const HIGH_HALF = 0xffff_8000_0000_0000n;
+const SIGN = 1n << 63n;
+
+/** Bit from which LAM sign-extends an address, or 0: it is taken as it is (SDM vol. 1 section 3.3.7.2). */
+const lamBit = (ops: X86EmulateOps, address: bigint): number => {
+  if ((address & SIGN) === 0n) {
+    const cr3 = ops.getCr(3);
+    return cr3 & CR3.LAM_U57 ? 57 : cr3 & CR3.LAM_U48 ? 48 : 0;
+  }
+  const cr4 = ops.getCr(4);
+  return cr4 & CR4.LAM_SUP ? (cr4 & CR4.LA57 ? 57 : 48) : 0;
+};
+
+/** A data address of 64-bit mode without the metadata that LAM allows in it: bit 63 stays. KVM: vmx_get_untagged_addr. */
+export const untagged = (ops: X86EmulateOps, address: bigint): bigint => {
+  if (address < LOW_HALF_END || address >= HIGH_HALF) return address;
+  const bits = lamBit(ops, address);
+  if (bits === 0) return address;
+  return (BigInt.asUintN(64, BigInt.asIntN(bits, address)) & ~SIGN) | (address & SIGN);
 };
 
 /** All ones in `size` bytes. */

@@ -8,7 +8,7 @@ import { Attrib, Seg, Vector } from '../state-layout.ts';
 import {
   checkUmip,
   inLongMode,
-  isCanonical,
+  isCanonicalBase,
   maskOf,
   nativeSize,
   operandOffset,
@@ -42,7 +42,7 @@ const readTable = (ctx: EmulateContext): DescriptorTable => {
   const size = nativeSize(ctx);
   const limit = Number(ctx.read(insn.seg, ctx.effectiveAddress(), 2));
   const base = ctx.read(insn.seg, operandOffset(ctx, 2), size);
-  if (size === 8 && !isCanonical(ctx.ops, base)) ctx.raise(Vector.GP, 0);
+  if (size === 8 && !isCanonicalBase(ctx.ops, base)) ctx.raise(Vector.GP, 0);
   return { limit, base: size === 4 && insn.opSize === 2 ? base & 0xff_ffffn : base };
 };
 

@@ -5,7 +5,7 @@
 import type { DescriptorTable, Segment } from '../state-layout.ts';
 import { Attrib, Seg, Vector } from '../state-layout.ts';
 import type { EventContext } from './common.ts';
-import { isCanonical } from './common.ts';
+import { isCanonicalBase } from './common.ts';
 
 /** A descriptor as it stands in memory, taken apart. */
 export interface Descriptor {
@@ -104,7 +104,7 @@ export const readUpperHalf = (ctx: EventContext, d: Descriptor): { upper: bigint
 export const widenBase = (ctx: EventContext, d: Descriptor, selector: number, fault: SelectorFault): void => {
   const { upper, typeZero } = readUpperHalf(ctx, d);
   const base = d.base | (upper << 32n);
-  if ((!typeZero && ctx.subset === 'x86') || !isCanonical(ctx.ops, base))
+  if ((!typeZero && ctx.subset === 'x86') || !isCanonicalBase(ctx.ops, base))
     raiseSelector(ctx, Vector.GP, selector, fault.ext);
   d.base = base;
 };

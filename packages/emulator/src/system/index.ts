@@ -12,6 +12,7 @@ import { IO_CHECKS, IO_INSTRUCTIONS } from './io.ts';
 import { IRET_INSTRUCTIONS } from './iret.ts';
 import { MISC_INSTRUCTIONS } from './misc.ts';
 import { MSR_CHECKS, MSR_INSTRUCTIONS } from './msr.ts';
+import { KEY_INSTRUCTIONS } from './protection-keys.ts';
 import { RANDOM_INSTRUCTIONS } from './random.ts';
 import { SEGMENT_INSTRUCTIONS } from './segments.ts';
 import { SVM_CHECKS, SVM_INSTRUCTIONS } from './svm.ts';
@@ -31,6 +32,7 @@ export const SYSTEM: Readonly<Record<string, SystemFunction>> = {
   ...SYSCALL_INSTRUCTIONS,
   ...IO_INSTRUCTIONS,
   ...MISC_INSTRUCTIONS,
+  ...KEY_INSTRUCTIONS,
   ...RANDOM_INSTRUCTIONS,
   ...SVM_INSTRUCTIONS,
   ...VMX_INSTRUCTIONS,

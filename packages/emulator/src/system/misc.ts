@@ -5,7 +5,7 @@
 import { NotImplementedError } from '../exceptions.ts';
 import { X86Emul } from '../ops.ts';
 import { CR4, RAX, RCX, Seg, Vector } from '../state-layout.ts';
-import { cplOf, isCanonical, maskOf, operandOffset, requireCpl0 } from './common.ts';
+import { cplOf, isCanonicalBase, maskOf, operandOffset, requireCpl0 } from './common.ts';
 import type { EmulateContext, SystemFunction } from './context.ts';
 
 const hlt: SystemFunction = (ctx) => {
@@ -27,7 +27,7 @@ const plainLinear = (ctx: EmulateContext): bigint => {
 const invlpg: SystemFunction = (ctx) => {
   requireCpl0(ctx);
   const linear = plainLinear(ctx);
-  if (ctx.mode !== 'prot64' || isCanonical(ctx.ops, linear)) ctx.ops.invlpg(linear);
+  if (ctx.mode !== 'prot64' || isCanonicalBase(ctx.ops, linear)) ctx.ops.invlpg(linear);
   return X86Emul.CONTINUE;
 };
 
@@ -48,7 +48,7 @@ const invpcid: SystemFunction = (ctx) => {
   const linear = ctx.read(insn.seg, operandOffset(ctx, 8), 8);
   if (type > 3n || pcid >> 12n) ctx.raise(Vector.GP, 0);
   if (type < 2n && pcid !== 0n && !(ops.getCr(4) & CR4.PCIDE)) ctx.raise(Vector.GP, 0);
-  if (type === 0n && !isCanonical(ops, linear)) ctx.raise(Vector.GP, 0);
+  if (type === 0n && !isCanonicalBase(ops, linear)) ctx.raise(Vector.GP, 0);
   if (ops.invpcid) ops.invpcid(Number(type), Number(pcid), linear);
   else flushEverything(ctx);
   return X86Emul.CONTINUE;

@@ -4,7 +4,7 @@
  */
 import { X86Emul } from '../ops.ts';
 import { CR4, RAX, RBX, RCX, RDX, Seg, Vector } from '../state-layout.ts';
-import { cplOf, isCanonical, MSR, nativeSize, requireCpl0 } from './common.ts';
+import { cplOf, isCanonicalBase, MSR, nativeSize, requireCpl0 } from './common.ts';
 import type { EmulateContext, SystemFunction } from './context.ts';
 
 const LOW = 0xffff_ffffn;
@@ -125,7 +125,7 @@ const writeBase =
   (ctx) => {
     requireFsGsBase(ctx);
     const base = ctx.getReg(ctx.insn.rm, ctx.insn.opSize === 8 ? 8 : 4);
-    if (!isCanonical(ctx.ops, base)) ctx.raise(Vector.GP, 0);
+    if (!isCanonicalBase(ctx.ops, base)) ctx.raise(Vector.GP, 0);
     setBase(ctx, seg, base);
     return X86Emul.CONTINUE;
   };

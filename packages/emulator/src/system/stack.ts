@@ -5,7 +5,7 @@
 import type { Segment } from '../state-layout.ts';
 import { Attrib, RSP, Seg, Vector } from '../state-layout.ts';
 import type { EventContext } from './common.ts';
-import { isCanonical, maskOf } from './common.ts';
+import { isCanonical, maskOf, untagged } from './common.ts';
 
 /** Address size of a stack: 8 in 64-bit mode, else by SS.B. */
 export const stackWidth = (ss: Segment, is64: boolean): 2 | 4 | 8 => (is64 ? 8 : ss.attrib & Attrib.DB ? 4 : 2);
@@ -38,9 +38,10 @@ export const currentStack = (ctx: EventContext, errorCode = 0): StackTarget => {
 
 const linearOf = (ctx: EventContext, t: StackTarget, offset: bigint, size: number): bigint => {
   if (t.width === 8) {
-    const inside = isCanonical(ctx.ops, offset) && isCanonical(ctx.ops, offset + BigInt(size - 1));
+    const linear = untagged(ctx.ops, offset);
+    const inside = isCanonical(ctx.ops, linear) && isCanonical(ctx.ops, linear + BigInt(size - 1));
     if (!inside) ctx.raise(Vector.SS, t.errorCode);
-    return offset;
+    return linear;
   }
   if (!withinLimit(t.ss, Number(offset), size)) ctx.raise(Vector.SS, t.errorCode);
   return (t.ss.base + offset) & 0xffff_ffffn;

@@ -2,7 +2,7 @@
  * The capability MSRs of a CPU model, taken apart: which control bits may and must be set, which features exist.
  * Manual: SDM vol. 3 appendix A.
  */
-import type { CpuModel } from '@tskvm/emulator';
+import { type CpuModel, modelHas } from '@tskvm/emulator';
 import { VmxMsr } from './bits.ts';
 
 /** Allowed settings of a 32-bit control word. */
@@ -38,6 +38,10 @@ export interface VmxCapabilities {
   /** IA32_VMX_MISC bit 30. */
   zeroLengthInjection: boolean;
   maxphyaddr: number;
+  /** Width of linear addresses: 48, or 57 with LA57. */
+  linearBits: number;
+  /** CR3 may hold LAM's bits 61 and 62. */
+  lam: boolean;
 }
 
 const low = (value: bigint): number => Number(value & 0xffffffffn) | 0;
@@ -76,5 +80,7 @@ export function readCapabilities(model: CpuModel): VmxCapabilities {
     vmwriteAnyField: ((misc >> 29n) & 1n) === 1n,
     zeroLengthInjection: ((misc >> 30n) & 1n) === 1n,
     maxphyaddr: model.maxphyaddr,
+    linearBits: modelHas(model, 'la57') ? 57 : 48,
+    lam: modelHas(model, 'lam'),
   };
 }

@@ -16,7 +16,8 @@ function apply(vm: SilVm, [field, value, how]: Change): void {
 const PRIMARY = 'CPU_BASED_VM_EXEC_CONTROL';
 const SECONDARY = 'SECONDARY_VM_EXEC_CONTROL';
 const EVENT = 'VM_ENTRY_INTR_INFO_FIELD';
-const NONCANONICAL = 1n << 47n;
+// The model has LA57: bits go by its width, 57.
+const NONCANONICAL = 1n << 56n;
 const HIGH = 1n << 60n;
 
 /** A flat protected-mode guest with paging off (unrestricted) or an IA-32e one. */

@@ -106,17 +106,21 @@ const row = (
 
 const within = (value: number, allowed: Allowed): boolean =>
   (value & allowed.zero) === allowed.zero && (value & ~allowed.one) === 0;
-/** Bits 63:47 equal (48-bit linear addresses). */
-export const isCanonical = (address: bigint): boolean => {
-  const top = BigInt.asIntN(64, address) >> 47n;
-  return top === 0n || top === -1n;
+/** Sign-extended from the width of the processor's linear addresses, whatever the paging mode (SDM vol. 3 26.2.2). */
+const canonical = (c: CheckContext, field: number): boolean => {
+  const address = c.vmcs.read64(field);
+  return BigInt.asUintN(64, BigInt.asIntN(c.caps.linearBits, address)) === address;
 };
-const canonical = (c: CheckContext, field: number): boolean => isCanonical(c.vmcs.read64(field));
 /** A physical address: below the width, low bits clear. */
 const physical = (c: CheckContext, field: number, lowMask: number): boolean =>
   (c.vmcs.readLow(field) & lowMask) === 0 && belowWidth(c, field);
 const belowWidth = (c: CheckContext, field: number): boolean =>
   c.vmcs.readHigh(field) < 2 ** Math.max(0, c.caps.maxphyaddr - 32);
+/** CR3: as a physical address; LAM's two bits may stand above it. */
+const legalCr3 = (c: CheckContext, field: number): boolean => {
+  const high = c.caps.lam ? c.vmcs.readHigh(field) & ~0x60000000 : c.vmcs.readHigh(field);
+  return high >>> 0 < 2 ** Math.max(0, c.caps.maxphyaddr - 32);
+};
 const upperZero = (c: CheckContext, field: number): boolean => c.vmcs.readHigh(field) === 0;
 const validPat = (c: CheckContext, field: number): boolean => {
   for (const word of [c.vmcs.readLow(field), c.vmcs.readHigh(field)]) {
@@ -334,7 +338,7 @@ export const HOST_ROWS: readonly CheckRow[] = [
   host('cr4.fixed', 'HOST_CR4', 'fixed bits as IA32_VMX_CR4_FIXED0/1 say', '26.2.2', (c) =>
     fixed(c.vmcs.read64(F.HOST_CR4), c.caps.cr4Fixed0, c.caps.cr4Fixed1),
   ),
-  host('cr3.width', 'HOST_CR3', 'no bit beyond the physical width', '26.2.2', (c) => belowWidth(c, F.HOST_CR3)),
+  host('cr3.width', 'HOST_CR3', 'no bit beyond the physical width', '26.2.2', (c) => legalCr3(c, F.HOST_CR3)),
   hostCanonical('HOST_IA32_SYSENTER_ESP', 'sysenter-esp', '26.2.2'),
   hostCanonical('HOST_IA32_SYSENTER_EIP', 'sysenter-eip', '26.2.2'),
   host('pat', 'HOST_IA32_PAT', 'eight memory types of 0, 1, 4 to 7', '26.2.2', (c) => {
@@ -409,7 +413,7 @@ const REGISTER_ROWS: CheckRow[] = [
     (c) => !c.ia32e || (c.cr4 & CR4_PAE) !== 0,
   ),
   guest('cr4.pcide', 'GUEST_CR4', 'PCIDE only in an IA-32e guest', (c) => c.ia32e || !(c.cr4 & CR4_PCIDE)),
-  guest('cr3.width', 'GUEST_CR3', 'no bit beyond the physical width', (c) => belowWidth(c, F.GUEST_CR3)),
+  guest('cr3.width', 'GUEST_CR3', 'no bit beyond the physical width', (c) => legalCr3(c, F.GUEST_CR3)),
   guest('dr7', 'GUEST_DR7', 'bits 63:32 clear', (c) => !(c.entry & EntryCtl.loadDebug) || upperZero(c, F.GUEST_DR7)),
   guest('sysenter-esp', 'GUEST_SYSENTER_ESP', 'canonical', (c) => canonical(c, F.GUEST_SYSENTER_ESP)),
   guest('sysenter-eip', 'GUEST_SYSENTER_EIP', 'canonical', (c) => canonical(c, F.GUEST_SYSENTER_EIP)),

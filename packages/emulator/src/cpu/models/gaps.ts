@@ -32,19 +32,6 @@ export const NOT_IMPLEMENTED: Readonly<Partial<Record<FeatureName, string>>> = {
   virtualVmloadVmsave: 'virtual VMLOAD and VMSAVE',
   vgif: 'virtual GIF',
   gmet: 'guest mode execute trap',
-  pku: 'protection keys',
-  pks: 'protection keys of supervisor pages',
-  la57: '5-level paging',
-  lam: 'linear address masking',
-  specCtrl: 'IA32_SPEC_CTRL',
-  stibp: 'IA32_SPEC_CTRL',
-  ssbd: 'IA32_SPEC_CTRL',
-  flushL1d: 'IA32_FLUSH_CMD',
-  archCapabilities: 'IA32_ARCH_CAPABILITIES',
-  amdIbpb: 'PRED_CMD',
-  amdIbrs: 'SPEC_CTRL',
-  amdStibp: 'SPEC_CTRL',
-  amdSsbd: 'SPEC_CTRL',
 };
 
 export const isImplemented = (name: FeatureName): boolean => NOT_IMPLEMENTED[name] === undefined;
@@ -118,6 +105,8 @@ export const REQUIRES: Readonly<Partial<Record<FeatureName, readonly FeatureName
 /** Features that one vendor alone has. Bits of AMD's leaves that Intel reads as zero. */
 export const VENDOR_ONLY: Readonly<Partial<Record<FeatureName, 'amd' | 'intel'>>> = {
   vmx: 'intel',
+  pks: 'intel',
+  lam: 'intel',
   specCtrl: 'intel',
   stibp: 'intel',
   ssbd: 'intel',

@@ -90,6 +90,15 @@ const vmxCapabilities = (has: Has): (readonly [number, bigint])[] => [
   [0x490, control(ENTRY_TRUE, ENTRY)],
 ];
 
+/**
+ * IA32_ARCH_CAPABILITIES. Nothing speculates here, so it says "not affected" wherever that can be said (SDM vol. 4 table 2-2): RDCL, IBRS_ALL,
+ * SKIP_L1DFL_VMENTRY, SSB, MDS, PSCHANGE_MC, TAA, SBDR_SSDP, FBSDP, PSDP, BHI, PBRSB, GDS, RFDS, ITS.
+ */
+const ARCH_CAPABILITIES = [0, 1, 3, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62].reduce(
+  (value, bit) => value | (1n << BigInt(bit)),
+  0n,
+);
+
 export const XEON = modelOf({
   name: 'xeon',
   description: 'Intel Xeon Scalable of the third generation (Ice Lake)',
@@ -117,5 +126,10 @@ export const XEON = modelOf({
     '80000007': [0, 0, 0, 0x100],
   },
   // MCG_CAP: no banks.
-  capabilities: (has) => new Map([[0x179, 0n], ...(has('vmx') ? vmxCapabilities(has) : [])]),
+  capabilities: (has) =>
+    new Map([
+      [0x179, 0n],
+      ...(has('archCapabilities') ? ([[0x10a, ARCH_CAPABILITIES]] as const) : []),
+      ...(has('vmx') ? vmxCapabilities(has) : []),
+    ]),
 });

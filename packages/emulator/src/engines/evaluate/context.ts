@@ -9,6 +9,7 @@ import type { Instruction } from '../../decode/instruction.ts';
 import { GuestException } from '../../exceptions.ts';
 import type { X86EmulateOps } from '../../ops.ts';
 import { Attrib, CR0, CR4, Flag, RDI, RSI, RSP, Seg, type SegmentIndex, Vector } from '../../state-layout.ts';
+import { HIGH_HALF, LOW_HALF_END, untagged } from '../../system/common.ts';
 import type { EmulateContext, EmulateMode } from '../../system/context.ts';
 import { isMemory, type OperandForm, operandSize, registerOf } from './operands.ts';
 import { EmulateSession } from './session.ts';
@@ -22,10 +23,6 @@ const AC = BigInt(Flag.AC);
 
 /** `MASK[size]`: the low `size` bytes. */
 export const MASK: readonly bigint[] = [0n, 0xffn, 0xffffn, 0xffffffn, 0xffffffffn, 0n, 0n, 0n, (1n << 64n) - 1n];
-
-/** The canonical halves of 48-bit linear addresses. */
-const LOW_HALF_END = 1n << 47n;
-const HIGH_HALF = 0xffff_8000_0000_0000n;
 
 /** X86EMUL_MODE_* of the processor that `ops` shows (KVM: init_emulate_ctxt). */
 export function emulateMode(ops: X86EmulateOps): EmulateMode {
@@ -184,7 +181,7 @@ export class EvaluateContext implements EmulateContext {
 
   private linearize64(seg: number, offset: bigint, size: number): bigint {
     const base = seg === Seg.FS || seg === Seg.GS ? this.ops.getCachedSegmentBase(seg) : 0n;
-    const linear = BigInt.asUintN(64, base + offset);
+    const linear = untagged(this.ops, BigInt.asUintN(64, base + offset));
     if (!this.isCanonical(linear) || (size > 1 && !this.isCanonical(BigInt.asUintN(64, linear + BigInt(size - 1))))) {
       this.segmentFault(seg);
     }

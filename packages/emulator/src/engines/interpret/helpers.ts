@@ -53,7 +53,8 @@ const host = (name: HostImport): number => HOST_NAMES.indexOf(name);
 export const FIRST_FUNCTION = HOST_NAMES.length;
 const CANONICAL = FIRST_FUNCTION;
 const REFUSED = FIRST_FUNCTION + 1;
-const INTERNAL = 2;
+const UNTAG = FIRST_FUNCTION + 2;
+const INTERNAL = 3;
 const NAMES = Object.keys(HELPER_TYPES) as Helper[];
 /** Function index of a helper in the main module. */
 export const helperIndex = (name: Helper): number => FIRST_FUNCTION + INTERNAL + NAMES.indexOf(name);
@@ -73,6 +74,65 @@ function canonical(): FuncBody {
     .i32(1 << 12);
   code.op(OP.i32And).op(OP.select).tee(1).op(OP.i64Shl).get(1).op(OP.i64ShrS).get(0).op(OP.i64Eq);
   return { type: type([I64], [I32]), locals: [I64], code };
+}
+
+const CR3_HIGH = Layout.state + S.cr3 + 4;
+/** CR3.LAM_U57 and LAM_U48 in the register's upper half, CR4.LAM_SUP and LA57. */
+const LAM_U57 = 1 << 29;
+const LAM_U48 = 1 << 30;
+const LAM_SUP = 1 << 28;
+const LA57 = 1 << 12;
+
+/** (linear) → the address without the metadata that LAM allows (SDM vol. 1 section 3.3.7.2). What is canonical with 48 bits has none. */
+function untag(): FuncBody {
+  const code = new Code();
+  const [linear, shift] = [0, 1];
+  const plain = (): Code => code.get(linear).op(OP.return).end();
+  code.get(linear).i64(47n).op(OP.i64ShrS).i64(1n).op(OP.i64Add).i64(1n).op(OP.i64LeU).if();
+  plain();
+  // 63 less the bit that is extended: 7 for LAM57, 16 for LAM48.
+  const width = (): Code => code.i64(7n).i64(16n);
+  code.get(linear).i64(0n).op(OP.i64LtS).if();
+  code
+    .i32(0)
+    .mem(MEM.i32Load, Layout.state + S.cr4)
+    .i32(LAM_SUP)
+    .op(OP.i32And)
+    .op(OP.i32Eqz)
+    .if();
+  plain();
+  width()
+    .i32(0)
+    .mem(MEM.i32Load, Layout.state + S.cr4)
+    .i32(LA57)
+    .op(OP.i32And)
+    .op(OP.select)
+    .set(shift);
+  code.else();
+  code
+    .i32(0)
+    .mem(MEM.i32Load, CR3_HIGH)
+    .i32(LAM_U57 | LAM_U48)
+    .op(OP.i32And)
+    .op(OP.i32Eqz)
+    .if();
+  plain();
+  width().i32(0).mem(MEM.i32Load, CR3_HIGH).i32(LAM_U57).op(OP.i32And).op(OP.select).set(shift);
+  code.end();
+  code
+    .get(linear)
+    .get(shift)
+    .op(OP.i64Shl)
+    .get(shift)
+    .op(OP.i64ShrS)
+    .i64((1n << 63n) - 1n)
+    .op(OP.i64And);
+  code
+    .get(linear)
+    .i64(-(1n << 63n))
+    .op(OP.i64And)
+    .op(OP.i64Or);
+  return { type: type([I64], [I64]), locals: [I64], code };
 }
 
 /** (linear, size | segment << 8) → 1 with #SS(0) or #GP(0) recorded if a part of the access is not canonical. */
@@ -100,6 +160,7 @@ function refuse(code: Code, flags: number): void {
 /** Leaves 1 on non-canonical addresses, else what JavaScript says. */
 function miss(name: 'slowRead' | 'slowReadForWrite' | 'slowProbe'): FuncBody {
   const code = new Code();
+  code.get(0).call(UNTAG).set(0);
   refuse(code, 1);
   halves(code, 0).get(1).i32(0xff).op(OP.i32And).call(host(name));
   return { type: type([I64, I32], [I32]), locals: [], code };
@@ -107,6 +168,7 @@ function miss(name: 'slowRead' | 'slowReadForWrite' | 'slowProbe'): FuncBody {
 
 function missWrite(): FuncBody {
   const code = new Code();
+  code.get(0).call(UNTAG).set(0);
   refuse(code, 2);
   code.i32(0).get(1).mem(MEM.i64Store, SCRATCH);
   halves(code, 0).get(2).i32(0xff).op(OP.i32And).call(host('slowWrite'));
@@ -230,5 +292,5 @@ export function helperFunctions(): FuncBody[] {
     mulHighU,
     mulHighS,
   };
-  return [canonical(), refused(), ...NAMES.map((name) => ({ ...bodies[name](), export: name }))];
+  return [canonical(), refused(), untag(), ...NAMES.map((name) => ({ ...bodies[name](), export: name }))];
 }
