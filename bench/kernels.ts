@@ -20,6 +20,9 @@ export const KERNELS = {
   MIX: 12_000,
   MOVS: 400,
   STOS: 400,
+  SSED: 10_000_000,
+  SSEI: 10_000_000,
+  X87: 1_000_000,
 } as const;
 export type KernelName = keyof typeof KERNELS;
 const root = fileURLToPath(new URL('..', import.meta.url));

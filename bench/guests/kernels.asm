@@ -1,5 +1,5 @@
 ; kernels.asm: small programs, paged: 32-bit (default) or long mode (-DLONG). A 64 KiB ROM at 0xF0000 and below 4 GiB.
-; -DKERNEL_name chooses: ALU, MEMORY, FIB, SIEVE, MIX, MOVS, STOS. ITERATIONS is a kernel's own unit.
+; -DKERNEL_name chooses: ALU, MEMORY, FIB, SIEVE, MIX, MOVS, STOS, SSED, SSEI, X87. ITERATIONS is a kernel's own unit.
 ; Writes 'S' to port 0xE9 at the start, 'E' at the end, then leaves by port 0xF4. Data at 4 MiB, 16 MiB are mapped.
 %ifndef ITERATIONS
 %error "give -DITERATIONS=n"
@@ -62,14 +62,14 @@ start:  cli
         mov     eax, 0x8000
         mov     cr3, eax
 %ifdef LONG
-        mov     eax, 0x20
+        mov     eax, 0x620              ; PAE, OSFXSR, OSXMMEXCPT
         mov     cr4, eax
         mov     ecx, 0xc0000080
         rdmsr
         or      eax, 0x100
         wrmsr
 %else
-        mov     eax, 0x10
+        mov     eax, 0x610              ; PSE, OSFXSR, OSXMMEXCPT
         mov     cr4, eax
 %endif
         mov     eax, 0x80000011
@@ -188,6 +188,83 @@ kernel: mov     edx, ITERATIONS
         pop     D
         dec     edx
         jnz     .again
+        ret
+%endif
+
+; SSED: double precision: loads, stores, the four operations, conversions, a comparison.
+%ifdef KERNEL_SSED
+kernel: mov     ebx, DATA
+        mov     ecx, ITERATIONS
+        mov     eax, 3
+        cvtsi2sd xmm1, eax
+        mov     eax, 7
+        cvtsi2sd xmm3, eax
+        divsd   xmm1, xmm3              ; 3/7: inexact from here on
+        movapd  xmm2, xmm3
+        movsd   [B], xmm1
+        xor     edx, edx
+.loop:  movsd   xmm0, [B + D]
+        mulsd   xmm0, xmm3
+        addsd   xmm0, xmm1
+        cvtsi2sd xmm4, ecx
+        divsd   xmm4, xmm0
+        subsd   xmm4, xmm1
+        addsd   xmm2, xmm4
+        cvttsd2si eax, xmm4
+        ucomisd xmm0, xmm4
+        jb      .skip
+        movsd   [B + D + 8], xmm1
+.skip:  add     edx, 8
+        and     edx, 0xff8
+        dec     ecx
+        jnz     .loop
+        ret
+%endif
+
+; SSEI: packed integers: aligned and unaligned loads, arithmetic, logic, shuffles, a store.
+%ifdef KERNEL_SSEI
+kernel: mov     ebx, DATA
+        mov     ecx, ITERATIONS
+        pxor    xmm1, xmm1
+        pcmpeqd xmm2, xmm2
+        xor     edx, edx
+.loop:  movdqa  xmm0, [B + D]
+        paddd   xmm1, xmm0
+        psubd   xmm1, xmm2
+        movdqu  xmm3, [B + D + 8]
+        pxor    xmm3, xmm1
+        pand    xmm3, xmm2
+        pshufd  xmm4, xmm3, 0x1b
+        punpckldq xmm4, xmm1
+        pcmpgtd xmm4, xmm0
+        por     xmm1, xmm4
+        movdqa  [B + D + 16], xmm1
+        add     edx, 32
+        and     edx, 0xfe0
+        dec     ecx
+        jnz     .loop
+        ret
+%endif
+
+; X87: loads, the four operations, a store.
+%ifdef KERNEL_X87
+kernel: mov     ebx, DATA
+        mov     ecx, ITERATIONS
+        fninit
+        fldpi
+        fld1
+.loop:  fadd    st0, st1
+        fld     st0
+        fmul    st0, st2
+        fsub    st0, st1
+        fstp    qword [B + 8]
+        fld     qword [B + 8]
+        fdiv    st0, st2
+        fstp    st0
+        fxch    st1
+        fxch    st1
+        dec     ecx
+        jnz     .loop
         ret
 %endif
 

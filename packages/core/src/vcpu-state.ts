@@ -3,6 +3,7 @@
  * KVM: the vCPU ioctls of x86.c; facts: __set_sregs.
  */
 import { CR0, CR4, EFER, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, Seg } from '@tskvm/emulator';
+import { kvmUpdateCpuidRuntime } from './cpuid.ts';
 import { kvmUpdateDr7, kvmUpdateDr0123 } from './debugregs.ts';
 import { KvmError } from './diagnostics.ts';
 import { kvmClearExceptionQueue, kvmQueueInterrupt } from './exceptions.ts';
@@ -270,8 +271,10 @@ function installControls(vcpu: Vcpu, s: KvmSregs2, updatePdptrs: boolean): boole
   calls.setEfer(vcpu, s.efer);
   reset = reset || kvmReadCr0(vcpu) !== s.cr0;
   calls.setCr0(vcpu, s.cr0);
-  reset = reset || kvmReadCr4(vcpu) !== s.cr4;
+  const cr4Changes = kvmReadCr4(vcpu) ^ s.cr4;
+  reset = reset || cr4Changes !== 0n;
   calls.setCr4(vcpu, s.cr4);
+  if ((cr4Changes & (CR4.OSXSAVE | CR4.PKE)) !== 0n) kvmUpdateCpuidRuntime(vcpu);
   if (updatePdptrs && isPaePaging(vcpu)) {
     loadPdptrs(vcpu, kvmReadCr3(vcpu));
     reset = true;
