@@ -133,16 +133,22 @@ export class Translator implements HotCode {
 
   /** @param record where the sample was taken */
   #translate({ page, first }: LaidRun, record: number): void {
-    const start = this.#view.getUint16(first + R.offset, true);
-    const sampled = this.#view.getUint16(record + R.offset, true);
+    const { view, region } = { view: this.#view, region: (p: CodePage, at: number) => this.#explore(p, at) };
+    const sampled = view.getUint16(record + R.offset, true);
+    const rip = Number(this.#linearRip() & 0xfffn);
+    const here = this.#pageOfRip(page.key);
+    const found =
+      (here === page || here === undefined ? null : region(here, rip)) ??
+      region(page, view.getUint16(first + R.offset, true)) ??
+      (sampled < PAGE ? region(page, sampled) : null);
+    if (found === null || this.#nextSlot + found.entries.length > REGION_ENTRIES) return;
+    if (found.entries.every((at) => this.#originals.has(found.blockAt.get(at)!.instructions[0].record))) return;
+    this.#compile(found, page.key);
+  }
+  #explore(page: CodePage, at: number): Region | null {
     const pages = new Map<number, CodePage>();
-    const lookup = this.#pagesAround(page, pages);
-    const explore = (at: number): Region | null =>
-      regionOf(new Explorer(this.#parts.predecoder, lookup).explore(at), at, pages);
-    const region = explore(start) ?? (sampled < PAGE ? explore(sampled) : null);
-    if (region === null || this.#nextSlot + region.entries.length > REGION_ENTRIES) return;
-    if (region.entries.every((at) => this.#originals.has(region.blockAt.get(at)!.instructions[0].record))) return;
-    this.#compile(region, page.key);
+    const code = new Explorer(this.#parts.predecoder, this.#pagesAround(page, pages)).explore(at);
+    return regionOf(code, at, pages);
   }
 
   /** Pages at a distance from the one that runs now, if the TLB maps them for fetches and they hold records. */
@@ -161,11 +167,19 @@ export class Translator implements HotCode {
       return found ?? null;
     };
   }
-  /** Linear address of a page, if RIP is in it now; else -1. */
-  #linearOf(page: CodePage): bigint {
+  /** Linear address of RIP. */
+  #linearRip(): bigint {
     const view = this.#view;
     const rip = view.getBigUint64(Layout.state + S.rip, true);
-    const linear = (rip + view.getBigUint64(P.codeBase, true)) & view.getBigUint64(P.linearMask, true) & ~0xfffn;
+    return (rip + view.getBigUint64(P.codeBase, true)) & view.getBigUint64(P.linearMask, true);
+  }
+  #pageOfRip(key: KeyState): CodePage | undefined {
+    const hostPage = this.#fetchPage(this.#linearRip() & ~0xfffn);
+    return hostPage < 0 ? undefined : this.#parts.predecoder.find(hostPage, key);
+  }
+  /** Linear address of a page, if RIP is in it now; else -1. */
+  #linearOf(page: CodePage): bigint {
+    const linear = this.#linearRip() & ~0xfffn;
     return this.#fetchPage(linear) === page.hostPage ? linear : -1n;
   }
   /** Host page of a linear page by the TLB alone, or -1. */

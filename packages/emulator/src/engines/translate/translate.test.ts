@@ -1,0 +1,178 @@
+import { describe, expect, it } from 'vitest';
+import type { TestMode } from '../../testing/index.ts';
+import { TestMachine } from '../../testing/index.ts';
+import { InterpretEngine } from '../interpret/interpret.ts';
+import { TranslateEngine } from './translate.ts';
+
+const CODE = 0x10000;
+const le32 = (x: number): number[] => [x & 255, (x >>> 8) & 255, (x >>> 16) & 255, x >>> 24];
+
+interface Run {
+  machine: TestMachine;
+  engine: TranslateEngine;
+}
+
+/** A machine on translate that looks at what runs as often as it can. */
+function machine(code: readonly number[], mode: TestMode, options = {}): Run {
+  const m = new TestMachine({ size: 0x400000 });
+  m.load(code, mode, CODE);
+  const engine = new TranslateEngine(m.cpu, { vendor: 'amd', translate: { sample: 100, hot: 1, ...options } });
+  m.cpu.engine = engine;
+  return { machine: m, engine };
+}
+const interpreted = (code: readonly number[], mode: TestMode): TestMachine => {
+  const m = new TestMachine({ size: 0x400000 });
+  m.load(code, mode, CODE);
+  m.cpu.engine = new InterpretEngine(m.cpu, { vendor: 'amd' });
+  return m;
+};
+
+function expectSame(a: TestMachine, b: TestMachine): void {
+  for (let n = 0; n < 16; n++) expect([n, a.state.gpr[n]]).toEqual([n, b.state.gpr[n]]);
+  expect(a.state.rip).toBe(b.state.rip);
+  expect(a.state.rflags).toBe(b.state.rflags);
+  expect(a.cpu.tick).toBe(b.cpu.tick);
+  expect(Buffer.compare(a.memory.readBytes(0, a.memory.size), b.memory.readBytes(0, b.memory.size))).toBe(0);
+}
+
+/** Runs both to the end and compares. */
+function compare(code: readonly number[], mode: TestMode, ticks = 1_000_000, options = {}): TranslateEngine {
+  const { machine: m, engine } = machine(code, mode, options);
+  const reference = interpreted(code, mode);
+  expect(m.go(ticks)).toBe(reference.go(ticks));
+  expectSame(m, reference);
+  return engine;
+}
+
+// mov ecx, 1000; L: add eax, ecx; dec ecx; jnz L; hlt
+const SUM = [0xb9, ...le32(1000), 0x01, 0xc8, 0x49, 0x75, 0xfb, 0xf4];
+
+describe('what is translated', () => {
+  it('a loop, once', () => {
+    const engine = compare(SUM, 'prot32');
+    expect(engine.statistics.regions).toBe(1);
+  });
+
+  it('a loop in 64-bit code with a call and a return in it', () => {
+    // mov ecx, 1000; L: call F; dec ecx; jnz L; hlt; F: add rax, rcx; ret
+    const code = [0xb9, ...le32(1000), 0xe8, 5, 0, 0, 0, 0xff, 0xc9, 0x75, 0xf7, 0xf4, 0x48, 0x01, 0xc8, 0xc3];
+    const engine = compare(code, 'long');
+    expect(engine.statistics.regions).toBe(1);
+  });
+
+  it('every deadline is exact', () => {
+    for (let ticks = 2000; ticks < 2200; ticks += 7) {
+      const { machine: m } = machine(SUM, 'prot32');
+      expect(m.go(ticks)).toBe('deadline');
+      expect(m.cpu.tick).toBe(ticks);
+      const reference = interpreted(SUM, 'prot32');
+      reference.go(ticks);
+      expectSame(m, reference);
+    }
+  });
+});
+
+describe('leaving in the middle', () => {
+  it('a page fault in a loop shows the flags and registers of the instruction in front', () => {
+    // mov esi, 3FF000h; mov ecx, 10000; L: add eax, ecx; mov edx, [rsi]; inc rsi; dec ecx; jnz L; hlt
+    // Beyond 4 MB nothing is RAM: the slow path reads ones.
+    const loop = [0x01, 0xc8, 0x8b, 0x16, 0x48, 0xff, 0xc6, 0xff, 0xc9, 0x75, 0xf5];
+    const code = [0xbe, ...le32(0x3ff000), 0xb9, ...le32(10_000), ...loop, 0xf4];
+    compare(code, 'long');
+  });
+
+  it('a segment limit in 16-bit code', () => {
+    // mov si, FF00h; L: add ax, [si]; inc si; jnz L; then [FFFFh] faults: word beyond the limit
+    const code = [0xbe, 0x00, 0xff, 0x03, 0x04, 0x46, 0x75, 0xfb, 0xf4];
+    const { machine: m } = machine(code, 'real');
+    const reference = interpreted(code, 'real');
+    for (const x of [m, reference]) x.memory.writeBytes(13 * 4, Uint8Array.of(8, 0, 0, 0x10));
+    expect(m.go(50_000)).toBe(reference.go(50_000));
+    expectSame(m, reference);
+  });
+
+  it('an interrupt shadow, CLI and STI in a loop', () => {
+    // mov ecx, 1000; L: cli; add eax, ecx; sti; dec ecx; jnz L; hlt
+    compare([0xb9, ...le32(1000), 0xfa, 0x01, 0xc8, 0xfb, 0x49, 0x75, 0xf9, 0xf4], 'prot32');
+  });
+
+  it('a division that overflows in the thousandth turn', () => {
+    // mov ebx, 1000; L: xor edx, edx; mov eax, 12345; div ebx; add esi, edx; dec ebx; jmp L
+    const code = [0xbb, ...le32(1000), 0x31, 0xd2, 0xb8, ...le32(12345), 0xf7, 0xf3, 0x01, 0xd6, 0x4b, 0xeb, 0xf2];
+    compare(code, 'prot32', 20_000);
+  });
+});
+
+describe('code that changes', () => {
+  it('a loop that rewrites the immediate of its next instruction', () => {
+    // mov ecx, 500; L: mov [imm], cl; add eax, imm8 (sign-extended); dec ecx; jnz L; hlt
+    const at = CODE + 5 + 6;
+    const code = [0xb9, ...le32(500), 0x88, 0x0d, ...le32(at + 2), 0x83, 0xc0, 0, 0x49, 0x75, 0xf4, 0xf4];
+    const engine = compare(code, 'prot32');
+    // It is left to the interpreter before long.
+    expect(engine.statistics.regions).toBeLessThan(10);
+  });
+
+  it('data beside code in one page leaves translations alone', () => {
+    // mov ecx, 2000; L: inc dword [CODE + 800h]; dec ecx; jnz L; hlt
+    const code = [0xb9, ...le32(2000), 0xff, 0x05, ...le32(CODE + 0x800), 0x49, 0x75, 0xf7, 0xf4];
+    const engine = compare(code, 'prot32');
+    expect(engine.statistics.invalidated).toBe(0);
+  });
+
+  it('an outsider writes into a translated loop', () => {
+    const { machine: m, engine } = machine(SUM, 'prot32');
+    m.go(1500);
+    expect(engine.statistics.live).toBe(1);
+    // sub eax, ecx from now on
+    m.memory.write8(CODE + 5, 0x29);
+    expect(engine.statistics.live).toBe(0);
+    const reference = interpreted(SUM, 'prot32');
+    reference.go(1500);
+    reference.memory.write8(CODE + 5, 0x29);
+    expect(m.go()).toBe(reference.go());
+    expectSame(m, reference);
+  });
+
+  it('a loop over two pages, one of which changes its place', () => {
+    // At the end of a page: L: add eax, ecx; jmp next page: dec ecx; jnz L; hlt
+    const start = 0x1000 - 12;
+    const bytes = new Array<number>(0x2000).fill(0x90);
+    const put = (at: number, list: readonly number[]): void => void bytes.splice(at, list.length, ...list);
+    put(0, [0xb9, ...le32(3000), 0xe9, ...le32(start - 10)]);
+    put(start, [0x01, 0xc8, 0xe9, ...le32(0x1000 - (start + 7))]);
+    put(0x1000, [0xff, 0xc9, 0x0f, 0x85, ...le32(start - 0x1008), 0xf4]);
+    const engine = compare(bytes, 'long');
+    expect(engine.statistics.regions).toBeGreaterThan(0);
+    const { machine: m } = machine(bytes, 'long');
+    const reference = interpreted(bytes, 'long');
+    for (const x of [m, reference]) {
+      x.go(4000);
+      // The second page holds another loop's end now: sub ecx, 2.
+      x.memory.writeBytes(CODE + 0x1000, Uint8Array.of(0x83, 0xe9, 2, 0x0f, 0x8f, ...le32(start - 0x1009), 0xf4));
+    }
+    expect(m.go()).toBe(reference.go());
+    expectSame(m, reference);
+  });
+});
+
+describe('hostile code', () => {
+  it('a jump to each byte of a page', () => {
+    // Page of nops and single-byte instructions, entered everywhere by a loop: mov ecx, 4000; L: lea eax, [ecx + CODE + 1000h]; call eax; dec ecx; jnz L
+    const head = [0xb9, ...le32(4000), 0x8d, 0x81, ...le32(CODE + 0x1000), 0xff, 0xd0, 0x49, 0x75, 0xf5, 0xf4];
+    const bytes = [...head, ...new Array<number>(0x1000 - head.length).fill(0x90)];
+    for (let i = 0; i < 0xfff; i++) bytes.push(i % 7 === 6 ? 0xc3 : 0x40 + (i % 3));
+    bytes.push(0xc3);
+    compare(bytes, 'prot32');
+  });
+
+  it('more loops than are kept: the oldest go', () => {
+    // 200 loops in a row, three times
+    const one = [0xb9, ...le32(150), 0x01, 0xc8, 0x49, 0x75, 0xfb];
+    const all = Array.from({ length: 200 }, () => one).flat();
+    const code = [0xbb, ...le32(3), ...all, 0x4b, 0x0f, 0x85, ...le32(-(all.length + 7)), 0xf4];
+    const engine = compare(code, 'prot32', 1_000_000, { maxBytes: 8192 });
+    expect(engine.statistics.evicted).toBeGreaterThan(10);
+    expect(engine.statistics.bytes).toBeLessThanOrEqual(8192);
+  });
+});
