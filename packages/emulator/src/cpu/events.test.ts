@@ -196,6 +196,21 @@ describe.each(ENGINES)('by %s', (name) => {
       machine.go();
       expect(returnTo(machine)).toBe(0x10003);
     });
+    it('mov ss, [mem] on a watchpoint, then int1: one #DB with both causes, behind int1', () => {
+      // mov ss, [ebx]; int1; the handler counts in ecx and goes back
+      const machine = machineWith([0x8e, 0x13, 0xf1, NOP, HLT], []);
+      machine.memory.writeBytes(HANDLER, Uint8Array.from([0x41, 0xcf]));
+      machine.setHandler(1, HANDLER, 'prot32');
+      machine.memory.writeBytes(0x5000, Uint8Array.of(0x10, 0));
+      machine.state.gpr[3] = 0x5000n;
+      machine.state.gpr[1] = 0n;
+      machine.cpu.ops.setDr(0, 0x5000n);
+      machine.cpu.ops.setDr(7, 0x70401n);
+      expect(machine.go()).toBe('halt');
+      expect(machine.reg(1)).toBe(1n);
+      expect(machine.dr6() & 0xfn).toBe(1n);
+      expect(machine.state.rip).toBe(0x10005n);
+    });
     it('int n with TF does not trap in the handler', () => {
       const machine = machineWith([0xcd, 0x80], [1, 0x80]);
       machine.state.rflags |= TF;

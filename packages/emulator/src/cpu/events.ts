@@ -107,6 +107,13 @@ export class EventUnit {
     state.set64(S.dr7, state.get64(S.dr7) & ~DR7_GD);
   }
 
+  /** INT1 takes along the breakpoints that MOV SS has held back: one #DB for both (SDM vol. 3 section 6.8.3, 17.3.1). */
+  joinInt1(): void {
+    if (this.waiting === 0) return;
+    this.#reportDebug(this.pendingDebug);
+    this.waiting = 0;
+  }
+
   /**
    * Delivers an event through the IVT or IDT; faults on the way become the next event. False: it left the guest, or shutdown.
    * @param resume RF is set in the pushed image (faults, SDM vol. 3 section 17.3.1.1)

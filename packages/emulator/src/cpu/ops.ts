@@ -268,6 +268,7 @@ export class SiliconOps implements X86EmulateOps {
       const payload = 0n;
       if (cpu.guest.interceptException(event.vector, event.errorCode, payload, undefined, event)) throw VMEXIT;
     }
+    if (event.kind === 'icebp') cpu.events.joinInt1();
     cpu.eventInDelivery = event;
   }
   beginTaskSwitch(selector: number, source: 'call' | 'jmp' | 'iret' | 'gate', errorCode: number | undefined): void {
