@@ -64,6 +64,8 @@ describe.each(CONFIGURATIONS)('%s', (backend) => {
     const interpreted = await whole({ backend, guest: 'tour', engine: 'interpret' });
     const evaluated = await whole({ backend, guest: 'tour', engine: 'evaluate' });
     expectSameTrace(evaluated.lines, interpreted.lines);
+    const translated = await whole({ backend, guest: 'tour', engine: 'translate' });
+    expectSameTrace(translated.lines, interpreted.lines);
   });
 
   test.skipIf(!existsSync(SEABIOS))("SeaBIOS's first million instructions (Debian package seabios)", async () => {

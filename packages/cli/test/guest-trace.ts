@@ -11,7 +11,7 @@ export interface TracedOptions {
   /** As on the command line. */
   backend: string;
   guest: 'tour' | 'hello';
-  engine?: 'interpret' | 'evaluate';
+  engine?: 'translate' | 'interpret' | 'evaluate';
   shuffleFrames?: number;
 }
 export interface Traced {
