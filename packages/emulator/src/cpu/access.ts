@@ -221,6 +221,12 @@ export class MemoryAccess implements WalkMemory {
     return hit;
   }
 
+  /** Host physical address of a read that the TLB can answer, or -1: nothing is walked, nothing can fault. `system`: implicit access. */
+  peek(low: number, high: number, system: boolean): number {
+    if (this.#state.derivedStale) this.refresh();
+    return this.tlb.lookup(low, high, system ? this.#implicitContext() : this.dataContext, Tag.read);
+  }
+
   #miss(low: number, high: number, kind: number, context: number): number {
     if (!this.#long) high = 0;
     else if (high >> this.#canonicalShift !== 0 && high >> this.#canonicalShift !== -1)

@@ -9,6 +9,9 @@ import type { StateBlock } from './state.ts';
 
 const AM = Number(CR0.AM);
 const LMA = Number(EFER.LMA);
+const SEGMENTS = S.segments >> 2;
+/** ES, CS, SS, DS: four words each. */
+const SEGMENT_WORDS = 16;
 const FLAGS = Flag.VM | Flag.AC;
 
 const idOf = (key: CodeKey): number =>
@@ -22,6 +25,8 @@ export class CodeKeyCache {
   #efer = 0;
   #flags = 0;
   #cpl = 0;
+  /** ES, CS, SS and DS as the key was computed from. */
+  readonly #segments = new Int32Array(SEGMENT_WORDS);
 
   constructor(state: StateBlock) {
     this.#state = state;
@@ -36,14 +41,10 @@ export class CodeKeyCache {
     const flags = words[S.rflags >> 2] & FLAGS;
     const cpl = words[S.cpl >> 2] & 0xff;
     const known = this.#key;
-    if (
-      known !== undefined &&
-      !state.segmentsStale &&
-      cr0 === this.#cr0 &&
-      efer === this.#efer &&
-      flags === this.#flags &&
-      cpl === this.#cpl
-    ) {
+    const sameControls =
+      cr0 === this.#cr0 && efer === this.#efer && flags === this.#flags && cpl === this.#cpl && known !== undefined;
+    if (sameControls && (!state.segmentsStale || !this.#segmentsDiffer(words))) {
+      state.segmentsStale = false;
       return known;
     }
     state.segmentsStale = false;
@@ -54,7 +55,16 @@ export class CodeKeyCache {
     return this.#compute();
   }
 
+  /** World switches write segments that mostly are what they were: comparing is cheaper than computing. */
+  #segmentsDiffer(words: Int32Array): boolean {
+    const known = this.#segments;
+    for (let n = 0; n < SEGMENT_WORDS; n++) if (known[n] !== words[SEGMENTS + n]) return true;
+    return false;
+  }
+
   #compute(): CodeKey {
+    const { words } = this.#state;
+    for (let n = 0; n < SEGMENT_WORDS; n++) this.#segments[n] = words[SEGMENTS + n];
     const key = computeCodeKey(this.#state);
     const id = idOf(key);
     this.#key = this.#keys[id] ??= key;

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { type DirectExits, type GuestMode, Verdict } from '../guest-mode.ts';
 import { INTERCEPT_ID, INTERCEPTS, type Intercept } from '../intercepts.ts';
+import { AccessKind } from '../memory/paging.ts';
 import type { InstructionInfo } from '../ops.ts';
 import type { PlatformBus } from '../processor-api.ts';
 import { CR0, CR4, Flag, S } from '../state-layout.ts';
@@ -111,6 +112,10 @@ const INSTRUCTIONS: Readonly<Record<string, readonly number[]>> = {
   'mov cr5, eax': [0x0f, 0x22, 0xe8],
   clts: [0x0f, 0x06],
   'invlpg [ebx]': [0x0f, 0x01, 0x3b],
+  syscall: [0x0f, 0x05],
+  sysretq: [0x48, 0x0f, 0x07],
+  iretq: [0x48, 0xcf],
+  'iretq again': [0x48, 0xcf],
   'lock cpuid': [0xf0, 0x0f, 0xa2],
 };
 const MSRS = [
@@ -134,13 +139,18 @@ interface Case {
   cr0: bigint;
   cr4: bigint;
   wanted: ReadonlySet<Intercept> | null;
+  /** What IRETQ finds: RIP, CS, RFLAGS, RSP, SS. */
+  frame: readonly bigint[];
+  r11: bigint;
 }
+
+const SELECTORS = [0x18n, 0x43n, 0x10n, 0x3bn, 0x33n, 0x08n, 0n, 0x1bn, 0x13n, 0x5bn];
 
 function makeCase(seed: number): Case {
   const random = numbers(seed);
   const next = (): number => random.next().value;
   const below = (count: number): number => next() % count;
-  const mode = (['real', 'prot32', 'long'] as const)[below(3)];
+  const mode = (['real', 'prot32', 'long', 'long'] as const)[below(4)];
   const names = Object.keys(INSTRUCTIONS);
   const pick = (): readonly number[] => INSTRUCTIONS[names[below(names.length)]];
   const wide = (): bigint => (BigInt(below(4) === 0 ? next() : 0) << 32n) | BigInt(next());
@@ -148,6 +158,7 @@ function makeCase(seed: number): Case {
   registers[0] = [0x11n, 0x60000011n, 0x80010033n, 0x8001003bn, 0x8005003bn, 0x80000019n, registers[0]][below(7)];
   if (below(2) === 0) registers[1] = BigInt(MSRS[below(MSRS.length)]);
   if (below(2) === 0) registers[2] = [0n, 0xffff8000n, 0xffffffffn, 0x7fffn][below(4)];
+  if (below(3) === 0) registers[1] = 0x10003n;
   registers[6] = [0x3000n, 0x3018n, registers[6]][below(3)];
   registers[7] = [0x20n, 0xa0n, 0x20020n, registers[7]][below(4)];
   registers[4] = 0x9000n;
@@ -161,6 +172,14 @@ function makeCase(seed: number): Case {
     cr0: below(2) === 0 ? CR0.TS : 0n,
     cr4: below(4) === 0 ? CR4.TSD : 0n,
     wanted,
+    frame: [
+      [0x10002n, 0x10004n, 0x8000_0000_0000n][below(9) >> 2],
+      SELECTORS[below(3) === 0 ? below(10) : below(2)],
+      BigInt(below(0x400000) & ~(below(4) === 0 ? 0 : Flag.TF | Flag.NT)),
+      0x9000n,
+      SELECTORS[below(3) === 0 ? below(10) : 2 + below(2)],
+    ],
+    r11: BigInt(below(0x400000) & ~(below(4) === 0 ? 0 : Flag.TF)),
   };
 }
 
@@ -171,6 +190,7 @@ const PRIVATE: readonly (readonly [number, number])[] = [
 ];
 
 const ports: string[] = [];
+const BLANK = new Uint8Array(0x20000);
 const bus: PlatformBus = {
   pioIn: (port, size) => {
     ports.push(`in ${port} ${size}`);
@@ -188,10 +208,18 @@ function run(test: Case, machine: TestMachine, direct: boolean) {
   machine.cpu.reset(false);
   machine.cpu.events.deliveredAt = -1;
   machine.cpu.flushTlb({ kind: 'all' });
+  machine.memory.writeBytes(0, BLANK);
   machine.load(test.code, test.mode);
   const { state, cpu } = machine;
   test.registers.forEach((value, n) => {
     state.gpr[n] = value;
+  });
+  state.gpr[11] = test.r11;
+  state.set64(S.star, 0x0033_0018_0000_0000n);
+  state.set64(S.lstar, 0x10002n);
+  state.set64(S.sfmask, 0x700n);
+  test.frame.forEach((value, n) => {
+    machine.memory.write64(0x9000 + n * 8, value);
   });
   state.rflags = test.flags;
   state.cr0 |= test.cr0;
@@ -205,10 +233,26 @@ function run(test: Case, machine: TestMachine, direct: boolean) {
   }
   for (let vector = 0; vector < 32; vector++) machine.setHandler(vector, 0x11000, test.mode);
   machine.memory.writeBytes(0x11000, Uint8Array.of(0xf4));
+  if (test.mode === 'long' && !test.cpl3) {
+    // Stack and GDT are in the TLB, as they mostly are.
+    cpu.access.translate(0x9000, 0, AccessKind.read);
+    cpu.access.translate(0x1000, 0, AccessKind.read | AccessKind.system);
+  }
   const stop = machine.go(40);
   const bytes = state.u8.slice();
   for (const [from, to] of PRIVATE) bytes.fill(0, from, to);
-  return { stop, tick: cpu.tick, exits: owner.exits, ports: [...ports], bytes: Buffer.from(bytes).toString('hex') };
+  return { stop, tick: cpu.tick, exits: owner.exits, ports: [...ports], fields: fieldsOf(bytes) };
+}
+
+/** The block's words that are not zero, by offset. */
+function fieldsOf(bytes: Uint8Array): Record<string, string> {
+  const view = new DataView(bytes.buffer);
+  const fields: Record<string, string> = {};
+  for (let at = 0; at < bytes.length; at += 8) {
+    const value = view.getBigUint64(at, true);
+    if (value !== 0n) fields[`+${at.toString(16)}`] = value.toString(16);
+  }
+  return fields;
 }
 
 describe('the short way of system instructions', () => {

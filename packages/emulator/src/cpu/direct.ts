@@ -9,6 +9,7 @@ import type { Instruction } from '../decode/instruction.ts';
 import { systemNumber } from '../decode/rows.ts';
 import { type DirectExits, Verdict } from '../guest-mode.ts';
 import { CR0, CR4, EFER, Flag, RAX, RBX, RCX, RDX, S, Seg } from '../state-layout.ts';
+import { iret, syscall, sysret } from './direct-transfer.ts';
 import { Msr } from './msrs.ts';
 import type { Processor } from './processor.ts';
 
@@ -44,7 +45,9 @@ const LMA = Number(EFER.LMA);
 const TWO32 = 0x1_0000_0000;
 
 /** One instruction's short way. */
-interface DirectRow {
+export interface DirectRow {
+  /** It sets RIP, RFLAGS and the shadow by itself. */
+  transfers?: boolean;
   /** #GP(0) outside CPL 0. */
   supervisor: boolean;
   /** The intercept's `ask`: true if an exit was recorded. Absent: evaluate asks. */
@@ -93,7 +96,7 @@ export class DirectUnit {
       }
     }
     if (!row.run(this, insn)) return Direct.refused;
-    this.#retire(insn);
+    if (row.transfers !== true) this.#retire(insn);
     return Direct.retired;
   }
 
@@ -372,6 +375,9 @@ const ROWS: Readonly<Record<string, DirectRow>> = {
   movcr,
   clts,
   invlpg,
+  syscall,
+  sysret,
+  iret,
 };
 
 /** By `Row.systemNumber`. */
