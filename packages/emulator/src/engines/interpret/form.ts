@@ -36,6 +36,8 @@ export interface Form {
   readonly vendor: 'amd' | 'intel';
   /** Vector instructions only. */
   readonly vector?: { readonly vex: boolean; readonly wide: boolean; readonly imm: number };
+  /** x87 instructions only. */
+  readonly x87?: true;
 }
 
 export const formKey = (f: Form): string =>
@@ -175,7 +177,7 @@ export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 
     condition: row.condition ?? -1,
     countNotZero: isCounted(row) && countNotZero(insn),
     vendor,
-    ...(isVector(row) ? { vector: vectorFacts(insn) } : {}),
+    ...(isVector(row) ? { vector: vectorFacts(insn) } : row.unit === 'x87' ? { x87: true as const } : {}),
   };
 }
 

@@ -63,7 +63,8 @@ function vectorGates(words: Int32Array): number {
   const sse = (cr0 & 0xc) === 0 && (cr4 & 0x200) !== 0;
   const protectedMode = (cr0 & 1) !== 0 && (words[RFLAGS >> 2] & Flag.VM) === 0;
   const avx = (cr0 & 8) === 0 && (cr4 & 0x40000) !== 0 && (words[XCR0_WORD] & 6) === 6 && protectedMode;
-  return (sse ? 0 : 1) | (avx ? 0 : 2);
+  const x87 = (cr0 & 0xc) === 0 && protectedMode;
+  return (sse ? 0 : 1) | (avx ? 0 : 2) | (x87 ? 0 : 4);
 }
 
 type Run = (record: number, ticks: number) => number;

@@ -6,6 +6,7 @@ import type { Builder, OperandAccess, Operation, Size, Value } from '../../build
 import { AssertionError } from '../../exceptions.ts';
 import { SEMANTICS } from '../../semantics/index.ts';
 import { recordVector } from '../../semantics/vector/index.ts';
+import { recordX87 } from '../../semantics/x87/fast.ts';
 import { type OperandForm, parseOperand, sizeOf } from '../evaluate/operands.ts';
 import type { Form } from './form.ts';
 import type { Recording } from './ir.ts';
@@ -90,6 +91,11 @@ export function recordInto(recorder: Recorder, form: Form): void {
   if (form.vector !== undefined) {
     if (!(recorder instanceof VectorRecorder)) throw new AssertionError(`${form.mnemonic}: no recorder for vectors`);
     recordGated(recorder, form, form.vector);
+    return;
+  }
+  if (form.x87 === true) {
+    if (!(recorder instanceof VectorRecorder)) throw new AssertionError(`${form.mnemonic}: no recorder for x87`);
+    recordX87(recorder, form.mnemonic, { operands: form.operands, memory: form.memory !== 'none' });
     return;
   }
   const operation = operationOf(recorder, form);

@@ -60,8 +60,11 @@ function registerOffset(number: number, byte: boolean, rex: number): number {
 }
 
 const vectorOffset = (number: number): number => S.ymm + number * 32;
+/** The opcode as FSTENV shows it; its low bits are i of ST(i). */
+const x87Opcode = (insn: Instruction): number => ((insn.opcode & 7) << 8) | (insn.modrm & 0xff);
 /** Place of VEX.vvvv's register, or the second immediate. */
 function vvvvOffset(insn: Instruction, normal: Normal): number {
+  if (insn.row.unit === 'x87') return x87Opcode(insn);
   if (normal.vectorVvvv) return vectorOffset(insn.vex.vvvv);
   return normal.hasVvvv ? registerOffset(insn.vex.vvvv, false, insn.rex) : insn.imm2 & 0xffff;
 }

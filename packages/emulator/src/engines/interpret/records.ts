@@ -62,7 +62,7 @@ export const P = {
   /** u32: something waits for RFLAGS.IF; PUSHF or POPF may be intercepted. */
   awaited: slot + 56,
   flagsIntercepted: slot + 60,
-  /** u32: bit 0 SSE instructions do not run as they are (CR0.EM, CR0.TS, CR4.OSFXSR), bit 1 AVX instructions do not. */
+  /** u32: bit 0 SSE instructions do not run as they are (CR0.EM, CR0.TS, CR4.OSFXSR), bit 1 AVX instructions do not, bit 2 x87 ones. */
   vectors: slot + 64,
   /** u64: code key id << 32, upper half of the jump cache's tags. */
   key: slot + 48,

@@ -1,9 +1,10 @@
 /**
- * The recorder of vector instructions: V128 values as nodes, one for each WebAssembly vector instruction.
+ * The recorder of vector and x87 instructions: V128 values as nodes, one for each WebAssembly vector instruction.
  * Manual: none; the contract is builder/vector.ts.
  */
-import type { Cond, Value } from '../../builder/builder.ts';
+import type { Cond, Size, Value } from '../../builder/builder.ts';
 import type { V128, VectorBuilder, VectorField } from '../../builder/vector.ts';
+import type { X87Builder } from '../../builder/x87.ts';
 import { Layout } from '../../memory/layout.ts';
 import { S } from '../../state-layout.ts';
 import type { SimdBinary, SimdExtract, SimdReplace, SimdShift, SimdTest, SimdUnary } from '../wasm/simd.ts';
@@ -17,8 +18,9 @@ const asVector = (node: Node): V128 => node as unknown as V128;
 const asNode = (value: V128): Node => value as unknown as Node;
 const SSE_GATE = 0;
 const AVX_GATE = 1;
+const X87_GATE = 2;
 
-export class VectorRecorder extends Recorder implements VectorBuilder {
+export class VectorRecorder extends Recorder implements VectorBuilder, X87Builder {
   #vectorVersion = 0;
 
   #vector(op: NodeOp, args: readonly Node[], k = 0n): V128 {
@@ -112,12 +114,27 @@ export class VectorRecorder extends Recorder implements VectorBuilder {
     this.effect({ kind: 'probe', linear: this.#operand(at, true), access });
   }
 
+  stateAt(distance: Value, offset: number, size: Size): Value {
+    const k = BigInt(Layout.state + offset);
+    return v(this.shared('reg', 'i64', [this.#wrap(distance)], k, size, size * 8, `r${this.regVersion}`));
+  }
+  setStateAt(distance: Value, offset: number, size: 2 | 8, value: Value): void {
+    const address = this.#wrap(distance);
+    this.regVersion++;
+    this.effect({ kind: 'setReg', address, k: BigInt(Layout.state + offset), size, value: n(value) });
+  }
+  isX87Gated(): Cond {
+    return this.#gate(X87_GATE);
+  }
+
   mxcsr(): Value {
     return this.state(S.mxcsr, 4);
   }
   /** SSE (or AVX) instructions do not run as they are. */
   isGated(vex: boolean): Cond {
-    const gates = this.shared('reg', 'i64', [], BigInt(P.vectors), 4, 32);
-    return this.bit(v(gates), vex ? AVX_GATE : SSE_GATE);
+    return this.#gate(vex ? AVX_GATE : SSE_GATE);
+  }
+  #gate(bit: number): Cond {
+    return this.bit(v(this.shared('reg', 'i64', [], BigInt(P.vectors), 4, 32)), bit);
   }
 }
