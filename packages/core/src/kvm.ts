@@ -7,6 +7,7 @@ import {
   PhysicalMemory,
   PRIVATE,
   type ProcessorApi,
+  S,
 } from '@tskvm/emulator';
 import { type Backend, backendModel } from './backend.ts';
 import { getSupportedCpuid } from './cpuid.ts';
@@ -15,7 +16,7 @@ import { HostMemory } from './host-memory.ts';
 import { newMmuConfig } from './mmu/config.ts';
 import { joinModeChanges } from './mode-switch.ts';
 import type { KvmX86Calls } from './ops-table.ts';
-import { callback, i32, MAX_TICK, oneOf, optional, requireShape, type Shape, struct } from './shape.ts';
+import { callback, i32, MAX_TICK, oneOf, optional, requireShape, type Shape, struct, u64 } from './shape.ts';
 import { KVM_STATE } from './state-shapes.ts';
 import { unloadedCalls } from './static-calls.ts';
 import { type TraceListener, type TraceName, Tracer } from './trace.ts';
@@ -29,7 +30,7 @@ import { Vm, type VmOptions } from './vm.ts';
 export type ProcessorFactory = (
   memory: PhysicalMemory,
   model: CpuModel,
-  options: { engine?: EngineName; tscPerTick?: number },
+  options: { engine?: EngineName; tscPerTick?: number; seed?: bigint },
 ) => ProcessorApi | Promise<ProcessorApi>;
 
 export interface KvmOptions {
@@ -41,6 +42,8 @@ export interface KvmOptions {
   shuffleFrames?: number;
   /** Nanoseconds per tick (default 1). */
   nsPerTick?: number;
+  /** Where RDRAND's and RDSEED's numbers start, 64 bits (default 0): the same seed gives the same numbers. */
+  seed?: bigint;
   /** Engine that runs guests' code (default: the emulator's). */
   engine?: EngineName;
   /** The processor; default: the emulator's. */
@@ -61,6 +64,8 @@ export interface KvmCaps {
 export interface KvmSave {
   version: 1;
   tick: number;
+  /** State of the sequence behind RDRAND and RDSEED. */
+  random: bigint;
 }
 
 const PAGE_OF_WASM = 65536;
@@ -76,6 +81,7 @@ const KVM_OPTIONS = struct({
   memory: optional(memorySize),
   shuffleFrames: optional(i32),
   nsPerTick: optional(nsPerTick),
+  seed: optional(u64),
   engine: optional(oneOf('translate', 'interpret', 'evaluate')),
   processor: callback,
 });
@@ -155,7 +161,11 @@ export class Kvm {
     }
     const memory = allocateMemory(options.memory ?? 64 * 1024 * 1024);
     const make = options.processor ?? createProcessor;
-    const engineOptions = { engine: options.engine, tscPerTick: tscPerTickOf(options.nsPerTick ?? 1) };
+    const engineOptions = {
+      engine: options.engine,
+      tscPerTick: tscPerTickOf(options.nsPerTick ?? 1),
+      seed: options.seed,
+    };
     const kvm = new Kvm(options, memory, await make(memory, model, engineOptions), model);
     kvm.load(backend);
     return kvm;
@@ -172,10 +182,11 @@ export class Kvm {
     }
     requireShape('KVM_STATE', Errno.EINVAL, 'the saved kernel is damaged or foreign: ', what, 'state', KVM_STATE);
     this.processor.tick = what.tick;
+    this.processor.state.set64(S.random, what.random);
   }
-  /** The kernel's own state: the clock. VMs are saved by themselves. */
+  /** The kernel's own state: the clock and the random sequence. VMs are saved by themselves. */
   save(): KvmSave {
-    return { version: 1, tick: this.processor.tick };
+    return { version: 1, tick: this.processor.tick, random: this.processor.state.get64(S.random) };
   }
   /** KVM_GET_SUPPORTED_CPUID. */
   getSupportedCpuid(): CpuidEntry[] {

@@ -233,4 +233,4 @@ export const VM_STATE = struct({
   disabledQuirks: u32,
 });
 /** What Kvm.save gives. */
-export const KVM_STATE = struct({ ...version1, tick });
+export const KVM_STATE = struct({ ...version1, tick, random: u64 });

@@ -46,6 +46,8 @@ export interface MachineOptions {
   onDebug?: (byte: number) => void;
   /** Hand out host frames shuffled by this seed. */
   shuffleFrames?: number;
+  /** Where RDRAND's and RDSEED's numbers start (default 0): runs with the same seed repeat. */
+  seed?: bigint;
   engine?: 'translate' | 'interpret' | 'evaluate';
   /** Guest nanoseconds an instruction takes (default 10: a 100 MHz machine; loops that poll a timer end sooner). */
   nsPerTick?: number;
@@ -123,6 +125,7 @@ export class Machine {
       memory: memory + 16 * MIB + 2 * roundUp(options.image.rom?.length ?? 0, 65536),
       model: options.model ?? processors?.host,
       shuffleFrames: options.shuffleFrames,
+      seed: options.seed,
       engine: options.engine,
       nsPerTick: options.nsPerTick ?? NS_PER_TICK,
     });
