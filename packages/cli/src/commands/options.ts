@@ -1,6 +1,7 @@
 /** Options that run, modes and trace share, and what they mean: files read, sizes parsed, a machine's options made. */
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { basename } from 'node:path';
+import { gunzipSync } from 'node:zlib';
 import type { Command } from 'commander';
 import { findBackend } from '../backends.ts';
 import { expandImage } from '../guests/image.ts';
@@ -151,6 +152,7 @@ function kernelPlan(kernel: Uint8Array, file: string, flags: RunFlags, memory: n
     ...common,
     initrd,
     initrdName: flags.initrd && basename(flags.initrd),
+    gunzip: gunzipSync,
     memory: memory ?? LINUX_DEFAULT_MEMORY,
     cpus: cpusOf(flags),
     entry: linuxEntry(flags.linuxEntry),

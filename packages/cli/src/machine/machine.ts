@@ -2,7 +2,7 @@
  * The PC: memory map, chipset and devices around a VM, and the loop that answers KVM's exits.
  * Free of Node: this is what an embedder gets from `import { createMachine } from 'tskvm'`.
  */
-import { type Backend, Kvm, KvmError, type KvmExit, shape, type Vcpu, type Vm } from '@tskvm/core';
+import { type Backend, Kvm, KvmError, type KvmExit, shape, type Vcpu, type Vm, vmIsDead } from '@tskvm/core';
 import { type CpuModel, NotImplementedError } from '@tskvm/emulator';
 import { type Device, type DeviceHost, type DeviceState, IoBus } from './bus.ts';
 import { chooseProcessors } from './cpu.ts';
@@ -326,6 +326,7 @@ export class Machine {
 
   /** All processors sleep: guest time jumps to whatever comes first. */
   #idle(idleUntil: number, end: number): MachineStop | null {
+    if (vmIsDead(this.vm)) return { reason: 'idle' };
     const next = Math.min(idleUntil, this.kvm.tickAt(this.#nextTimer()));
     // A timer that is set for later than the clock can count never comes.
     if (!(next <= shape.MAX_TICK)) return { reason: 'idle' };

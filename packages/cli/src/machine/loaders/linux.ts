@@ -4,6 +4,7 @@
  */
 import { UsageError } from '../errors.ts';
 import type { LoadPlan, StartState } from './image.ts';
+import { checkInitramfs } from './initramfs.ts';
 import { checkLinux, describeForeign, type SetupHeader } from './linux-header.ts';
 import { mpTable } from './mp-table.ts';
 
@@ -47,6 +48,8 @@ export interface LinuxOptions {
   /** An initramfs or initial RAM disk. */
   initrd?: Uint8Array;
   initrdName?: string;
+  /** Unpacks gzip, to check a compressed initramfs. */
+  gunzip?: (bytes: Uint8Array) => Uint8Array;
   /** The kernel's command line. */
   append?: string;
   /** Bytes of RAM. */
@@ -116,10 +119,16 @@ function placeKernel({ kernelName, memory }: LinuxOptions, header: SetupHeader):
 function placeInitrd(options: LinuxOptions, header: SetupHeader, above: number): number {
   const { initrd, memory } = options;
   if (!initrd) return 0;
+  const name = options.initrdName ?? 'the initramfs';
+  const unpacked = checkInitramfs({ bytes: initrd, name, gunzip: options.gunzip });
+  if (initrd.length + unpacked > memory) {
+    throw tooLarge(
+      `${name} unpacks to ${mib(unpacked)} MiB and the machine has ${Math.floor(memory / MIB)}: give a larger --memory`,
+    );
+  }
   const top = Math.min(memory, header.initrdMax + 1);
   const at = Math.floor((top - initrd.length) / PAGE) * PAGE;
   if (at >= above) return at;
-  const name = options.initrdName ?? 'the initramfs';
   if (memory <= header.initrdMax) {
     throw tooLarge(
       `${name} (${mib(initrd.length)} MiB) and ${options.kernelName} need ${mib(above + initrd.length)} MiB and the machine has ${Math.floor(memory / MIB)}: give a larger --memory`,
