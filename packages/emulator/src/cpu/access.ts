@@ -10,7 +10,7 @@ import { AccessKind, PageWalker, type WalkMemory } from '../memory/paging.ts';
 import { PAGE, type PhysicalMemory, PRIVATE } from '../memory/physical.ts';
 import { Tag, Tlb } from '../memory/tlb.ts';
 import type { PlatformBus } from '../processor-api.ts';
-import { Flag, S, Vector } from '../state-layout.ts';
+import { CR0, Flag, S, Vector } from '../state-layout.ts';
 import {
   activePkrs,
   activePkru,
@@ -45,6 +45,11 @@ export interface AccessHost {
 
 const ALL_ONES = 0xffffffff;
 const LA57 = 1 << 12;
+/** Kernels set and clear CR0.TS all day, and it decides nothing here. */
+const CR0_INPUTS = Number(CR0.PE | CR0.WP | CR0.AM | CR0.PG) | 0;
+/** What changed of that from which contexts and walk configuration derive: nothing, CPL or RFLAGS.AC alone, more. */
+const Change = { none: 0, rights: 1, all: 2 } as const;
+
 export class MemoryAccess implements WalkMemory {
   readonly tlb: Tlb;
   readonly walker: PageWalker;
@@ -55,6 +60,9 @@ export class MemoryAccess implements WalkMemory {
   /** TLB context of explicit accesses and fetches. */
   dataContext = 1;
   #systemContext = 0;
+  /** Contexts of explicit accesses by CPL 3 (1) and RFLAGS.AC (2), 0: not interned since something else changed. */
+  readonly #contexts = new Int32Array(4);
+  #paging = false;
   #user = false;
   #smap = false;
   #smapImplicit = false;
@@ -123,24 +131,45 @@ export class MemoryAccess implements WalkMemory {
     state.derivedStale = false;
     const { keysStale } = state;
     state.keysStale = false;
-    if (!this.#inputsChanged(guest) && !keysStale) return;
+    const change = this.#inputsChanged(guest);
+    if (change === Change.none && !keysStale) return;
+    if (change === Change.all || keysStale) this.#refreshAll(guest);
+    this.#user = state.cpl === 3 && this.#paging;
+    this.#smap = isSmapActive(state);
+    this.#alignment = isAlignmentChecked(state);
+    const place = (state.cpl === 3 ? 1 : 0) | ((state.words[S.rflags >> 2] & Flag.AC) !== 0 ? 2 : 0);
+    let id = this.#contexts[place];
+    if (id === 0) {
+      const { generation } = this.tlb;
+      id = this.#intern(contextRights(state, false));
+      if (generation !== this.tlb.generation) {
+        // Ids ran out: those that were interned before have lost their meaning.
+        this.#contexts.fill(0);
+        this.#systemContext = 0;
+      }
+      this.#contexts[place] = id;
+    }
+    this.dataContext = id;
+  }
+
+  /** All but what follows CPL and RFLAGS.AC. */
+  #refreshAll(guest: GuestMode | null): void {
+    const state = this.#state;
     this.#asid = guest?.asid ?? 0;
     this.#nestedRoot = guest?.nestedRoot ?? 0;
-    this.#user = state.cpl === 3 && pagingMode(state) !== 'off';
-    this.#smap = isSmapActive(state);
+    this.#paging = pagingMode(state) !== 'off';
     this.#smapImplicit = (contextRights(state, true) & 8) !== 0;
     this.#long = isLongModeActive(state);
     this.#canonicalShift = (state.block.getInt32(S.cr4, true) & LA57) !== 0 ? 24 : 15;
-    this.#alignment = isAlignmentChecked(state);
     this.walker.configure(
       pagingConfig(state, this.#host.pagingModel, this.usesPdpteRegisters() ? this.#pdpte : undefined),
     );
-    this.dataContext = this.#intern(contextRights(state, false));
     this.#systemContext = 0;
+    this.#contexts.fill(0);
   }
 
   /** A world switch back to the same guest changes nothing: comparing is cheaper than deriving. */
-  #inputsChanged(guest: GuestMode | null): boolean {
+  #inputsChanged(guest: GuestMode | null): number {
     const changed = this.#registersChanged();
     const asid = guest === null ? -1 : guest.asid;
     const root = guest === null ? -1 : guest.nestedRoot;
@@ -149,38 +178,29 @@ export class MemoryAccess implements WalkMemory {
     this.#seenAsid = asid;
     this.#seenRoot = root;
     this.#seenGeneration = generation;
-    return true;
+    return Change.all;
   }
 
-  #registersChanged(): boolean {
+  #registersChanged(): number {
     const { words } = this.#state;
     const seen = this.#seen;
-    const cr0 = words[S.cr0 >> 2];
+    const cr0 = words[S.cr0 >> 2] & CR0_INPUTS;
     const cr3 = words[S.cr3 >> 2];
     const cr3High = words[(S.cr3 >> 2) + 1];
     const cr4 = words[S.cr4 >> 2];
     const efer = words[S.efer >> 2];
     const cpl = words[S.cpl >> 2] & 0xff;
     const ac = words[S.rflags >> 2] & Flag.AC;
-    if (
-      seen[0] === cr0 &&
-      seen[1] === cr3 &&
-      seen[2] === cr3High &&
-      seen[3] === cr4 &&
-      seen[4] === efer &&
-      seen[5] === cpl &&
-      seen[6] === ac
-    ) {
-      return false;
-    }
+    const rights = seen[5] === cpl && seen[6] === ac ? Change.none : Change.rights;
+    seen[5] = cpl;
+    seen[6] = ac;
+    if (seen[0] === cr0 && seen[1] === cr3 && seen[2] === cr3High && seen[3] === cr4 && seen[4] === efer) return rights;
     seen[0] = cr0;
     seen[1] = cr3;
     seen[2] = cr3High;
     seen[3] = cr4;
     seen[4] = efer;
-    seen[5] = cpl;
-    seen[6] = ac;
-    return true;
+    return Change.all;
   }
 
   /** The context for generated code. */

@@ -3,7 +3,7 @@
  * Manual: APM vol. 2 ch. 1 and 4.
  */
 import type { CodeKey } from '../engines/engine.ts';
-import { CR0, EFER, Flag, S } from '../state-layout.ts';
+import { Attrib, CR0, EFER, Flag, S, Seg } from '../state-layout.ts';
 import { computeCodeKey } from './mode.ts';
 import type { StateBlock } from './state.ts';
 
@@ -13,6 +13,15 @@ const SEGMENTS = S.segments >> 2;
 /** ES, CS, SS, DS: four words each. */
 const SEGMENT_WORDS = 16;
 const FLAGS = Flag.VM | Flag.AC;
+
+const CS_WORD = SEGMENTS + Seg.CS * 4;
+const LONG: readonly CodeKey[] = [false, true].map((alignmentCheck) => ({
+  codeSize: 8,
+  stackSize: 8,
+  flat: true,
+  flatCode: true,
+  alignmentCheck,
+}));
 
 const idOf = (key: CodeKey): number =>
   key.codeSize * 64 + key.stackSize * 4 + (key.flat ? 2 : 0) + (key.flatCode ? 1 : 0) + (key.alignmentCheck ? 1024 : 0);
@@ -40,6 +49,9 @@ export class CodeKeyCache {
     const efer = words[S.efer >> 2] & LMA;
     const flags = words[S.rflags >> 2] & FLAGS;
     const cpl = words[S.cpl >> 2] & 0xff;
+    // In 64-bit mode nothing else matters (VM cannot be set).
+    if (efer !== 0 && ((words[CS_WORD] >> 16) & Attrib.L) !== 0)
+      return this.#long(cr0 !== 0 && (flags & Flag.AC) !== 0 && cpl === 3);
     const known = this.#key;
     const sameControls =
       cr0 === this.#cr0 && efer === this.#efer && flags === this.#flags && cpl === this.#cpl && known !== undefined;
@@ -60,6 +72,12 @@ export class CodeKeyCache {
     const known = this.#segments;
     for (let n = 0; n < SEGMENT_WORDS; n++) if (known[n] !== words[SEGMENTS + n]) return true;
     return false;
+  }
+
+  #long(alignmentCheck: boolean): CodeKey {
+    const key = LONG[alignmentCheck ? 1 : 0];
+    const id = idOf(key);
+    return (this.#keys[id] ??= key);
   }
 
   #compute(): CodeKey {

@@ -40,6 +40,7 @@ const ET = Number(CR0.ET);
 /** CR0 bits that decide nothing but how later instructions fault: neither translation's mode nor the segments follow them. */
 const PLAIN_CR0 = Number(CR0.MP | CR0.EM | CR0.TS | CR0.ET | CR0.NE | CR0.WP | CR0.AM);
 const TSD = Number(CR4.TSD);
+const LA57 = Number(CR4.LA57);
 const CET = Number(CR4.CET);
 const LMA = Number(EFER.LMA);
 const TWO32 = 0x1_0000_0000;
@@ -352,7 +353,12 @@ const clts: DirectRow = {
 /** Kernels flush single pages by an address in one register. */
 const invlpg: DirectRow = {
   supervisor: true,
-  isPlain: (_unit, insn) => insn.codeSize === 8 && insn.addrSize === 8 && insn.index < 0 && insn.seg < Seg.FS,
+  isPlain: (unit, insn) =>
+    (unit.words[CR4_WORD] & LA57) === 0 &&
+    insn.codeSize === 8 &&
+    insn.addrSize === 8 &&
+    insn.index < 0 &&
+    insn.seg < Seg.FS,
   run: (unit, insn) => {
     if (insn.base < 0) return false;
     const linear = BigInt.asUintN(64, unit.cpu.state.gpr[insn.base] + insn.disp);
