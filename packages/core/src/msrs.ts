@@ -85,7 +85,10 @@ const SPEC_CTRL_FEATURES = ['specCtrl', 'stibp', 'ssbd', 'amdIbrs', 'amdStibp', 
 /** KVM: guest_has_spec_ctrl_msr. */
 const guestHasSpecCtrl = (vcpu: Vcpu): boolean => SPEC_CTRL_FEATURES.some((name) => guestCpuidHas(vcpu, name));
 /** KVM: guest_has_pred_cmd_msr. */
-const guestHasPredCmd = (vcpu: Vcpu): boolean => guestCpuidHas(vcpu, 'specCtrl') || guestCpuidHas(vcpu, 'amdIbpb');
+const guestHasPredCmd = (vcpu: Vcpu): boolean =>
+  ['specCtrl', 'amdIbpb', 'sbpb'].some((name) => guestCpuidHas(vcpu, name));
+/** IBPB, and SBPB where it is announced. */
+const predCmdBits = (vcpu: Vcpu): bigint => (guestCpuidHas(vcpu, 'sbpb') ? 0x81n : 1n);
 /** IBRS, STIBP, SSBD. */
 const SPEC_CTRL_BITS = 7n;
 
@@ -209,7 +212,7 @@ const WRITERS = new Map<number, Writer>([
   // Commands: there is no prediction and no cache to act on.
   [
     CoreMsr.PRED_CMD,
-    (vcpu, msr) => ((!msr.hostInitiated && !guestHasPredCmd(vcpu)) || (msr.data & ~1n) !== 0n ? 1 : 0),
+    (vcpu, msr) => ((!msr.hostInitiated && !guestHasPredCmd(vcpu)) || (msr.data & ~predCmdBits(vcpu)) !== 0n ? 1 : 0),
   ],
   [
     CoreMsr.FLUSH_CMD,

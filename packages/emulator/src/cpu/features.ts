@@ -27,6 +27,7 @@ const ext3 = at(7, ECX);
 const ext4 = at(7, EDX);
 const ext5 = at(7, EAX, 1);
 const amd21 = at(0x80000021, EAX);
+const amd21c = at(0x80000021, ECX);
 const amd3 = at(0x80000001, ECX);
 const amd4 = at(0x80000001, EDX);
 const amd8 = at(0x80000008, EBX);
@@ -176,8 +177,17 @@ export const FEATURES = {
 
   /** LFENCE is always dispatch serializing. */
   lfenceSerializing: amd21(2),
+  /** VERW overwrites what a transient scheduler attack could read. */
+  verwClear: amd21(5),
   /** Loading a null selector clears the segment's base and limit. */
   nullSelectorClearsBase: amd21(6),
+  /** PRED_CMD bit 7. */
+  sbpb: amd21(27),
+  /** IBPB flushes the predictions of branch types, too. */
+  ibpbBrtype: amd21(28),
+  srsoNo: amd21(29),
+  tsaSqNo: amd21c(1),
+  tsaL1No: amd21c(2),
 
   xsaveopt: xsaveBit(0),
   xsavec: xsaveBit(1),

@@ -106,6 +106,22 @@ describe.each(ENGINES)('protection keys, %s', (engine) => {
     machine.go(100);
     expect([machine.reg(0), machine.reg(2)]).toEqual([0x55555554n, 0n]);
   });
+  it('xsave and xrstor carry PKRU as component 9, at the place that leaf 0Dh tells', () => {
+    const machine = machineWith(['pku', 'xsave'], { engine });
+    // mov eax, 200h; xor edx, edx; xsave [rbx]; xor ecx, ecx; xor eax, eax; wrpkru; mov eax, 200h; xrstor [rbx]
+    const save = [0xb8, 0, 2, 0, 0, 0x31, 0xd2, 0x0f, 0xae, 0x23];
+    const restore = [0x31, 0xc9, 0x31, 0xc0, 0x0f, 0x01, 0xef, 0xb8, 0, 2, 0, 0, 0x0f, 0xae, 0x2b];
+    machine.load([...save, ...restore, 0xf4], 'long');
+    machine.state.cr4 |= CR4.PKE | CR4.OSXSAVE;
+    expect(machine.cpu.ops.setXcr(0, 0x203n)).toBe(0);
+    machine.state.pkru = 0x55555554;
+    machine.state.gpr[3] = 0x30000n;
+    expect(machine.go(100)).toBe('halt');
+    const [size, offset] = machine.cpu.cpuid(0xd, 9);
+    expect(size).toBe(8);
+    expect(machine.memory.read64(0x30000 + offset)).toBe(0x55555554n);
+    expect(machine.state.pkru).toBe(0x55555554);
+  });
   it('rdpkru without CR4.PKE is #UD, with ECX other than 0 #GP(0)', () => {
     const machine = machineWith(['pku'], { engine });
     machine.load([0x0f, 0x01, 0xee], 'long');

@@ -76,6 +76,7 @@ const ROWS: readonly (readonly [number, MsrRow])[] = [
   [Msr.SPEC_CTRL, { mask: 7n, feature: 'amdIbrs' }],
   [Msr.PRED_CMD, { mask: 1n, feature: 'specCtrl', writeOnly: true }],
   [Msr.PRED_CMD, { mask: 1n, feature: 'amdIbpb', writeOnly: true }],
+  [Msr.PRED_CMD, { mask: 0x81n, feature: 'sbpb', writeOnly: true }],
   [Msr.FLUSH_CMD, { mask: 1n, feature: 'flushL1d', writeOnly: true }],
   [Msr.ARCH_CAPABILITIES, { mask: 'readonly', feature: 'archCapabilities' }],
   [Msr.BIOS_UPDT_TRIG, { mask: ALL, vendor: 'intel' }],

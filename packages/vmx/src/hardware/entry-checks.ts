@@ -618,13 +618,20 @@ const RIP = Dirty.guestRip | Dirty.guestSegments | Dirty.controls;
 const FLAGS = Dirty.guestRflags | Dirty.controls;
 const RFLAGS_RESERVED = 0xffc08028 | 0;
 const RIP_ROWS: CheckRow[] = [
-  row('vmx.guest.rip', 'GUEST_RIP', RIP, 'bits 63:48 alike in 64-bit mode, else below 4G', '26.3.1.4', (c) => {
-    if (upperZero(c, F.GUEST_RIP)) return true;
-    if (!c.ia32e || (rights(c, CS) & 0x2000) === 0) return false;
-    // Not canonical: bit 47 may differ, as RIP stands behind an instruction at the very end; the fetch then faults.
-    const upper = c.vmcs.read64(F.GUEST_RIP) >> 48n;
-    return upper === 0n || upper === 0xffffn;
-  }),
+  row(
+    'vmx.guest.rip',
+    'GUEST_RIP',
+    RIP,
+    'bits above the linear width alike in 64-bit mode, else below 4G',
+    '26.3.1.4',
+    (c) => {
+      if (upperZero(c, F.GUEST_RIP)) return true;
+      if (!c.ia32e || (rights(c, CS) & 0x2000) === 0) return false;
+      // Not canonical: the top bit of the width may differ, as RIP stands behind an instruction at the very end; the fetch then faults.
+      const upper = BigInt.asIntN(64, c.vmcs.read64(F.GUEST_RIP)) >> BigInt(c.caps.linearBits);
+      return upper === 0n || upper === -1n;
+    },
+  ),
   row('vmx.guest.rflags.reserved', 'GUEST_RFLAGS', FLAGS, 'reserved bits clear, bit 1 set', '26.3.1.4', (c) => {
     return (c.rflags & RFLAGS_RESERVED) === 0 && (c.rflags & 2) !== 0 && upperZero(c, F.GUEST_RFLAGS);
   }),

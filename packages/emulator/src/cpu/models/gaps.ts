@@ -131,5 +131,11 @@ export const VENDOR_ONLY: Readonly<Partial<Record<FeatureName, 'amd' | 'intel'>>
   amdStibp: 'amd',
   amdSsbd: 'amd',
   lfenceSerializing: 'amd',
+  verwClear: 'amd',
+  sbpb: 'amd',
+  ibpbBrtype: 'amd',
+  srsoNo: 'amd',
+  tsaSqNo: 'amd',
+  tsaL1No: 'amd',
   nullSelectorClearsBase: 'amd',
 };
