@@ -29,7 +29,8 @@ const SCRATCH = Layout.state + S.scratch;
 
 const vectorOp = (code: Code, opcode: number): Code => code.byte(simd.SIMD_PREFIX).u32(opcode);
 /** Load or store of 16 bytes with a static offset (alignment as everywhere: 1). */
-const vectorMem = (code: Code, opcode: number, offset: number): Code => vectorOp(code, opcode).u32(0).u32(offset);
+export const vectorMem = (code: Code, opcode: number, offset: number): Code =>
+  vectorOp(code, opcode).u32(0).u32(offset);
 
 function bytes16(code: Code, bits: bigint): void {
   for (let i = 0; i < 16; i++) code.byte(Number((bits >> BigInt(8 * i)) & 0xffn));
@@ -119,9 +120,15 @@ export function emitVectorStore(e: VectorEmitter, to: Node, from: Node, access: 
   frame.release(value, V128);
 }
 
-type NodeEmitter = (e: VectorEmitter, node: Node) => void;
+/** What emitters of pure nodes need. */
+export interface NodeSink {
+  readonly code: Code;
+  /** Pushes a node's value. */
+  value(node: Node): void;
+}
+type NodeEmitter = (e: NodeSink, node: Node) => void;
 
-const pushArguments = (e: VectorEmitter, node: Node): void => {
+const pushArguments = (e: NodeSink, node: Node): void => {
   for (const arg of node.args) e.value(arg);
 };
 const plain =
@@ -158,8 +165,8 @@ const toI64 =
     vectorOp(e.code, extract).byte(0).byte(SATURATING).u32(truncate);
   };
 
-/** Emitters of vector nodes by operation. */
-export const VECTOR_NODES: Partial<Record<NodeOp, NodeEmitter>> = Object.fromEntries<NodeEmitter>([
+/** Emitters of pure vector nodes by operation. */
+export const PURE_VECTOR_NODES: Partial<Record<NodeOp, NodeEmitter>> = Object.fromEntries<NodeEmitter>([
   ...table(simd.SIMD_UNARY, plain),
   ...table(simd.SIMD_BINARY, plain),
   ...table(simd.SIMD_SHIFT, plain),
@@ -179,12 +186,15 @@ export const VECTOR_NODES: Partial<Record<NodeOp, NodeEmitter>> = Object.fromEnt
   ['f32x4FromI64', fromI64(F32_CONVERT_I64_S, simd.F32X4_SPLAT)],
   ['i64FromF64x2', toI64(simd.F64X2_EXTRACT_LANE, I64_TRUNC_SAT_F64_S)],
   ['i64FromF32x4', toI64(simd.F32X4_EXTRACT_LANE, I64_TRUNC_SAT_F32_S)],
-  [
-    'vector',
-    (e, node) => {
-      address(e, node.args[0]);
-      vectorMem(e.code, simd.V128_LOAD, Number(node.k));
-    },
-  ],
-  ['load128', load128],
 ]);
+export const VECTOR_OPS = Object.keys(PURE_VECTOR_NODES) as NodeOp[];
+
+/** Emitters of all vector nodes. */
+export const VECTOR_NODES: Partial<Record<NodeOp, (e: VectorEmitter, node: Node) => void>> = {
+  ...PURE_VECTOR_NODES,
+  vector: (e, node) => {
+    address(e, node.args[0]);
+    vectorMem(e.code, simd.V128_LOAD, Number(node.k));
+  },
+  load128,
+};

@@ -4,13 +4,15 @@
  * Manual: none; the contract is builder/builder.ts.
  */
 import type { Cond, FlagName, FlagUpdate, Size, Value } from '../../builder/builder.ts';
+import { Layout } from '../../memory/layout.ts';
+import { S } from '../../state-layout.ts';
 import type { Lazy } from '../interpret/flags.ts';
 import * as lazy from '../interpret/flags.ts';
 import type { Form } from '../interpret/form.ts';
 import type { EffectBody, MemoryAccess, Node, NodeOp, NodeType, Region, Variable } from '../interpret/ir.ts';
-import { Recorder } from '../interpret/recorder.ts';
 import { c, type Known, n, v } from '../interpret/recorder-values.ts';
 import { R } from '../interpret/records.ts';
+import { VectorRecorder } from '../interpret/vector-recorder.ts';
 
 /** The flags as values, as far as they are known in the block. */
 interface FlagValues {
@@ -26,7 +28,7 @@ interface Carry {
   make: () => Cond;
 }
 
-export class BoundRecorder extends Recorder {
+export class BoundRecorder extends VectorRecorder {
   readonly #view: DataView;
   #record = 0;
   /** Distance of the instruction's page from the region's first page. */
@@ -88,6 +90,23 @@ export class BoundRecorder extends Recorder {
   ): Node {
     const bound = extra?.access === undefined ? extra : { ...extra, access: this.#access(extra.access) };
     return super.push(op, type, args, k, size, bits, bound);
+  }
+
+  // ---- vectors
+
+  readonly #handedBack = new Set<Node>();
+  /** Nothing in a region changes MXCSR: one read serves a block. */
+  override mxcsr(): Value {
+    return v(this.shared('reg', 'i64', [], BigInt(Layout.state + S.mxcsr), 4, 32));
+  }
+  /** What was asked before in this block has the same answer. */
+  override handBackWhen(condition: Cond): void {
+    const node = n(condition);
+    if (this.region === this.root) {
+      if (this.#handedBack.has(node)) return;
+      this.#handedBack.add(node);
+    }
+    super.handBackWhen(condition);
   }
 
   // ---- flags

@@ -133,4 +133,10 @@ export class Liveness {
 
 /** May the region be left in front of the effect's instruction? */
 const leaves = ({ kind }: Effect): boolean =>
-  kind === 'store' || kind === 'probe' || kind === 'raiseWhen' || kind === 'checkTarget' || kind === 'jump';
+  kind === 'store' ||
+  kind === 'store128' ||
+  kind === 'probe' ||
+  kind === 'raiseWhen' ||
+  kind === 'handBack' ||
+  kind === 'checkTarget' ||
+  kind === 'jump';

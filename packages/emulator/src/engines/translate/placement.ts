@@ -14,6 +14,8 @@ function clobbers(effect: Effect, node: Node): boolean {
       const read = gprAt(addressOf(node.args[0] ?? null, node.k));
       return written === null || read === null || written.number === read.number;
     }
+    case 'setVector':
+      return node.op === 'vector' && addressOf(effect.address, effect.k) === addressOf(node.args[0] ?? null, node.k);
     case 'flags':
       return node.op === 'flagResult' || node.op === 'flagAux';
     case 'setRflags':
@@ -25,7 +27,7 @@ function clobbers(effect: Effect, node: Node): boolean {
   }
 }
 
-const READS: ReadonlySet<Node['op']> = new Set<Node['op']>(['reg', 'var', 'flagResult', 'flagAux', 'rflags']);
+const READS: ReadonlySet<Node['op']> = new Set<Node['op']>(['reg', 'vector', 'var', 'flagResult', 'flagAux', 'rflags']);
 
 export class Placement {
   readonly inlined = new Set<Node>();

@@ -17,7 +17,9 @@ import {
 import { REGION } from '../interpret/main-module.ts';
 import { recordInto } from '../interpret/operation.ts';
 import { P } from '../interpret/records.ts';
+import { vectorMem } from '../interpret/vector-emit.ts';
 import { Code, type FuncBody, I32, I64, type Label, MEM, OP, V128, type ValType } from '../wasm/emitter.ts';
+import { V128_LOAD, V128_STORE } from '../wasm/simd.ts';
 import { BoundRecorder } from './bound-recorder.ts';
 import type { RegionInstruction } from './explore.ts';
 import { type FlagPlan, operandsOf, planFlags } from './flag-sites.ts';
@@ -25,13 +27,14 @@ import { analyse, type Flow } from './flow.ts';
 import type { Liveness } from './liveness.ts';
 import { Placement } from './placement.ts';
 import type { Block, Region } from './region.ts';
-import { addressOf, gprAt, type Machine, Values } from './values.ts';
+import { addressOf, gprAt, type Machine, Values, vectorAt } from './values.ts';
 
 /** Functions of the main module that regions call, in the order of their imports. */
 export const REGION_HELPERS = ['div128', 'mulHighU', 'mulHighS'] as const;
 
 const PARAM = { pageBase: 1, left: 2, slot: 3 } as const;
 const PARAMS = 4;
+const VECTORS = Layout.state + S.ymm;
 const TLB_MASK = (Layout.tlbEntries - 1) * TlbEntry.size;
 const LOAD: Record<number, number> = { 1: MEM.i32Load8U, 2: MEM.i32Load16U, 4: MEM.i32Load, 8: MEM.i64Load };
 const STORE: Record<number, number> = { 1: MEM.i32Store8, 2: MEM.i32Store16, 4: MEM.i32Store, 8: MEM.i64Store };
@@ -70,6 +73,9 @@ export class RegionEmitter implements Machine {
   readonly #locals: ValType[] = [];
   readonly #registers = new Map<number, number>();
   readonly #written = new Set<number>();
+  /** Halves of vector registers. */
+  readonly #vectors = new Map<number, number>();
+  readonly #writtenVectors = new Set<number>();
   readonly #variables = new Map<number, number>();
   /** Limits (-1: no access) and bases of segments that are checked. */
   readonly #limits = new Map<number, number>();
@@ -149,6 +155,11 @@ export class RegionEmitter implements Machine {
   register(number: number): number {
     return this.#registers.get(number)!;
   }
+  vector(number: number): number {
+    let local = this.#vectors.get(number);
+    if (local === undefined) this.#vectors.set(number, (local = this.#local(V128)));
+    return local;
+  }
   variable(id: number): number {
     let local = this.#variables.get(id);
     if (local === undefined) this.#variables.set(id, (local = this.#local(I64)));
@@ -171,14 +182,21 @@ export class RegionEmitter implements Machine {
       for (const item of region.items) {
         if (isNode(item)) {
           if (item.op === 'reg') note(addressOf(item.args[0] ?? null, item.k));
+          if (item.op === 'vector') this.vector(vectorAt(addressOf(item.args[0] ?? null, item.k)));
           if (item.op === 'linear') this.#noteSegment(item.access!);
           continue;
         }
+        if (item.kind === 'setVector') this.#writtenVectors.add(this.#vectorOf(item));
         if (item.kind === 'setReg') this.#written.add(note(addressOf(item.address, item.k))!);
         for (const inner of innerRegions(item)) visit(inner);
       }
     };
     for (const body of bodies) visit(body);
+  }
+  #vectorOf({ address, k }: Effect & { kind: 'setVector' }): number {
+    const number = vectorAt(addressOf(address, k));
+    this.vector(number);
+    return number;
   }
   #noteSegment(access: MemoryAccess): void {
     const seg = access.seg as number;
@@ -245,6 +263,9 @@ export class RegionEmitter implements Machine {
         .i32(0)
         .mem(opcode, Layout.state + S.gpr + number * 8)
         .set(local);
+    }
+    for (const [number, local] of this.#vectors) {
+      vectorMem(code.i32(0), V128_LOAD, VECTORS + number * 16).set(local);
     }
     for (const [key, local] of this.#limits) this.#loadLimit(code, key, local);
     for (const [seg, local] of this.#bases) {
@@ -406,6 +427,9 @@ export class RegionEmitter implements Machine {
       stub.i32(0).get(this.register(number));
       stub.mem(this.word === I64 ? MEM.i64Store : MEM.i32Store, Layout.state + S.gpr + number * 8);
     }
+    for (const number of this.#writtenVectors) {
+      vectorMem(stub.i32(0).get(this.vector(number)), V128_STORE, VECTORS + number * 16);
+    }
     stub.i32(0);
     rip(stub);
     stub.mem(MEM.i64Store, Layout.state + S.rip);
@@ -497,7 +521,10 @@ export class RegionEmitter implements Machine {
   #materialise(node: Node): void {
     const type = this.#values.typeOf(node);
     if (node.op === 'load') this.#load(node);
-    else if (node.op === 'linear') this.#checkedLinear(node);
+    else if (node.op === 'load128') {
+      this.#translate(node.args[0], 16, TlbEntry.tagRead);
+      vectorMem(this.#body, V128_LOAD, 0);
+    } else if (node.op === 'linear') this.#checkedLinear(node);
     else this.#values.compute(node, type);
     const local = this.#acquire(type);
     this.#body.set(local);
@@ -588,6 +615,19 @@ export class RegionEmitter implements Machine {
         return;
       case 'store':
         this.#store(effect);
+        return;
+      case 'setVector':
+        values.push(effect.value, V128);
+        code.set(this.vector(this.#vectorOf(effect)));
+        return;
+      case 'store128':
+        this.#translate(effect.linear, 16, TlbEntry.tagWrite);
+        values.push(effect.value, V128);
+        vectorMem(code, V128_STORE, 0);
+        return;
+      case 'handBack':
+        values.push(effect.condition, I32);
+        code.brIf(this.#sideExit());
         return;
       case 'probe':
         this.#translate(effect.linear, effect.access.size, TlbEntry.tagWrite);

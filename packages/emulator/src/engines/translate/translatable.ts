@@ -4,8 +4,9 @@
 import { Layout } from '../../memory/layout.ts';
 import { S } from '../../state-layout.ts';
 import type { FormInfo } from '../interpret/handlers.ts';
-import { type Effect, innerRegions, isNode, type Node, type NodeOp, type Region } from '../interpret/ir.ts';
+import { EFFECTFUL, type Effect, innerRegions, isNode, type Node, type NodeOp, type Region } from '../interpret/ir.ts';
 import { recordForms } from '../interpret/operation.ts';
+import { VECTOR_OPS } from '../interpret/vector-emit.ts';
 
 const OPS: ReadonlySet<NodeOp> = new Set<NodeOp>([
   'const',
@@ -65,6 +66,9 @@ const OPS: ReadonlySet<NodeOp> = new Set<NodeOp>([
   'i64Extend8S',
   'i64Extend16S',
   'i64Extend32S',
+  'vector',
+  'load128',
+  ...VECTOR_OPS,
 ]);
 const EFFECTS: ReadonlySet<Effect['kind']> = new Set<Effect['kind']>([
   'setReg',
@@ -77,9 +81,28 @@ const EFFECTS: ReadonlySet<Effect['kind']> = new Set<Effect['kind']>([
   'raiseWhen',
   'checkTarget',
   'jump',
+  'setVector',
+  'store128',
+  'handBack',
 ]);
 /** Effects that can't be taken back. */
-const COMMITS: ReadonlySet<Effect['kind']> = new Set<Effect['kind']>(['setReg', 'flags', 'setRflags', 'store']);
+const COMMITS: ReadonlySet<Effect['kind']> = new Set<Effect['kind']>([
+  'setReg',
+  'setVector',
+  'flags',
+  'setRflags',
+  'store',
+  'store128',
+]);
+/** Effects after which the instruction may not have happened. */
+const LEAVES: ReadonlySet<Effect['kind']> = new Set<Effect['kind']>([
+  'store',
+  'store128',
+  'probe',
+  'raiseWhen',
+  'handBack',
+  'checkTarget',
+]);
 
 const GPR_END = Layout.state + S.gpr + 128;
 /** Static register numbers below the end of the general registers; record fields of segment moves name others. */
@@ -98,13 +121,12 @@ class Check {
   }
   #node(node: Node): void {
     if (!OPS.has(node.op)) this.ok = false;
-    if ((node.op === 'load' || node.op === 'linear') && this.#committed) this.ok = false;
+    if (EFFECTFUL.has(node.op) && this.#committed) this.ok = false;
   }
   #effect(effect: Effect): void {
     const { kind } = effect;
     if (!EFFECTS.has(kind)) this.ok = false;
-    const leaves = kind === 'store' || kind === 'probe' || kind === 'raiseWhen' || kind === 'checkTarget';
-    if (leaves && this.#committed) this.ok = false;
+    if (LEAVES.has(kind) && this.#committed) this.ok = false;
     if (kind === 'jump' && effect.check && !effect.direct && this.#committed) this.ok = false;
     if (kind === 'setReg' && !isGpr(effect.address, effect.k)) this.ok = false;
     if (COMMITS.has(kind)) this.#committed = true;
@@ -119,8 +141,10 @@ export function isTranslatable(info: FormInfo): boolean {
   let answer = known.get(info);
   if (answer === undefined) {
     const check = new Check();
-    if (!info.facts.mayHandBack && info.form.mnemonic !== 'movseg') check.region(recordForms([info.form]).body);
-    answer = check.ok && !info.facts.mayHandBack && !/seg$/.test(info.form.mnemonic);
+    // What vector instructions hand back is left to their records; system instructions have effects of their own.
+    const handsBack = info.facts.mayHandBack && info.form.vector === undefined;
+    if (!handsBack && info.form.mnemonic !== 'movseg') check.region(recordForms([info.form]).body);
+    answer = check.ok && !handsBack && !/seg$/.test(info.form.mnemonic);
     known.set(info, answer);
   }
   return answer;

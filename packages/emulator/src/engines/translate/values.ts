@@ -5,7 +5,8 @@
 import { Layout } from '../../memory/layout.ts';
 import { S } from '../../state-layout.ts';
 import type { Node } from '../interpret/ir.ts';
-import { type Code, I32, I64, MEM, OP, type ValType } from '../wasm/emitter.ts';
+import { PURE_VECTOR_NODES } from '../interpret/vector-emit.ts';
+import { type Code, I32, I64, MEM, OP, V128, type ValType } from '../wasm/emitter.ts';
 
 /** Where the function keeps the machine. */
 export interface Machine {
@@ -13,6 +14,8 @@ export interface Machine {
   readonly word: ValType;
   /** Local of a general register. */
   register(number: number): number;
+  /** Local of 16 bytes of the vector registers, counted from YMM0's lower half. */
+  vector(number: number): number;
   /** Local: RIP at the start of the region's first page. */
   readonly base: number;
   readonly result: number;
@@ -35,6 +38,9 @@ export function gprAt(address: number): { number: number; byte: number } | null 
   const offset = address - GPR;
   return offset >= 0 && offset < 128 ? { number: offset >> 3, byte: offset & 7 } : null;
 }
+
+/** Number of a half of a vector register: 2 n, and 2 n + 1 for bits 255:128. */
+export const vectorAt = (address: number): number => (address - Layout.state - S.ymm) >> 4;
 
 /** i64 operations whose low half depends on low halves only, and their 32-bit counterparts. */
 const NARROW: Partial<Record<Node['op'], number>> = {
@@ -76,6 +82,12 @@ export class Values {
   /** Values come from what was kept. */
   #later = false;
 
+  /** Arguments of vector operations have the types of their nodes. */
+  readonly #sink = {
+    code: undefined as unknown as Code,
+    value: (node: Node): void => this.push(node, node.type === 'v128' ? V128 : node.type === 'i32' ? I32 : I64),
+  };
+
   constructor(code: Code, machine: Machine) {
     this.code = code;
     this.#machine = machine;
@@ -83,6 +95,7 @@ export class Values {
 
   /** Type of a node's local. */
   typeOf(node: Node): ValType {
+    if (node.type === 'v128') return V128;
     if (node.type === 'i32' || node.bits <= 32) return I32;
     // A 64-bit read of a register that is kept in 32 bits: addresses take its low half.
     return node.op === 'reg' && this.#machine.word === I32 && gprAt(addressOf(node.args[0] ?? null, node.k)) !== null
@@ -124,7 +137,14 @@ export class Values {
   }
 
   compute(node: Node, want: ValType): void {
-    if (node.type === 'i32') this.#condition(node);
+    const vector = PURE_VECTOR_NODES[node.op];
+    if (vector !== undefined) {
+      this.#sink.code = this.code;
+      vector(this.#sink, node);
+      if (node.type !== 'v128') this.#convert(node.type === 'i32' ? I32 : I64, want);
+    } else if (node.op === 'vector') {
+      this.code.get(this.#machine.vector(vectorAt(addressOf(node.args[0] ?? null, node.k))));
+    } else if (node.type === 'i32') this.#condition(node);
     else if (want === I32) this.#low(node);
     else this.#wide(node);
   }
