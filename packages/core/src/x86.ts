@@ -400,6 +400,8 @@ function vcpuEnterGuest(vcpu: Vcpu): number {
     return 1;
   }
   if (arch.switchDbRegs !== 0) loadDebugRegisters(vcpu);
+  // Something could not go with this entry: it is looked at again right behind it (KVM: req_immediate_exit in vcpu_enter_guest).
+  if (arch.reqImmediateExit) vcpu.requests.add(Req.EVENT);
   const fastpath = enterAndExit(vcpu);
   if (kvm.tracer) noteInstruction(vcpu, kvm.tracer);
   return afterExit(vcpu, fastpath);

@@ -117,6 +117,28 @@ export function irqSuite(make: () => Backend): void {
       });
       expect(ports(guest, 3)).toEqual(['0:82', '0:82', '0:82']);
     });
+    test('two NMIs and an interrupt at once: the NMIs first, then the interrupt, none is lost', async () => {
+      const nmi = 0x780;
+      const guest = await withIrqchip(make, {
+        mode: 'protected',
+        // sti; jmp $
+        code: [...store(APIC + 0xf0, 0x1ff), 0xfb, 0xeb, 0xfe],
+        prepare: (vm) => {
+          // inc ebx; iretd: an exit here would make KVM look again anyway
+          vm.writeGuest(nmi, Uint8Array.from([0x43, 0xcf]));
+          vm.writeGuest(ISR, apicHandler(0x82));
+          vm.writeGuestValue(Place.idt32 + 2 * 8, gate(nmi), 8);
+          vm.writeGuestValue(Place.idt32 + 0x44 * 8, gate(ISR), 8);
+        },
+      });
+      guest.vm.run({ budget: 1000 });
+      guest.vcpu.nmi();
+      guest.vcpu.nmi();
+      guest.vm.signalMsi(0xfee00000n, 0x44);
+      const before = guest.vcpu.getRegs().rbx;
+      expect(ports(guest, 1, 50)).toEqual(['0:82']);
+      expect(guest.vcpu.getRegs().rbx - before).toBe(2n);
+    });
     test('IOAPIC pin 5, level-triggered, is sent again until the line falls', async () => {
       const guest = await withIrqchip(make, {
         mode: 'protected',
