@@ -90,7 +90,7 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const rounds = Number(process.env.ROUNDS ?? 3);
   if (names.length === 0 || process.argv.includes('driver')) {
     const image = exitGuest('cpuid');
-    for (const v of ['svm', 'vmx', 'svm', 'vmx'])
+    for (const v of (process.env.VENDORS ?? 'svm,vmx,svm,vmx').split(','))
       console.log('driver', v, (await driverTime(v === 'svm' ? svm() : vmx(), image)).toFixed(0), 'ns');
   }
   for (const kind of process.argv.includes('driver') ? names : names.length > 0 ? names : EXITS) {

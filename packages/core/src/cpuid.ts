@@ -94,15 +94,41 @@ export function kvmCpuCapClear(kvm: Kvm, feature: string): void {
 }
 export const kvmCpuCapHas = (kvm: Kvm, feature: string): boolean => kvm.cpuCaps.has(feature);
 
-/** The entry of a leaf, undefined if the guest has none. KVM: kvm_find_cpuid_entry_index. */
-export function kvmFindCpuidEntry(vcpu: Vcpu, fn: number, index = 0): CpuidEntry | undefined {
-  const { cpuid } = vcpu;
-  for (let n = 0; n < cpuid.length; n++) {
-    const e = cpuid[n];
-    if (e.function === fn && ((e.flags & CPUID_SIGNIFICANT_INDEX) === 0 || e.index === index)) return e;
+/**
+ * Where the entries of leaves that were asked for stand, by a hash of leaf and sub-leaf: an exit compares two words and walks no list.
+ * Cleared when the CPUID is set.
+ */
+export class CpuidPlaces {
+  readonly #functions = new Uint32Array(256);
+  readonly #indices = new Uint32Array(256);
+  /** 0: not known yet; else one more than the place, or -1 for "there is none". */
+  readonly #places = new Int16Array(256);
+
+  find(entries: readonly CpuidEntry[], fn: number, index: number): CpuidEntry | undefined {
+    const slot = (fn ^ (fn >>> 24) ^ Math.imul(index, 37)) & 255;
+    if (this.#places[slot] === 0 || this.#functions[slot] !== fn || this.#indices[slot] !== index) {
+      return this.#search(entries, fn, index, slot);
+    }
+    const place = this.#places[slot];
+    return place < 0 ? undefined : entries[place - 1];
   }
-  return undefined;
+  #search(entries: readonly CpuidEntry[], fn: number, index: number, slot: number): CpuidEntry | undefined {
+    const at = entries.findIndex(
+      (e) => e.function === fn && ((e.flags & CPUID_SIGNIFICANT_INDEX) === 0 || e.index === index),
+    );
+    this.#functions[slot] = fn;
+    this.#indices[slot] = index;
+    this.#places[slot] = at < 0 ? -1 : at + 1;
+    return entries[at];
+  }
+  clear(): void {
+    this.#places.fill(0);
+  }
 }
+
+/** The entry of a leaf, undefined if the guest has none. Numbers unsigned. KVM: kvm_find_cpuid_entry_index. */
+export const kvmFindCpuidEntry = (vcpu: Vcpu, fn: number, index = 0): CpuidEntry | undefined =>
+  vcpu.cpuidPlaces.find(vcpu.cpuid, fn, index);
 
 /** Does the guest's CPUID announce a feature (names: FEATURES of the emulator). KVM: guest_cpu_cap_has. */
 export function guestCpuidHas(vcpu: Vcpu, feature: string): boolean {
@@ -138,8 +164,17 @@ function rangeLimit(vcpu: Vcpu, fn: number): number | undefined {
   return kvmFindCpuidEntry(vcpu, base)?.eax;
 }
 
+/** Beyond the last leaf an Intel guest gets the last basic leaf. KVM: get_out_of_range_cpuid_entry. */
+export function kvmOutOfRangeCpuidEntry(vcpu: Vcpu, fn: number, index: number): CpuidEntry | undefined {
+  if (!guestCpuidIsIntelCompatible(vcpu)) return undefined;
+  const limit = rangeLimit(vcpu, fn);
+  const outside = limit === undefined || fn >>> 0 > limit >>> 0;
+  const basic = kvmFindCpuidEntry(vcpu, 0)?.eax;
+  return outside && basic !== undefined ? kvmFindCpuidEntry(vcpu, basic, index) : undefined;
+}
+
 /**
- * CPUID for a guest. Beyond the last leaf an Intel guest gets the last basic leaf, others zeroes. KVM: kvm_cpuid.
+ * CPUID for a guest; without an entry zeroes. KVM: kvm_cpuid.
  * @returns the four registers (unsigned) and whether an entry was found
  */
 export function kvmCpuid(
@@ -147,19 +182,15 @@ export function kvmCpuid(
   fn: number,
   index: number,
 ): { eax: number; ebx: number; ecx: number; edx: number; found: boolean } {
-  let entry = kvmFindCpuidEntry(vcpu, fn, index);
-  const found = entry !== undefined;
-  if (!entry && guestCpuidIsIntelCompatible(vcpu)) {
-    const limit = rangeLimit(vcpu, fn);
-    const outside = limit === undefined || fn >>> 0 > limit >>> 0;
-    const basic = kvmFindCpuidEntry(vcpu, 0)?.eax;
-    if (outside && basic !== undefined) entry = kvmFindCpuidEntry(vcpu, basic, index);
-  }
+  const own = kvmFindCpuidEntry(vcpu, fn, index);
+  const entry = own ?? kvmOutOfRangeCpuidEntry(vcpu, fn, index);
+  const found = own !== undefined;
   if (!entry) return { eax: 0, ebx: 0, ecx: 0, edx: 0, found };
   return { eax: entry.eax >>> 0, ebx: entry.ebx >>> 0, ecx: entry.ecx >>> 0, edx: entry.edx >>> 0, found };
 }
 
 type Registers = [number, number, number, number];
+
 /** Leaves that KVM answers itself, whatever the processor says: it gives no topology, clock, thermal or performance leaves. */
 const OWN_LEAVES: ReadonlyMap<number, Readonly<Registers>> = new Map([
   [3, [0, 0, 0, 0]],
@@ -372,6 +403,7 @@ export function setCpuid2(vcpu: Vcpu, entries: readonly CpuidEntry[]): void {
   }
   if (isGuestMode(vcpu)) throw new KvmError('CPUID_IN_L2', Errno.EINVAL, 'CPUID can not change while the vCPU runs L2');
   vcpu.cpuid = entries.map((e) => ({ ...e }));
+  vcpu.cpuidPlaces.clear();
   vcpu.arch.cpuidSet = true;
   kvmVcpuAfterSetCpuid(vcpu);
 }

@@ -13,7 +13,7 @@ export * from './memslots.ts';
 export * from './mmu/mmu.ts';
 export { noteEmulatedSwitch, traceTrappedSwitch } from './mode-switch.ts';
 export * from './ops-table.ts';
-export { type RegName, RegSet } from './reg-set.ts';
+export { RegBit, type RegName, RegSet } from './reg-set.ts';
 export { fromSegment, toSegment } from './segments.ts';
 export * as shape from './shape.ts';
 export * from './smm.ts';

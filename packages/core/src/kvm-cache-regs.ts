@@ -3,7 +3,7 @@
  * KVM: arch/x86/kvm/kvm_cache_regs.h, and the predicates of x86.h.
  */
 import { CR0, CR4, EFER, RAX, RBX, RCX, RDX, RSP } from '@tskvm/emulator';
-import type { RegName } from './reg-set.ts';
+import { RegBit, type RegName } from './reg-set.ts';
 import type { Vcpu } from './vcpu.ts';
 
 /** Index of RIP in `arch.regs`. */
@@ -19,24 +19,27 @@ export function kvmRegisterMarkAvailable(vcpu: Vcpu, reg: RegName): void {
   vcpu.arch.regsAvail.add(reg);
 }
 export function kvmRegisterMarkDirty(vcpu: Vcpu, reg: RegName): void {
-  vcpu.arch.regsAvail.add(reg);
-  vcpu.arch.regsDirty.add(reg);
+  markDirty(vcpu, RegBit[reg]);
 }
-const cache = (vcpu: Vcpu, reg: RegName): void => {
-  if (!vcpu.arch.regsAvail.has(reg)) vcpu.kvm.calls.cacheReg(vcpu, reg);
+function markDirty(vcpu: Vcpu, bit: number): void {
+  vcpu.arch.regsAvail.addBit(bit);
+  vcpu.arch.regsDirty.addBit(bit);
+}
+const cache = (vcpu: Vcpu, reg: RegName, bit: number): void => {
+  if (!vcpu.arch.regsAvail.hasBit(bit)) vcpu.kvm.calls.cacheReg(vcpu, reg);
 };
 
 /** All 64 bits of a general register (or RIP, index 16). KVM: kvm_register_read_raw. */
 export function kvmRegisterReadRaw(vcpu: Vcpu, reg: number): bigint {
-  if (reg === RSP) cache(vcpu, 'rsp');
-  else if (reg === VCPU_REGS_RIP) cache(vcpu, 'rip');
+  if (reg === RSP) cache(vcpu, 'rsp', RegBit.rsp);
+  else if (reg === VCPU_REGS_RIP) cache(vcpu, 'rip', RegBit.rip);
   return vcpu.arch.regs[reg];
 }
 /** KVM: kvm_register_write_raw. */
 export function kvmRegisterWriteRaw(vcpu: Vcpu, reg: number, value: bigint): void {
   vcpu.arch.regs[reg] = value;
-  if (reg === RSP) kvmRegisterMarkDirty(vcpu, 'rsp');
-  else if (reg === VCPU_REGS_RIP) kvmRegisterMarkDirty(vcpu, 'rip');
+  if (reg === RSP) markDirty(vcpu, RegBit.rsp);
+  else if (reg === VCPU_REGS_RIP) markDirty(vcpu, RegBit.rip);
 }
 /** As an instruction sees it: 32 bits outside 64-bit mode. KVM: kvm_register_read. */
 export function kvmRegisterRead(vcpu: Vcpu, reg: number): bigint {
@@ -65,24 +68,24 @@ export const kvmReadEdxEax = (vcpu: Vcpu): bigint =>
 
 /** Bits of CR0 as the guest sees them; pulls guest-owned ones out of the control block. KVM: kvm_read_cr0_bits. */
 export function kvmReadCr0Bits(vcpu: Vcpu, mask: bigint): bigint {
-  if ((mask & vcpu.arch.cr0GuestOwnedBits) !== 0n) cache(vcpu, 'cr0');
+  if ((mask & vcpu.arch.cr0GuestOwnedBits) !== 0n) cache(vcpu, 'cr0', RegBit.cr0);
   return vcpu.arch.cr0 & mask;
 }
 export const kvmReadCr0 = (vcpu: Vcpu): bigint => kvmReadCr0Bits(vcpu, ~0n);
 export const kvmIsCr0BitSet = (vcpu: Vcpu, bit: bigint): boolean => kvmReadCr0Bits(vcpu, bit) !== 0n;
 export function kvmReadCr3(vcpu: Vcpu): bigint {
-  cache(vcpu, 'cr3');
+  cache(vcpu, 'cr3', RegBit.cr3);
   return vcpu.arch.cr3;
 }
 export function kvmReadCr4Bits(vcpu: Vcpu, mask: bigint): bigint {
-  if ((mask & vcpu.arch.cr4GuestOwnedBits) !== 0n) cache(vcpu, 'cr4');
+  if ((mask & vcpu.arch.cr4GuestOwnedBits) !== 0n) cache(vcpu, 'cr4', RegBit.cr4);
   return vcpu.arch.cr4 & mask;
 }
 export const kvmReadCr4 = (vcpu: Vcpu): bigint => kvmReadCr4Bits(vcpu, ~0n);
 export const kvmIsCr4BitSet = (vcpu: Vcpu, bit: bigint): boolean => kvmReadCr4Bits(vcpu, bit) !== 0n;
 /** PDPTE 0..3 of PAE paging. KVM: kvm_pdptr_read. */
 export function kvmPdptrRead(vcpu: Vcpu, index: number): bigint {
-  cache(vcpu, 'pdptr');
+  cache(vcpu, 'pdptr', RegBit.pdptr);
   return vcpu.arch.pdptrs[index];
 }
 export function kvmPdptrWrite(vcpu: Vcpu, index: number, value: bigint): void {

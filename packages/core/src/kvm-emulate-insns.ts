@@ -1,6 +1,6 @@
 /** Instructions that exit handlers execute without the emulator. KVM: kvm_emulate_* (x86.c, cpuid.c). */
 import { RAX, RBX, RCX, RDX, RSI } from '@tskvm/emulator';
-import { kvmCpuid } from './cpuid.ts';
+import { kvmFindCpuidEntry, kvmOutOfRangeCpuidEntry } from './cpuid.ts';
 import { kvmVcpuHasEvents } from './events.ts';
 import { kvmInjectGp } from './exceptions.ts';
 import {
@@ -17,23 +17,28 @@ import { kvmGetMsr, kvmSetMsr, kvmSetXcr } from './msrs.ts';
 import { requireShape, u64 } from './shape.ts';
 import { frame, inFrame, ownFrame, trace, unframed } from './trace.ts';
 import { Errno, MpState } from './types.ts';
-import type { Vcpu } from './vcpu.ts';
+import type { CpuidEntry, Vcpu } from './vcpu.ts';
 
+/** What a guest reads of a leaf that it has not. */
+const NO_LEAF: CpuidEntry = { function: 0, index: 0, flags: 0, eax: 0, ebx: 0, ecx: 0, edx: 0 };
+function traceCpuid(vcpu: Vcpu, fn: number, index: number, entry: CpuidEntry, found: boolean): void {
+  const { eax, ebx, ecx, edx } = entry;
+  trace(vcpu, 'kvm_cpuid', () => ({ function: fn, index, rax: eax, rbx: ebx, rcx: ecx, rdx: edx, found }));
+}
 /** KVM: kvm_emulate_cpuid. */
 export function kvmEmulateCpuid(vcpu: Vcpu): number {
   if (unframed(vcpu, kvmEmulateCpuid)) return inFrame(kvmEmulateCpuid, vcpu);
   const { regs32 } = vcpu.arch;
   const fn = regs32[RAX * 2];
   const index = regs32[RCX * 2];
-  const { eax, ebx, ecx, edx, found } = kvmCpuid(vcpu, fn, index);
-  if (vcpu.kvm.tracer !== null) {
-    vcpu.kvm.tracer.emit('kvm_cpuid', { function: fn, index, rax: eax, rbx: ebx, rcx: ecx, rdx: edx, found });
-  }
+  const own = kvmFindCpuidEntry(vcpu, fn, index);
+  const entry = own ?? kvmOutOfRangeCpuidEntry(vcpu, fn, index) ?? NO_LEAF;
+  if (vcpu.kvm.tracer !== null) traceCpuid(vcpu, fn, index, entry, own !== undefined);
   // None of the four is RSP or RIP: nothing to mark dirty.
-  regs32[RAX * 2] = eax;
-  regs32[RBX * 2] = ebx;
-  regs32[RCX * 2] = ecx;
-  regs32[RDX * 2] = edx;
+  regs32[RAX * 2] = entry.eax;
+  regs32[RBX * 2] = entry.ebx;
+  regs32[RCX * 2] = entry.ecx;
+  regs32[RDX * 2] = entry.edx;
   regs32[RAX * 2 + 1] = regs32[RBX * 2 + 1] = regs32[RCX * 2 + 1] = regs32[RDX * 2 + 1] = 0;
   return kvmSkipEmulatedInstruction(vcpu);
 }
@@ -63,12 +68,15 @@ export const kvmEmulateApResetHold = (vcpu: Vcpu): number => {
   return halt(vcpu, MpState.AP_RESET_HOLD) && r;
 };
 
+function traceMsr(vcpu: Vcpu, write: boolean, ecx: number, data: bigint, err: number): void {
+  trace(vcpu, 'kvm_msr', () => ({ vcpuId: vcpu.vcpuId, write, ecx, data, exception: err !== 0 }));
+}
 /** KVM: kvm_emulate_rdmsr. */
 export function kvmEmulateRdmsr(vcpu: Vcpu): number {
   if (unframed(vcpu, kvmEmulateRdmsr)) return inFrame(kvmEmulateRdmsr, vcpu);
   const ecx = Number(kvmRcxRead(vcpu) & 0xffffffffn);
   const { err, data } = kvmGetMsr(vcpu, ecx);
-  trace(vcpu, 'kvm_msr', () => ({ vcpuId: vcpu.vcpuId, write: false, ecx, data, exception: err !== 0 }));
+  if (vcpu.kvm.tracer !== null) traceMsr(vcpu, false, ecx, data, err);
   if (err === 0) {
     kvmRegisterWriteRaw(vcpu, RAX, data & 0xffffffffn);
     kvmRegisterWriteRaw(vcpu, RDX, data >> 32n);
@@ -82,7 +90,7 @@ export function kvmEmulateWrmsr(vcpu: Vcpu): number {
   const ecx = Number(kvmRcxRead(vcpu) & 0xffffffffn);
   const data = kvmReadEdxEax(vcpu);
   const err = kvmSetMsr(vcpu, ecx, data);
-  trace(vcpu, 'kvm_msr', () => ({ vcpuId: vcpu.vcpuId, write: true, ecx, data, exception: err !== 0 }));
+  if (vcpu.kvm.tracer !== null) traceMsr(vcpu, true, ecx, data, err);
   return vcpu.kvm.calls.completeEmulatedMsr(vcpu, err);
 }
 ownFrame('kvmEmulateWrmsr', kvmEmulateWrmsr);

@@ -2,7 +2,7 @@
  * The names of registers that are cached or dirty, as bits: a Set of a closed list of names that costs no hashing and no allocation.
  * KVM: regs_avail and regs_dirty (enum kvm_reg).
  */
-const BITS = {
+export const RegBit = {
   rip: 1 << 0,
   rsp: 1 << 1,
   rflags: 1 << 2,
@@ -15,22 +15,32 @@ const BITS = {
   exitInfo2: 1 << 9,
 } as const;
 /** enum kvm_reg, the lazily cached part. */
-export type RegName = keyof typeof BITS;
-const NAMES = Object.keys(BITS) as RegName[];
+export type RegName = keyof typeof RegBit;
+const NAMES = Object.keys(RegBit) as RegName[];
 
 export class RegSet {
   #bits = 0;
   has(reg: RegName): boolean {
-    return (this.#bits & BITS[reg]) !== 0;
+    return (this.#bits & RegBit[reg]) !== 0;
   }
   add(reg: RegName): this {
-    this.#bits |= BITS[reg];
+    this.#bits |= RegBit[reg];
     return this;
   }
   delete(reg: RegName): boolean {
     const had = this.has(reg);
-    this.#bits &= ~BITS[reg];
+    this.#bits &= ~RegBit[reg];
     return had;
+  }
+  /** As `has`, `add` and `delete` by a bit of `RegBit`: for what runs at every exit, where a look-up by name would cost more than the set. */
+  hasBit(bit: number): boolean {
+    return (this.#bits & bit) !== 0;
+  }
+  addBit(bit: number): void {
+    this.#bits |= bit;
+  }
+  deleteBit(bit: number): void {
+    this.#bits &= ~bit;
   }
   clear(): void {
     this.#bits = 0;

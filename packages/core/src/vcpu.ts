@@ -1,6 +1,6 @@
 /** struct kvm_vcpu and struct kvm_vcpu_arch: one virtual processor. */
 
-import { setCpuid2 } from './cpuid.ts';
+import { CpuidPlaces, setCpuid2 } from './cpuid.ts';
 import { KvmError } from './diagnostics.ts';
 import { kvmInjectNmi, kvmInjectSmi } from './exceptions.ts';
 import { FRESH_FPU, getFpu, setFpu } from './fpu.ts';
@@ -263,6 +263,7 @@ export class Vcpu {
   vendor: unknown = null;
   /** CPUID as the guest sees it. */
   cpuid: CpuidEntry[] = [];
+  readonly cpuidPlaces = new CpuidPlaces();
   /** Tick at the last look, and entries since then that retired nothing. */
   readonly progress = { tick: -1, fruitless: 0 };
   /** Tick at which the budget of the KVM_RUN in progress is used up. */

@@ -1,5 +1,13 @@
 /** The op table of the SVM driver. KVM: svm.c (struct kvm_x86_ops svm_x86_ops, svm_nested_ops). */
-import { EmulType, type KvmX86Ops, kvmLapicSetIrr, kvmMakeRequest, kvmVcpuDeliverSipiVector, Req, type Vcpu } from '@tskvm/core';
+import {
+  EmulType,
+  type KvmX86Ops,
+  kvmLapicSetIrr,
+  kvmMakeRequest,
+  kvmVcpuDeliverSipiVector,
+  Req,
+  type Vcpu,
+} from '@tskvm/core';
 import { type InstructionInfo, X86Emul } from '@tskvm/emulator';
 import {
   svmCancelInjection,

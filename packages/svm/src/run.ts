@@ -7,6 +7,7 @@ import {
   inFrame,
   kvmSetCr8,
   ownFrame,
+  RegBit,
   RunFlag,
   unframed,
   VCPU_REGS_RIP,
@@ -54,10 +55,10 @@ function enterExit(vcpu: Vcpu, svm: VcpuSvm): void {
     hw.vmrun(vmcb.pa, regs);
     return;
   }
-  const { regWords, seen } = svm;
-  vmcb.copyIn(V.rax, regWords, RAX * 2);
-  vmcb.copyIn(V.rsp, regWords, RSP * 2);
-  vmcb.copyIn(V.rip, regWords, VCPU_REGS_RIP * 2);
+  const { seen } = svm;
+  vmcb.copyIn(V.rax, regs, RAX);
+  vmcb.copyIn(V.rsp, regs, RSP);
+  vmcb.copyIn(V.rip, regs, VCPU_REGS_RIP);
   vmcb.set64(V.cr2, vcpu.arch.cr2);
   if (svm.vmloadDue) hw.vmload(vmcb.pa);
   svm.vmloadDue = false;
@@ -65,10 +66,8 @@ function enterExit(vcpu: Vcpu, svm: VcpuSvm): void {
   vmcb.copyOut(V.cr0, seen, SEEN.CR0);
   vmcb.copyOut(V.cr3, seen, SEEN.CR3);
   hw.vmrun(vmcb.pa, regs);
+  // RAX, RSP and RIP come back in the array as they stand in the VMCB.
   svm.vmsaveDue = true;
-  vmcb.copyOut(V.rax, regWords, RAX * 2);
-  vmcb.copyOut(V.rsp, regWords, RSP * 2);
-  vmcb.copyOut(V.rip, regWords, VCPU_REGS_RIP * 2);
   if (vmcb.copyOut(V.cr2, seen, SEEN.CR2)) vcpu.arch.cr2 = vmcb.get64(V.cr2);
 }
 function traceExit(vcpu: Vcpu): void {
@@ -113,7 +112,7 @@ export function svmVcpuRun(vcpu: Vcpu, runFlags: number): FastPath {
   svm.nextRip = 0n;
   vmcb.set8(V.tlbCtl, TlbCtl.NONE);
   vmcb.set32(V.clean, ALWAYS_CLEAN);
-  vcpu.arch.regsAvail.delete('pdptr');
+  vcpu.arch.regsAvail.deleteBit(RegBit.pdptr);
   traceExit(vcpu);
   svmCompleteInterrupts(vcpu);
   return FastPath.NONE;

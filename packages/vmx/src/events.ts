@@ -15,7 +15,7 @@ import {
 } from '@tskvm/core';
 import { Vector } from '@tskvm/emulator';
 import { INTR_ERROR_CODE, INTR_VALID, Interruptibility, IntrType, Primary } from './hardware/bits.ts';
-import { F } from './hardware/vmcs.ts';
+import { F, Word } from './hardware/vmcs.ts';
 import { vmxGetIfFlag } from './registers.ts';
 import { controlsClearBit, controlsSetBit, toVmx, vmcsOf } from './vcpu-vmx.ts';
 
@@ -129,7 +129,10 @@ export function vmxCancelInjection(vcpu: Vcpu): void {
 
 // Blocking
 
-const interruptibility = (vcpu: Vcpu): number => vmcsOf(vcpu).read32(F.GUEST_INTERRUPTIBILITY_INFO);
+const interruptibility = (vcpu: Vcpu): number => {
+  const v = vmcsOf(vcpu);
+  return v.u32[v.region + Word.interruptibility];
+};
 const SHADOW = Interruptibility.sti | Interruptibility.movSs;
 
 /** KVM: vmx_interrupt_blocked. */

@@ -75,7 +75,8 @@ function secondaryExecControl(vcpu: Vcpu): number {
   const vmx = toVmx(vcpu);
   const { config, params } = vmx.module;
   // Descriptor-table exiting comes with UMIP's emulation; RDTSCP, INVPCID and XSAVES with the guest's CPUID.
-  let control = config.secondary & ~(Secondary.descriptorTable | Secondary.rdtscp | Secondary.invpcid | Secondary.xsaves);
+  let control =
+    config.secondary & ~(Secondary.descriptorTable | Secondary.rdtscp | Secondary.invpcid | Secondary.xsaves);
   if (vmx.vpid === 0) control &= ~Secondary.vpid;
   if (!params.ept) control &= ~Secondary.ept;
   if (!params.unrestrictedGuest) control &= ~Secondary.unrestrictedGuest;

@@ -162,10 +162,10 @@ export function vmxCacheReg(vcpu: Vcpu, reg: RegName): void {
   arch.regsAvail.add(reg);
   switch (reg) {
     case 'rsp':
-      arch.regs[RSP] = v.read64(F.GUEST_RSP);
+      v.copyOut(F.GUEST_RSP, arch.regs, RSP);
       break;
     case 'rip':
-      arch.regs[16] = v.read64(F.GUEST_RIP);
+      v.copyOut(F.GUEST_RIP, arch.regs, 16);
       break;
     case 'cr0': {
       const owned = arch.cr0GuestOwnedBits;

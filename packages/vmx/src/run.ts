@@ -13,17 +13,19 @@ import {
   kvmRipRead,
   kvmRipWrite,
   ownFrame,
+  RegBit,
   RunFlag,
   trace,
   unframed,
+  VCPU_REGS_RIP,
   type Vcpu,
 } from '@tskvm/core';
-import { type ProcessorState, S } from '@tskvm/emulator';
+import { type ProcessorState, RSP, S } from '@tskvm/emulator';
 import { vmxCompleteInterrupts, vmxGetInterruptShadow, vmxSetInterruptShadow } from './events.ts';
 import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, PendingDebug, Reason } from './hardware/bits.ts';
-import { F } from './hardware/vmcs.ts';
+import { F, Word } from './hardware/vmcs.ts';
 import { vmxLoadGuestMsrs } from './msrs.ts';
-import { vmxCacheReg, vmxEptLoadPdptrs } from './registers.ts';
+import { vmxEptLoadPdptrs } from './registers.ts';
 import { toVmx, type VcpuVmx, vmcsOf } from './vcpu-vmx.ts';
 
 const REASON_NAMES = new Map<number, string>(Object.entries(Reason).map(([name, reason]) => [reason, name]));
@@ -33,13 +35,27 @@ export function exitReasonName(reason: number): string {
   return reason >= FAILED_VMENTRY ? `${name} FAILED_VMENTRY` : name;
 }
 
-const RSP_WORD = 8;
-/** General registers but RSP (which the VMCS holds) and CR2 into the processor. */
+/** All general registers but RSP, which the VMCS holds. Quads go from typed array to typed array: no bigint is made on the way. */
+function copyRegisters(to: BigUint64Array, from: BigUint64Array): void {
+  to[0] = from[0];
+  to[1] = from[1];
+  to[2] = from[2];
+  to[3] = from[3];
+  to[5] = from[5];
+  to[6] = from[6];
+  to[7] = from[7];
+  to[8] = from[8];
+  to[9] = from[9];
+  to[10] = from[10];
+  to[11] = from[11];
+  to[12] = from[12];
+  to[13] = from[13];
+  to[14] = from[14];
+  to[15] = from[15];
+}
+/** General registers and CR2 into the processor. */
 function loadRegisters(vmx: VcpuVmx, vcpu: Vcpu): void {
-  const { regs32 } = vmx;
-  const gpr = vmx.silicon.gprWords;
-  for (let i = 0; i < RSP_WORD; i++) gpr[i] = regs32[i];
-  for (let i = RSP_WORD + 2; i < 32; i++) gpr[i] = regs32[i];
+  copyRegisters(vmx.silicon.gprs, vcpu.arch.regs);
   loadCr2(vmx, vcpu);
 }
 /** The processor's CR2 is compared in words, so that nothing is allocated while it stays the same. */
@@ -57,10 +73,7 @@ function noteCr2(vmx: VcpuVmx, value: bigint): void {
   vmx.cr2.high = Number((value >> 32n) & 0xffffffffn);
 }
 function saveRegisters(vmx: VcpuVmx, vcpu: Vcpu): void {
-  const { regs32 } = vmx;
-  const gpr = vmx.silicon.gprWords;
-  for (let i = 0; i < RSP_WORD; i++) regs32[i] = gpr[i];
-  for (let i = RSP_WORD + 2; i < 32; i++) regs32[i] = gpr[i];
+  copyRegisters(vcpu.arch.regs, vmx.silicon.gprs);
   const { state } = vcpu.kvm.processor;
   if (holdsCr2(vmx, state)) return;
   vcpu.arch.cr2 = state.get64(S.cr2);
@@ -72,9 +85,9 @@ function flushRegisters(vcpu: Vcpu): void {
   const { regs, regsDirty } = vcpu.arch;
   if (regsDirty.isEmpty) return;
   const v = vmcsOf(vcpu);
-  if (regsDirty.has('rsp')) v.write64(F.GUEST_RSP, regs[4]);
-  if (regsDirty.has('rip')) v.write64(F.GUEST_RIP, regs[16]);
-  if (regsDirty.has('pdptr')) vmxEptLoadPdptrs(vcpu);
+  if (regsDirty.hasBit(RegBit.rsp)) v.copyIn(F.GUEST_RSP, regs, RSP);
+  if (regsDirty.hasBit(RegBit.rip)) v.copyIn(F.GUEST_RIP, regs, VCPU_REGS_RIP);
+  if (regsDirty.hasBit(RegBit.pdptr)) vmxEptLoadPdptrs(vcpu);
   regsDirty.clear();
 }
 
@@ -136,9 +149,9 @@ function enter(vcpu: Vcpu, vmx: VcpuVmx): void {
     return;
   }
   saveRegisters(vmx, vcpu);
-  vmx.exitReason = v.read32(F.VM_EXIT_REASON);
-  vmx.idtVectoringInfo = v.read32(F.IDT_VECTORING_INFO_FIELD);
-  vmx.exitIntrInfo = v.read32(F.VM_EXIT_INTR_INFO);
+  vmx.exitReason = v.u32[v.region + Word.exitReason];
+  vmx.idtVectoringInfo = v.u32[v.region + Word.idtVectoringInfo];
+  vmx.exitIntrInfo = v.u32[v.region + Word.exitIntrInfo];
 }
 
 function afterExit(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
@@ -193,12 +206,15 @@ const RIP_WORD = 32;
 /** RIP += length, in words as long as bit 31 does not change; only a step over 2 or 4 GiB needs to know the mode. */
 function advanceRip(vcpu: Vcpu, vmx: VcpuVmx, length: number): void {
   const { arch } = vcpu;
-  if (!arch.regsAvail.has('rip')) vmxCacheReg(vcpu, 'rip');
+  if (!arch.regsAvail.hasBit(RegBit.rip)) {
+    arch.regsAvail.addBit(RegBit.rip);
+    vmcsOf(vcpu).copyOut(F.GUEST_RIP, arch.regs, VCPU_REGS_RIP);
+  }
   const low = vmx.regs32[RIP_WORD];
   const next = (low + length) | 0;
   if ((low ^ next) >= 0) {
     vmx.regs32[RIP_WORD] = next;
-    arch.regsDirty.add('rip');
+    arch.regsDirty.addBit(RegBit.rip);
     return;
   }
   const rip = kvmRipRead(vcpu) + BigInt(length);
@@ -208,11 +224,12 @@ function advanceRip(vcpu: Vcpu, vmx: VcpuVmx, length: number): void {
 /** RIP behind the exiting instruction; the shadow ends. KVM: vmx_skip_emulated_instruction. */
 export function vmxSkipEmulatedInstruction(vcpu: Vcpu): number {
   const vmx = toVmx(vcpu);
-  if (vmx.exitReason === Reason.EPT_MISCONFIG || vcpu.arch.regsDirty.has('rip')) {
+  if (vmx.exitReason === Reason.EPT_MISCONFIG || vcpu.arch.regsDirty.hasBit(RegBit.rip)) {
     // Hardware gives no length there; and a RIP that was written since the exit (a snapshot was loaded) is not the one whose length it gave.
     if (!kvmEmulateInstruction(vcpu, EmulType.SKIP)) return 0;
   } else {
-    advanceRip(vcpu, vmx, vmcsOf(vcpu).read32(F.VM_EXIT_INSTRUCTION_LEN));
+    const v = vmcsOf(vcpu);
+    advanceRip(vcpu, vmx, v.u32[v.region + Word.exitInstructionLen]);
   }
   vmxSetInterruptShadow(vcpu, 0);
   return 1;

@@ -68,6 +68,7 @@ export class SvmHardware {
   readonly #view: EntryView;
   readonly #maxphyaddr: number;
   #efer = 0n;
+  #svme = false;
   #vmCr = 0n;
   #hsavePa = 0;
   #hostSaved = false;
@@ -152,6 +153,7 @@ export class SvmHardware {
     if ((value & this.limits.eferReserved) !== 0n) return 1;
     if ((value & EFER.SVME) !== 0n && (this.#vmCr & VM_CR_SVMDIS) !== 0n) return 1;
     this.#efer = value;
+    this.#svme = (value & EFER.SVME) !== 0n;
     this.guest.host = {
       levels: 4,
       nxe: (value & EFER.NXE) !== 0n,
@@ -162,7 +164,7 @@ export class SvmHardware {
   }
 
   #needSvme(instruction: string): void {
-    if ((this.#efer & EFER.SVME) === 0n) throw new AssertionError(`${instruction} with EFER.SVME=0 is #UD in the host`);
+    if (!this.#svme) throw new AssertionError(`${instruction} with EFER.SVME=0 is #UD in the host`);
   }
 
   // GIF
@@ -205,7 +207,7 @@ export class SvmHardware {
   /**
    * VMRUN to #VMEXIT. The exit stands in the VMCB; a refused entry has EXITCODE -1 and the broken rules in `failures`.
    * @param pa host physical address of the VMCB
-   * @param gprs RAX..R15 and RIP; RAX, RSP and RIP are the VMCB's. A SEV-ES guest's stand in its VMSA and this array is left alone.
+   * @param gprs RAX..R15 and RIP. At entry RAX, RSP and RIP are the VMCB's; at the exit all of them are given back. A SEV-ES guest's stand in its VMSA and this array is left alone.
    */
   vmrun(pa: number, gprs: BigUint64Array): void {
     this.#needSvme('VMRUN');

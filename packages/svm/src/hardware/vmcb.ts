@@ -175,6 +175,7 @@ export const segmentOffset = (seg: SegmentIndex): number => V.es + 16 * seg;
 export class Vmcb {
   readonly #view: DataView;
   readonly #words: Int32Array;
+  readonly #quads: BigUint64Array;
   readonly #at: number;
   readonly pa: number;
 
@@ -184,6 +185,7 @@ export class Vmcb {
     this.#view = memory.view;
     this.#at = memory.offset(pa, 4096);
     this.#words = new Int32Array(memory.memory.buffer, this.#at, 1024);
+    this.#quads = new BigUint64Array(memory.memory.buffer, this.#at, 512);
   }
   get8(offset: number): number {
     return this.#view.getUint8(this.#at + offset);
@@ -221,10 +223,9 @@ export class Vmcb {
   isZero64(offset: number): boolean {
     return (this.#words[offset >> 2] | this.#words[(offset >> 2) + 1]) === 0;
   }
-  /** Sets a 64-bit field from two words. */
-  copyIn(offset: number, from: Int32Array, word: number): void {
-    this.#words[offset >> 2] = from[word];
-    this.#words[(offset >> 2) + 1] = from[word + 1];
+  /** Sets a 64-bit field from an element of an array: from typed array to typed array no bigint is made on the way. */
+  copyIn(offset: number, from: BigUint64Array, index: number): void {
+    this.#quads[offset >> 3] = from[index];
   }
   /** Sets bits of a 32-bit field. */
   or32(offset: number, bits: number): void {

@@ -53,6 +53,29 @@ const VMLOAD_SLOTS = [4, 5, 7, 9] as const;
 /** STAR LSTAR CSTAR SFMASK KernelGSBase SYSENTER_CS/ESP/EIP stand in one run on both sides. */
 const VMLOAD_MSRS = 8;
 
+/** RAX..R15 and RIP, which both sides have at their start. */
+function copyGprs(to: BigUint64Array, from: BigUint64Array): void {
+  to[0] = from[0];
+  to[1] = from[1];
+  to[2] = from[2];
+  to[3] = from[3];
+  to[4] = from[4];
+  to[5] = from[5];
+  to[6] = from[6];
+  to[7] = from[7];
+  to[8] = from[8];
+  to[9] = from[9];
+  to[10] = from[10];
+  to[11] = from[11];
+  to[12] = from[12];
+  to[13] = from[13];
+  to[14] = from[14];
+  to[15] = from[15];
+  to[16] = from[16];
+}
+/** Quad of the block at which the slots start. */
+const SLOTS = S.segments >> 3;
+
 /** The copies of one processor. `saveAt`: byte offset of the save area in its memory. */
 export class WorldSwitch {
   readonly #words: Int32Array;
@@ -126,26 +149,40 @@ export class WorldSwitch {
     to[base + (V.cr4 >> 3)] = block[S.cr4 >> 3];
     to[base + (V.cr3 >> 3)] = block[S.cr3 >> 3];
     to[base + (V.cr0 >> 3)] = block[S.cr0 >> 3];
-    const segments = base * 2 + (V.es >> 2);
-    const words = this.#words;
-    saveSegment(save, segments, words, block, SEGMENTS);
-    saveSegment(save, segments + 4, words, block, SEGMENTS + 4);
-    saveSegment(save, segments + 8, words, block, SEGMENTS + 8);
-    saveSegment(save, segments + 12, words, block, SEGMENTS + 12);
-    saveSegment(save, segments + 24, words, block, SEGMENTS + 24);
-    saveSegment(save, segments + 32, words, block, SEGMENTS + 32);
+    this.#saveSegments(save, base);
     const cpl = base * 2 + (V.cpl >> 2);
     save.words[cpl] = (save.words[cpl] & 0x00ff_ffff) | (this.#bytes[S.cpl] << 24);
   }
 
+  /** ES, CS, SS, DS, GDTR and IDTR. Both sides have the same slots; only a null selector's mark stands in the block alone. */
+  #saveSegments(save: SaveMemory, base: number): void {
+    const block = this.#quads;
+    const to = save.quads;
+    const slots = base + (V.es >> 3);
+    to[slots] = block[SLOTS];
+    to[slots + 1] = block[SLOTS + 1];
+    to[slots + 2] = block[SLOTS + 2];
+    to[slots + 3] = block[SLOTS + 3];
+    to[slots + 4] = block[SLOTS + 4];
+    to[slots + 5] = block[SLOTS + 5];
+    to[slots + 6] = block[SLOTS + 6];
+    to[slots + 7] = block[SLOTS + 7];
+    to[slots + 12] = block[SLOTS + 12];
+    to[slots + 13] = block[SLOTS + 13];
+    to[slots + 16] = block[SLOTS + 16];
+    to[slots + 17] = block[SLOTS + 17];
+    const words = this.#words;
+    const marks = words[SEGMENTS] | words[SEGMENTS + 4] | words[SEGMENTS + 8] | words[SEGMENTS + 12];
+    if ((marks | words[SEGMENTS + 24] | words[SEGMENTS + 32]) >>> 28 === 0) return;
+    for (const slot of VMRUN_SLOTS) saveSegment(save, slots * 2 + slot * 4, words, block, SEGMENTS + slot * 4);
+  }
+
   /** The general registers and RIP, as the host hands them in. */
   loadGprs(from: BigUint64Array): void {
-    const to = this.#quads;
-    for (let n = 0; n < 17; n += 1) to[n] = from[n];
+    copyGprs(this.#quads, from);
   }
   saveGprs(to: BigUint64Array): void {
-    const from = this.#quads;
-    for (let n = 0; n < 17; n += 1) to[n] = from[n];
+    copyGprs(to, this.#quads);
   }
 
   /** VMLOAD (APM 15.5.2). True if FS, GS, LDTR or TR changed. */

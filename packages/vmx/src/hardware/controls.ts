@@ -20,7 +20,7 @@ import type { VmxCapabilities } from './capabilities.ts';
 import { VmxDirectExits } from './direct-exits.ts';
 import { instructionInformation } from './instruction-info.ts';
 import { EptWalker, Walk } from './nested-paging.ts';
-import { Dirty, F, type Vmcs } from './vmcs.ts';
+import { Dirty, F, type Vmcs, Word } from './vmcs.ts';
 
 /** When an instruction leaves: always, or if a bit of a control word is set. */
 interface Rule {
@@ -214,11 +214,12 @@ export class VmxGuest implements GuestMode {
 
   /** Records a VM exit whose qualification is a number. Always true. */
   record(reason: number, length = 0, qualification = 0): true {
-    const v = this.#vmcs;
-    v.write32(F.VM_EXIT_REASON, reason);
-    v.writeNumber(F.EXIT_QUALIFICATION, qualification);
-    v.write32(F.VM_EXIT_INTR_INFO, 0);
-    v.write32(F.VM_EXIT_INSTRUCTION_LEN, length);
+    const { u32, region } = this.#vmcs;
+    u32[region + Word.exitReason] = reason;
+    u32[region + Word.exitQualification] = qualification;
+    u32[region + Word.exitQualification + 1] = qualification / 2 ** 32;
+    u32[region + Word.exitIntrInfo] = 0;
+    u32[region + Word.exitInstructionLen] = length;
     this.recordVectoring(this.#processor.eventInDelivery);
     return true;
   }
@@ -236,7 +237,7 @@ export class VmxGuest implements GuestMode {
   recordVectoring(event: PendingEvent | undefined): void {
     const v = this.#vmcs;
     if (event === undefined) {
-      v.write32(F.IDT_VECTORING_INFO_FIELD, 0);
+      v.u32[v.region + Word.idtVectoringInfo] = 0;
       return;
     }
     const withCode = event.errorCode !== undefined;

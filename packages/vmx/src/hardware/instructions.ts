@@ -35,7 +35,7 @@ import {
   HOST_ROWS,
   RowSet,
 } from './entry-checks.ts';
-import { clearRegion, Dirty, F, fieldExists, fieldReadOnly, regionRevision, Vmcs } from './vmcs.ts';
+import { clearRegion, Dirty, F, fieldExists, fieldReadOnly, regionRevision, Vmcs, Word } from './vmcs.ts';
 import { hostImage, WorldSwitch } from './world-switch.ts';
 
 const CR4_VMXE = 1n << 13n;
@@ -59,8 +59,8 @@ export class VmxSilicon {
   /** The rules that the last VMLAUNCH or VMRESUME found broken. */
   failures: readonly FailedCheck[] = NO_FAILURES;
 
-  /** The sixteen general registers as 32-bit words: what a driver's assembly saves and loads around an entry. */
-  readonly gprWords: Int32Array;
+  /** The sixteen general registers: what a driver's assembly saves and loads around an entry. */
+  readonly gprs: BigUint64Array;
   readonly processor: ProcessorApi;
   readonly memory: PhysicalMemory;
   readonly #model: CpuModel;
@@ -79,7 +79,7 @@ export class VmxSilicon {
     this.processor = processor;
     this.memory = memory;
     this.#model = model;
-    this.gprWords = new Int32Array(memory.memory.buffer, processor.state.base + S.gpr, 32);
+    this.gprs = new BigUint64Array(memory.memory.buffer, processor.state.base + S.gpr, 16);
     this.caps = readCapabilities(model);
     this.vmcs = new Vmcs(memory, processor.state.base);
     this.guest = new VmxGuest(processor, memory, this.vmcs, this.caps);
@@ -265,7 +265,7 @@ export class VmxSilicon {
     const { processor, guest, vmcs } = this;
     guest.loadControls(dirty);
     this.#switch.loadGuest(this.#controls);
-    const count = vmcs.read32(F.VM_ENTRY_MSR_LOAD_COUNT);
+    const count = vmcs.u32[vmcs.region + Word.entryMsrLoadCount];
     const bad = count === 0 ? -1 : this.#loadMsrs(vmcs.readAddress(F.VM_ENTRY_MSR_LOAD_ADDR), count);
     if (bad >= 0) {
       this.#failEntry(Reason.MSR_LOAD_FAIL, bad + 1);
@@ -286,9 +286,10 @@ export class VmxSilicon {
 
   /** Injects the event of the entry (26.6) and pending debug exceptions (26.7.3). False: the delivery exited. */
   #inject(): boolean {
-    const info = this.vmcs.read32(F.VM_ENTRY_INTR_INFO_FIELD);
+    const v = this.vmcs;
+    const info = v.u32[v.region + Word.entryIntrInfo];
     if (info & INTR_VALID) return this.#injectEvent(info);
-    if (this.vmcs.readLow(F.GUEST_PENDING_DBG_EXCEPTIONS) === 0) return true;
+    if (v.u32[v.region + Word.pendingDebug] === 0) return true;
     return this.#pendingDebug();
   }
   #injectEvent(info: number): boolean {
@@ -331,14 +332,14 @@ export class VmxSilicon {
   #exit(): void {
     const { processor, vmcs, guest } = this;
     const controls = this.#controls;
-    vmcs.u32[vmcs.wordOf(F.VM_ENTRY_INTR_INFO_FIELD)] &= 0x7fffffff;
+    vmcs.u32[vmcs.region + Word.entryIntrInfo] &= 0x7fffffff;
     this.#switch.saveGuest(controls);
     if (controls.exit & ExitCtl.savePreemptionTimer) this.#saveTimer();
-    const stores = vmcs.read32(F.VM_EXIT_MSR_STORE_COUNT);
+    const stores = vmcs.u32[vmcs.region + Word.exitMsrStoreCount];
     if (stores !== 0) this.#storeMsrs(vmcs.readAddress(F.VM_EXIT_MSR_STORE_ADDR), stores);
     this.#switch.loadHost(this.#controls);
     this.#exited = true;
-    const loads = vmcs.read32(F.VM_EXIT_MSR_LOAD_COUNT);
+    const loads = vmcs.u32[vmcs.region + Word.exitMsrLoadCount];
     if (loads !== 0 && this.#loadMsrs(vmcs.readAddress(F.VM_EXIT_MSR_LOAD_ADDR), loads) >= 0) vmcs.abort = 4;
     if (guest.asid === 0) processor.flushTlb({ kind: 'asid', asid: 0, keepGlobal: false });
     processor.guest = null;

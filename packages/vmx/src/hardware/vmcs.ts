@@ -352,6 +352,32 @@ function layOut(): void {
 }
 layOut();
 
+const wordAt = (encoding: number): number => OFFSET[key(encoding)] >>> 2;
+/**
+ * The fields that every entry and exit touches, as words from the region's start, found once: `v.u32[v.region + Word.exitReason]`.
+ * A write there marks no group: these are the processor's own, or it knows that no rule depends on them.
+ */
+export const Word = {
+  exitReason: wordAt(F.VM_EXIT_REASON),
+  exitQualification: wordAt(F.EXIT_QUALIFICATION),
+  exitIntrInfo: wordAt(F.VM_EXIT_INTR_INFO),
+  exitInstructionLen: wordAt(F.VM_EXIT_INSTRUCTION_LEN),
+  idtVectoringInfo: wordAt(F.IDT_VECTORING_INFO_FIELD),
+  entryIntrInfo: wordAt(F.VM_ENTRY_INTR_INFO_FIELD),
+  entryMsrLoadCount: wordAt(F.VM_ENTRY_MSR_LOAD_COUNT),
+  exitMsrStoreCount: wordAt(F.VM_EXIT_MSR_STORE_COUNT),
+  exitMsrLoadCount: wordAt(F.VM_EXIT_MSR_LOAD_COUNT),
+  interruptibility: wordAt(F.GUEST_INTERRUPTIBILITY_INFO),
+  activity: wordAt(F.GUEST_ACTIVITY_STATE),
+  pendingDebug: wordAt(F.GUEST_PENDING_DBG_EXCEPTIONS),
+  dr7: wordAt(F.GUEST_DR7),
+  debugctl: wordAt(F.GUEST_IA32_DEBUGCTL),
+  pat: wordAt(F.GUEST_IA32_PAT),
+  efer: wordAt(F.GUEST_IA32_EFER),
+  hostPat: wordAt(F.HOST_IA32_PAT),
+  hostEfer: wordAt(F.HOST_IA32_EFER),
+} as const;
+
 const NAMES = new Map<number, FieldName>(Object.entries(F).map(([name, encoding]) => [encoding, name as FieldName]));
 /** KVM's name of a field, or its encoding in hexadecimal. */
 export const fieldName = (encoding: number): string => NAMES.get(encoding) ?? `0x${encoding.toString(16)}`;
@@ -372,6 +398,8 @@ export class Vmcs {
   pa = -1;
   /** Offset of the region in linear memory. */
   base = 0;
+  /** The same as a word index: see `Word`. */
+  region = 0;
   /** Groups of `Dirty` that were written since `bind` or since the last check. */
   dirty: number = Dirty.all;
   readonly u16: Uint16Array;
@@ -400,6 +428,7 @@ export class Vmcs {
     else for (let i = 0; i < LIVE.length; i++) this.#host[i] = this.u32[this.#block + LIVE[i]];
     this.pa = pa;
     this.base = pa < 0 ? 0 : this.#memory.offset(pa, 4096);
+    this.region = this.base >>> 2;
     this.dirty = Dirty.all;
     if (pa >= 0) this.#fetch();
     else for (let i = 0; i < LIVE.length; i++) this.u32[this.#block + LIVE[i]] = this.#host[i];
@@ -411,18 +440,20 @@ export class Vmcs {
   load(saved: { pa: number; host: readonly number[] }): void {
     this.pa = saved.pa;
     this.base = saved.pa < 0 ? 0 : this.#memory.offset(saved.pa, 4096);
+    this.region = this.base >>> 2;
     this.#host.set(saved.host);
     this.dirty = Dirty.all;
   }
-  get #region(): number {
+  /** Where the state block's words would start in the region. */
+  get #mirror(): number {
     return (this.base + GUEST_AREA - S.segments) / 4;
   }
   #writeBack(): void {
-    const region = this.#region;
+    const region = this.#mirror;
     for (const word of LIVE) this.u32[region + word] = this.u32[this.#block + word];
   }
   #fetch(): void {
-    const region = this.#region;
+    const region = this.#mirror;
     for (const word of LIVE) this.u32[this.#block + word] = this.u32[region + word];
   }
 
@@ -446,6 +477,14 @@ export class Vmcs {
   }
   read64(encoding: number): bigint {
     return this.u64[this.#at(encoding) >>> 3];
+  }
+  /** A 64-bit field to an element of an array and back: from typed array to typed array no bigint is made on the way. */
+  copyOut(encoding: number, to: BigUint64Array, index: number): void {
+    to[index] = this.u64[this.#at(encoding) >>> 3];
+  }
+  copyIn(encoding: number, from: BigUint64Array, index: number): void {
+    this.u64[this.#at(encoding) >>> 3] = from[index];
+    this.dirty |= GROUP[key(encoding)];
   }
   /** The low 32 bits of a wide field, without a bigint. */
   readLow(encoding: number): number {

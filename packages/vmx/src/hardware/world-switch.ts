@@ -4,7 +4,7 @@
  */
 import { Attrib, type PhysicalMemory, type ProcessorApi, S } from '@tskvm/emulator';
 import { EntryCtl, ExitCtl, Interruptibility, PendingDebug, Secondary } from './bits.ts';
-import { F, type Vmcs } from './vmcs.ts';
+import { F, type Vmcs, Word } from './vmcs.ts';
 
 const word = (stateOffset: number): number => stateOffset >> 2;
 /** CR0 bits that entry and exit leave alone: ET, NW, CD and the reserved ones (SDM 26.3.2.1). */
@@ -16,6 +16,7 @@ const CR0_PG = 0x80000000 | 0;
 const CR4_PAE = 0x20;
 const RFLAGS_TF = 0x100;
 const DEBUGCTL_BTF = 2;
+const PENDING_BS = Number(PendingDebug.bs);
 const SS_WORD = word(S.segments) + 8;
 const DPL_SHIFT = 16 + Attrib.dplShift;
 
@@ -42,16 +43,16 @@ export class WorldSwitch {
     this.#block = processor.state.base >> 2;
   }
 
-  /** Field to register. */
-  #load(stateOffset: number, encoding: number): void {
-    const from = this.#vmcs.wordOf(encoding);
+  /** Field (a `Word`) to register. */
+  #load(stateOffset: number, field: number): void {
+    const from = this.#vmcs.region + field;
     const to = this.#block + word(stateOffset);
     this.#u32[to] = this.#u32[from];
     this.#u32[to + 1] = this.#u32[from + 1];
   }
   /** Register to field. */
-  #save(stateOffset: number, encoding: number): void {
-    const to = this.#vmcs.wordOf(encoding);
+  #save(stateOffset: number, field: number): void {
+    const to = this.#vmcs.region + field;
     const from = this.#block + word(stateOffset);
     this.#u32[to] = this.#u32[from];
     this.#u32[to + 1] = this.#u32[from + 1];
@@ -65,11 +66,11 @@ export class WorldSwitch {
     // ET is always 1 and the host runs with caches on: that is what the bits that entry keeps hold.
     this.#u32[cr0] = (this.#u32[cr0] & ~CR0_KEPT) | CR0_ET;
     if (c.entry & EntryCtl.loadDebug) {
-      this.#load(S.dr7, F.GUEST_DR7);
-      this.#load(S.debugctl, F.GUEST_IA32_DEBUGCTL);
+      this.#load(S.dr7, Word.dr7);
+      this.#load(S.debugctl, Word.debugctl);
     }
-    if (c.entry & EntryCtl.loadPat) this.#load(S.pat, F.GUEST_IA32_PAT);
-    if (c.entry & EntryCtl.loadEfer) this.#load(S.efer, F.GUEST_IA32_EFER);
+    if (c.entry & EntryCtl.loadPat) this.#load(S.pat, Word.pat);
+    if (c.entry & EntryCtl.loadEfer) this.#load(S.efer, Word.efer);
     else this.#derivedEfer(c.entry);
     if (!(c.secondary & Secondary.ept)) this.#loadPdptes();
     this.#loadNonRegister();
@@ -100,12 +101,12 @@ export class WorldSwitch {
   #loadNonRegister(): void {
     const v = this.#vmcs;
     const { view, base } = this.#processor.state;
-    const blocking = v.read32(F.GUEST_INTERRUPTIBILITY_INFO);
+    const blocking = v.u32[v.region + Word.interruptibility];
     // CPL is the DPL of SS (SDM 24.4.1), in virtual-8086 mode too.
     view.setUint8(base + S.cpl, (this.#u32[this.#block + SS_WORD] >> DPL_SHIFT) & 3);
     view.setUint8(base + S.shadow, blocking & 3);
     view.setUint8(base + S.nmiBlocked, blocking & Interruptibility.nmi ? 1 : 0);
-    view.setUint8(base + S.activity, v.read32(F.GUEST_ACTIVITY_STATE));
+    view.setUint8(base + S.activity, v.u32[v.region + Word.activity]);
   }
 
   // Exit
@@ -117,11 +118,11 @@ export class WorldSwitch {
     const ss = this.#block + SS_WORD;
     u32[ss] = (u32[ss] & ~(3 << DPL_SHIFT)) | (view.getUint8(base + S.cpl) << DPL_SHIFT);
     if (c.exit & ExitCtl.saveDebug) {
-      this.#save(S.dr7, F.GUEST_DR7);
-      this.#save(S.debugctl, F.GUEST_IA32_DEBUGCTL);
+      this.#save(S.dr7, Word.dr7);
+      this.#save(S.debugctl, Word.debugctl);
     }
-    if (c.exit & ExitCtl.savePat) this.#save(S.pat, F.GUEST_IA32_PAT);
-    if (c.exit & ExitCtl.saveEfer) this.#save(S.efer, F.GUEST_IA32_EFER);
+    if (c.exit & ExitCtl.savePat) this.#save(S.pat, Word.pat);
+    if (c.exit & ExitCtl.saveEfer) this.#save(S.efer, Word.efer);
     if (c.secondary & Secondary.unrestrictedGuest) this.#saveLongMode(c.entry);
     this.#saveNonRegister();
   }
@@ -138,15 +139,15 @@ export class WorldSwitch {
     const { view, base } = this.#processor.state;
     const shadow = view.getUint8(base + S.shadow) & 3;
     const nmi = view.getUint8(base + S.nmiBlocked) ? Interruptibility.nmi : 0;
-    v.saveWord(F.GUEST_INTERRUPTIBILITY_INFO, shadow | nmi);
-    v.saveWord(F.GUEST_ACTIVITY_STATE, view.getUint8(base + S.activity));
+    v.u32[v.region + Word.interruptibility] = shadow | nmi;
+    v.u32[v.region + Word.activity] = view.getUint8(base + S.activity);
     // A trap that MOV SS holds back stays pending across the exit (27.3.4).
-    let pending = shadow !== 0 && this.#stepping() ? Number(PendingDebug.bs) : 0;
+    let pending = shadow !== 0 && this.#stepping() ? PENDING_BS : 0;
     if (this.#processor.pendingDebug !== 0n) {
       pending |= Number(this.#processor.pendingDebug & 0xfn) | Number(PendingDebug.enabledBreakpoint);
       this.#processor.pendingDebug = 0n;
     }
-    v.saveWord(F.GUEST_PENDING_DBG_EXCEPTIONS, pending);
+    v.u32[v.region + Word.pendingDebug] = pending;
   }
   #stepping(): boolean {
     const debugctl = this.#u32[this.#block + word(S.debugctl)];
@@ -158,8 +159,8 @@ export class WorldSwitch {
     const u32 = this.#u32;
     u32[this.#block + word(S.dr7)] = 0x400;
     u32[this.#block + word(S.debugctl)] = 0;
-    if (c.exit & ExitCtl.loadPat) this.#load(S.pat, F.HOST_IA32_PAT);
-    if (c.exit & ExitCtl.loadEfer) this.#load(S.efer, F.HOST_IA32_EFER);
+    if (c.exit & ExitCtl.loadPat) this.#load(S.pat, Word.hostPat);
+    if (c.exit & ExitCtl.loadEfer) this.#load(S.efer, Word.hostEfer);
     else this.#hostEfer(c.exit);
     // cpl, shadow, nmiBlocked and activity stand in one word.
     u32[this.#block + word(S.cpl)] = 0;
