@@ -114,7 +114,7 @@ const READERS = new Map<number, Reader>([
       guestHasSpecCtrl(vcpu) || msr.hostInitiated ? (vcpu.arch.msrs.get(CoreMsr.SPEC_CTRL) ?? 0n) : undefined,
   ],
   [CoreMsr.PKRS, (vcpu) => (guestCpuidHas(vcpu, 'pks') ? BigInt(kvmReadPkrs(vcpu)) : undefined)],
-  [CoreMsr.MCG_CAP, (vcpu) => vcpu.kvm.caps.supportedMceCap & 0xffffn],
+  [CoreMsr.MCG_CAP, (vcpu) => vcpu.kvm.caps.supportedMceCap],
   [CoreMsr.MISC_ENABLE, (vcpu) => vcpu.arch.miscEnable],
   [CoreMsr.PAT, (vcpu) => vcpu.arch.pat],
   [CoreMsr.TSC_DEADLINE, (vcpu) => vcpu.arch.apic?.timer.tscDeadline ?? 0n],

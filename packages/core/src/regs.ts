@@ -102,8 +102,9 @@ export const kvmLmsw = frame('kvmLmsw', (vcpu: Vcpu, msw: bigint): void => {
 
 /** Is this a legal CR3 for the guest's physical width; a guest with LAM may set bits 61 and 62. KVM: kvm_vcpu_is_legal_cr3. */
 export function kvmVcpuIsLegalCr3(vcpu: Vcpu, cr3: bigint): boolean {
-  const address = guestCpuidHas(vcpu, 'lam') ? cr3 & ~(CR3.LAM_U48 | CR3.LAM_U57) : cr3;
-  return (address & vcpu.arch.reservedGpaBits) === 0n;
+  const illegal = cr3 & vcpu.arch.reservedGpaBits;
+  if (illegal === 0n) return true;
+  return (illegal & ~(CR3.LAM_U48 | CR3.LAM_U57)) === 0n && guestCpuidHas(vcpu, 'lam');
 }
 
 /** Writes CR3. KVM: kvm_set_cr3. @returns 0, or 1 for #GP(0) */

@@ -39,7 +39,8 @@ function resetCaps(kvm: Kvm): void {
   Object.assign(kvm.caps, {
     supportedXcr0: hostXcr0(kvm),
     supportedXss: 0n,
-    supportedMceCap: 0x0900n | 32n,
+    // MCG_CTL_P, MCG_SER_P, 32 banks.
+    supportedMceCap: 0x01000100n | 32n,
     hasTscControl: false,
     tdpEnabled: false,
     efer: hostEferCaps(kvm),

@@ -169,6 +169,7 @@ function finish(entries: CpuidEntry[], change: CpuChange, kvm: Kvm): CpuidEntry[
     const found = entries.find((e) => e.function === at.leaf && e.index === at.subleaf);
     if (found) found[REGISTERS[at.reg]] = (found[REGISTERS[at.reg]] & ~(1 << at.bit)) >>> 0;
   }
+  setLinearWidth(entries);
   const missing = change.add.filter((name) => !isHostsOwn(name) && !cpuidEntriesHave(entries, name));
   if (missing.length > 0) {
     throw new UsageError(
@@ -177,6 +178,12 @@ function finish(entries: CpuidEntry[], change: CpuChange, kvm: Kvm): CpuidEntry[
     );
   }
   return entries;
+}
+/** Leaf 80000008h EAX 15:8 follows LA57, and software believes it: Linux takes addresses beyond for wild ones. */
+function setLinearWidth(entries: CpuidEntry[]): void {
+  const sizes = entries.find((e) => e.function === 0x80000008);
+  const bits = cpuidEntriesHave(entries, 'la57') ? 57 : 48;
+  if (sizes) sizes.eax = ((sizes.eax & ~0xff00) | (bits << 8)) >>> 0;
 }
 /** Features of the processor below that KVM uses itself and shows to guests only with nested virtualisation. */
 const isHostsOwn = (name: FeatureName): boolean =>

@@ -83,6 +83,8 @@ interface Walk {
   cr3: bigint;
   cr4: bigint;
   efer: bigint;
+  pkru: number;
+  pkrs: number;
   cpuid: Vcpu['cpuid'];
 }
 /** One per vCPU, made on first use. */
@@ -94,6 +96,8 @@ function walkOf(vcpu: Vcpu): Walk {
   const cr3 = kvmReadCr3(vcpu);
   const cr4 = kvmReadCr4(vcpu);
   const { efer } = vcpu.arch;
+  const pkru = kvmReadPkru(vcpu);
+  const pkrs = kvmReadPkrs(vcpu);
   if (
     known &&
     known.cr0 === cr0 &&
@@ -101,9 +105,10 @@ function walkOf(vcpu: Vcpu): Walk {
     known.cr4 === cr4 &&
     known.efer === efer &&
     known.cpuid === vcpu.cpuid &&
-    // PDPTEs and protection keys come from registers that can change by themselves.
-    known.config.mode !== 'PAE' &&
-    (cr4 & (CR4.PKE | CR4.PKS)) === 0n
+    known.pkru === pkru &&
+    known.pkrs === pkrs &&
+    // PDPTEs come from registers that can change by themselves.
+    known.config.mode !== 'PAE'
   ) {
     return known;
   }
@@ -111,7 +116,7 @@ function walkOf(vcpu: Vcpu): Walk {
   const walker = known?.walker ?? new PageWalker(tables);
   const config = configOf(vcpu);
   walker.configure(config);
-  const walk = { tables, walker, config, cr0, cr3, cr4, efer, cpuid: vcpu.cpuid };
+  const walk = { tables, walker, config, cr0, cr3, cr4, efer, pkru, pkrs, cpuid: vcpu.cpuid };
   walks.set(vcpu, walk);
   return walk;
 }

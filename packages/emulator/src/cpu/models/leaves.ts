@@ -100,6 +100,7 @@ const hasIn =
 /** Makes the model of a real processor. */
 export function modelOf(real: RealProcessor): CpuModel {
   const cpuid = { ...withoutGaps(real), ...real.own };
+  setLinearWidth(cpuid, hasIn(cpuid)('la57') ? 57 : 48);
   const announced = hasIn({ ...real.own, ...real.leaves });
   return {
     name: real.name,

@@ -24,6 +24,13 @@ describe.each(Object.values(CPU_MODELS))('$name', (model) => {
   test('announces nothing that the emulator lacks', () => {
     expect(modelFeatures(model).filter((name) => NOT_IMPLEMENTED[name] !== undefined)).toEqual([]);
   });
+  test('its linear addresses have 57 bits with LA57, else 48', () => {
+    for (const change of [{}, { add: ['la57'] }, { remove: ['la57'] }] as const) {
+      const changed = changeFeatures(model, change);
+      expect((changed.cpuid['80000008'][0] >>> 8) & 0xff).toBe(modelHas(changed, 'la57') ? 57 : 48);
+    }
+    expect((model.cpuid['80000008'][0] >>> 8) & 0xff).toBe(modelHas(model, 'la57') ? 57 : 48);
+  });
   test('contradicts nothing', () => {
     expect(checkFeatures(model, none)).toEqual([]);
   });

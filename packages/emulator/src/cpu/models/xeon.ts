@@ -20,7 +20,7 @@ const LEAVES: Readonly<Record<string, Leaf>> = {
   'd.1': [0xf, 0, 0, 0],
   '80000001': [0, 0, 0x121, 0x2c100800],
   '80000006': [0, 0, 0x01006040, 0],
-  '80000008': [MAXPHYADDR | (48 << 8), 0x200, 0, 0],
+  '80000008': [MAXPHYADDR | (57 << 8), 0x200, 0, 0],
 };
 
 const bits = (...numbers: number[]): number => numbers.reduce((word, bit) => (word | (1 << bit)) >>> 0, 0);
