@@ -1,0 +1,133 @@
+import { describe, expect, it } from 'vitest';
+import { featureSet } from '../../cpu/features.ts';
+import { EPYC } from '../../cpu/models/index.ts';
+import { CR4, S } from '../../state-layout.ts';
+import { TestMachine } from '../../testing/index.ts';
+import type { Engine } from '../engine.ts';
+import { InterpretEngine } from '../interpret/interpret.ts';
+import { TranslateEngine } from './translate.ts';
+
+const CODE = 0x10000;
+const DATA = 0x20000;
+const RBX = 3;
+const RDX = 2;
+
+/** A 32-bit xorshift. */
+function generator(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    return state >>> 0;
+  };
+}
+
+/** Opcodes on `xmm, xmm/m` (prefix, 0F opcode): moves, integers, numbers. */
+const BODIES: readonly (readonly number[])[] = [
+  ...[0xfe, 0xfa, 0xef, 0xdb, 0xeb, 0xd4, 0x76, 0x66, 0x62, 0x6a, 0xf5, 0xd5, 0xe4, 0x67, 0x6c, 0xdf].map((op) => [
+    0x66,
+    0x0f,
+    op,
+  ]),
+  ...[0x58, 0x59, 0x5c, 0x5e, 0x5d, 0x5f, 0x51].flatMap((op) => [
+    [0xf2, 0x0f, op],
+    [0xf3, 0x0f, op],
+  ]),
+  [0x66, 0x0f, 0x58],
+  [0x0f, 0x59],
+  [0x66, 0x0f, 0x2e],
+  [0x0f, 0x2f],
+  [0xf2, 0x0f, 0x10],
+  [0xf3, 0x0f, 0x6f],
+  [0xf3, 0x0f, 0x5a],
+  [0xf2, 0x0f, 0x5a],
+  [0xf3, 0x0f, 0xe6],
+];
+/** Complete instructions without a memory form here: shuffles, shifts, conversions, general registers. */
+const FIXED: readonly (readonly number[])[] = [
+  [0x66, 0x0f, 0x70, 0xca, 0x1b],
+  [0x66, 0x0f, 0x72, 0xf1, 0x05],
+  [0x66, 0x0f, 0x73, 0xdb, 0x03],
+  [0x66, 0x0f, 0x6e, 0xe0],
+  [0x66, 0x0f, 0x7e, 0xc8],
+  [0x66, 0x0f, 0xd7, 0xf3],
+  [0xf2, 0x0f, 0x2c, 0xc1],
+  [0xf2, 0x0f, 0x2a, 0xd1],
+  [0x66, 0x0f, 0xd2, 0xd5],
+  [0x0f, 0xc6, 0xca, 0x4e],
+  // setb al; adc esi, ecx: they use what a comparison left.
+  [0x0f, 0x92, 0xc0],
+  [0x11, 0xce],
+];
+
+/** One instruction; memory is [rbx + rdx]. */
+function instruction(random: () => number): number[] {
+  if (random() % 3 === 0) return [...FIXED[random() % FIXED.length]!];
+  const body = BODIES[random() % BODIES.length]!;
+  const register = random() % 6;
+  // Packed operands must be aligned; rdx is a multiple of 16.
+  if (random() % 3 === 0) return [...body, 0x04 | (register << 3), 0x13];
+  return [...body, 0xc0 | (register << 3) | (random() % 6)];
+}
+/** movsd [rbx+rdx], xmm; movaps; movdqu + 8. */
+const STORES: readonly (readonly number[])[] = [
+  [0xf2, 0x0f, 0x11, 0x0c, 0x13],
+  [0x0f, 0x29, 0x14, 0x13],
+  [0xf3, 0x0f, 0x7f, 0x5c, 0x13, 0x08],
+];
+
+/** mov ecx, 1000; L: ...; add edx, 16; and edx, 0FF0h; dec ecx; jnz L; hlt */
+function program(random: () => number): number[] {
+  const body = Array.from({ length: 10 }, () => instruction(random)).flat();
+  body.push(...STORES[random() % STORES.length]!, 0x83, 0xc2, 0x10, 0x81, 0xe2, 0xf0, 0x0f, 0, 0, 0xff, 0xc9);
+  const back = -(body.length + 6);
+  const jump = [0x0f, 0x85, back & 255, (back >> 8) & 255, (back >> 16) & 255, (back >> 24) & 255];
+  return [0xb9, 0xe8, 3, 0, 0, ...body, ...jump, 0xf4];
+}
+
+function machine(code: readonly number[], seed: number, engine: (m: TestMachine) => Engine | null): TestMachine {
+  const m = new TestMachine({ size: 0x40000, model: EPYC });
+  m.load(code, 'long', CODE);
+  const random = generator(seed);
+  const number = (): bigint => {
+    const exponent = random() % 40 === 0 ? random() % 2047 : 1023 + (random() % 30) - 15;
+    return (BigInt(random() & 1) << 63n) | (BigInt(exponent) << 52n) | (BigInt(random()) << 20n);
+  };
+  m.state.cr4 |= CR4.OSFXSR | CR4.OSXMMEXCPT;
+  for (let n = 0; n < 16; n++) for (const half of [0, 8, 16]) m.state.set64(S.ymm + n * 32 + half, number());
+  for (let at = 0; at < 0x1100; at += 8) m.memory.write64(DATA + at, number());
+  m.state.block.setUint32(S.mxcsr, 0x1fa0, true);
+  m.state.gpr[RBX] = BigInt(DATA);
+  m.state.gpr[RDX] = 0n;
+  m.cpu.stateReplaced('test');
+  m.cpu.engine = engine(m);
+  return m;
+}
+
+const image = (m: TestMachine): string =>
+  Buffer.from(m.state.u8.subarray(S.ymm, S.mxcsr + 4)).toString('hex') +
+  Buffer.from(m.memory.readBytes(DATA, 0x1100)).toString('hex');
+
+describe('random vector programs on evaluate, interpret and translate', () => {
+  it.each(Array.from({ length: 30 }, (_, i) => 0x1234567 + i * 7919))('seed %i', (seed) => {
+    const code = program(generator(seed));
+    const options = (m: TestMachine) =>
+      ({ vendor: 'amd', features: featureSet((leaf, subleaf) => m.cpu.cpuid(leaf, subleaf)) }) as const;
+    let translated = 0;
+    const machines = [
+      machine(code, seed, () => null),
+      machine(code, seed, (m) => new InterpretEngine(m.cpu, options(m))),
+      machine(code, seed, (m) => new TranslateEngine(m.cpu, { ...options(m), translate: { sample: 100, hot: 1 } })),
+    ];
+    const stops = machines.map((m) => m.go(100_000));
+    expect(stops).toEqual(['halt', 'halt', 'halt']);
+    translated = (machines[2]!.cpu.engine as TranslateEngine).statistics.regions;
+    for (const m of machines.slice(1)) {
+      for (let n = 0; n < 16; n++) expect([n, m.state.gpr[n]]).toEqual([n, machines[0]!.state.gpr[n]]);
+      expect(m.state.rflags).toBe(machines[0]!.state.rflags);
+      expect(image(m)).toBe(image(machines[0]!));
+    }
+    expect(translated).toBeGreaterThan(0);
+  });
+});
