@@ -98,12 +98,22 @@ function effectiveParams(given: VmxParams, caps: VmxCapabilities, config: VmcsCo
   return p;
 }
 
+/** Parameters whose `true` would be a promise that nobody keeps; left out they are off. */
+const NOT_IMPLEMENTED: readonly (readonly [keyof VmxParams, feature: string, section: string])[] = [
+  ['enableApicv', 'APIC virtualisation', 'SDM vol. 3 ch. 29'],
+  ['flexpriority', 'the virtual-APIC page and TPR shadow', 'SDM vol. 3 29.3'],
+  ['pml', 'page-modification logging', 'SDM vol. 3 28.2.6'],
+];
+
 /** KVM: vmx_hardware_setup. @returns 0 or -errno */
 export function vmxHardwareSetup(kvm: Kvm, given: VmxParams): number {
   const silicon = kvm.hardware as VmxSilicon;
   const config = setupVmcsConfig(silicon.caps);
   if (!config) return -Errno.EIO;
   const params = effectiveParams(given, silicon.caps, config);
+  for (const [name, feature, section] of NOT_IMPLEMENTED) {
+    if (given[name]) throw new NotImplementedError(`${feature} (vmx({ ${name}: true }))`, section);
+  }
   if (params.nested) throw new NotImplementedError('nested VMX (vmx({ nested: true }))', 'SDM vol. 3 ch. 23');
   const module: VmxModule = { params, config, silicon, vmxonRegion: kvm.allocPage(), vpids: [true], current: null };
   kvm.vendor = module;

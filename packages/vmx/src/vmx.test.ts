@@ -1,5 +1,5 @@
 import { Kvm, type KvmExit, type Vcpu, type Vm } from '@tskvm/core';
-import { CR0, CR4, EPYC, Flag, Seg, XEON } from '@tskvm/emulator';
+import { CR0, CR4, EPYC, Flag, NotImplementedError, Seg, XEON } from '@tskvm/emulator';
 import { describe, expect, it } from 'vitest';
 import { F } from './hardware/vmcs.ts';
 import { toVmx, type VmxParams, vmcsOf, vmx } from './index.ts';
@@ -248,4 +248,14 @@ describe('loading and unloading', () => {
     }
     expect(kvm.backend?.name).toBe('vmx');
   });
+});
+
+describe('module parameters that are not implemented', () => {
+  it.each(['enableApicv', 'flexpriority', 'pml'] as const)(
+    '%s: true ends the load, false and absent do not',
+    async (name) => {
+      await expect(Kvm.create(vmx({ [name]: true }), { memory: 32 << 20 })).rejects.toThrow(NotImplementedError);
+      await expect(Kvm.create(vmx({ [name]: false }), { memory: 32 << 20 })).resolves.toBeInstanceOf(Kvm);
+    },
+  );
 });
