@@ -165,7 +165,7 @@ export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 
   return {
     mnemonic: row.mnemonic,
     operands: normal.operands,
-    opSize: insn.opSize,
+    opSize: row.unit === 'integer' || row.operands.some((s) => s.endsWith('y')) ? insn.opSize : 4,
     addrSize: addressed ? insn.addrSize : long ? 8 : 4,
     codeSize: modal ? key.codeSize : long ? 8 : 4,
     stackSize: modal ? key.stackSize : long ? 8 : 4,
@@ -181,11 +181,16 @@ export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 
   };
 }
 
+/** Shifts by more than the lane do the same whatever the count. */
+function significantImmediate({ row, imm }: Instruction): number {
+  const byte = Number(imm) & 0xff;
+  return /^v?ps[lr]/.test(row.mnemonic) ? Math.min(byte, 64) : byte;
+}
 /** Immediates of vector instructions are static: they choose lanes. */
 const vectorFacts = (insn: Instruction): NonNullable<Form['vector']> => ({
   vex: insn.vex.present,
   wide: insn.vex.l === 1,
-  imm: insn.row.operands.includes('Ib') ? Number(insn.imm) & 0xff : 0,
+  imm: insn.row.operands.includes('Ib') ? significantImmediate(insn) : 0,
 });
 
 function specialSegment(seg: number, long: boolean): Form['special'] {

@@ -24,6 +24,9 @@ export interface FormInfo {
   slot: number;
 }
 
+/** Beyond so many forms no vector form is added. */
+export const VECTOR_FORMS = (TABLE_SIZE * 3) / 4;
+
 /** A batch of out-of-line functions: instantiated by every engine that uses one of them. */
 interface Batch {
   readonly module: WebAssembly.Module;
@@ -55,6 +58,12 @@ export class HandlerSet {
     }
     this.firstSlot = Special.count + handlers.length;
     this.module = new WebAssembly.Module(mainModule(handlers, long));
+  }
+
+  /** A guest can make many vector forms, one for each immediate: they leave the others enough of the table. */
+  hasRoomFor(form: Form): boolean {
+    const many = form.vector !== undefined;
+    return !many || this.#forms.size < VECTOR_FORMS || this.#forms.has(formKey({ ...form, vendor: 'amd' }));
   }
 
   /** Forms that do not ask for the vendor are the same for both. */

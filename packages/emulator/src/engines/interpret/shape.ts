@@ -107,9 +107,10 @@ export class ShapeTable {
     const { mnemonic, operands, condition } = insn.row;
     const normal = normalise(insn);
     const { vendor, allFeatures } = this.#options;
-    const generated = isGenerated(insn, allFeatures, this.#key);
+    const form = isGenerated(insn, allFeatures, this.#key) ? formOf(insn, normal, this.#key, vendor) : null;
+    const generated = form !== null && this.#handlers.hasRoomFor(form);
     return {
-      info: generated ? this.#handlers.info(formOf(insn, normal, this.#key, vendor)) : null,
+      info: generated ? this.#handlers.info(form) : null,
       normal,
       ends: !generated || UNCONDITIONAL.has(mnemonic),
       direct: operands.some((s) => s[0] === 'J'),
