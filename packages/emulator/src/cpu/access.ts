@@ -226,8 +226,14 @@ export class MemoryAccess implements WalkMemory {
   }
   #intern(rights: number): number {
     const state = this.#state;
-    const [pkru, pkrs] = [activePkru(state), activePkrs(state)];
-    return this.tlb.context(this.#asid, currentPcid(state), this.#nestedRoot, rights, pkru, pkrs);
+    return this.tlb.context(
+      this.#asid,
+      currentPcid(state),
+      this.#nestedRoot,
+      rights,
+      activePkru(state),
+      activePkrs(state),
+    );
   }
 
   /** Linear to host physical, filling the TLB. Throws #PF, #GP(0) for a non-canonical address, or VMEXIT. */

@@ -20,6 +20,8 @@ const EXEC = TlbEntry.tagExec / 4;
 const ADDEND = TlbEntry.addend / 4;
 const INFO = TlbEntry.info / 4;
 const MAX_CONTEXT = 4095;
+/** Above every nested root. */
+const ROOTS = 2 ** 36;
 /** `TlbEntry.info`: writes are permitted, whether or not `tagWrite` lets generated code do them. */
 const MAY_WRITE = 8;
 
@@ -67,7 +69,12 @@ export class Tlb {
   readonly #ids = new Map<number, number>();
   #contexts: Context[] = [{ asid: 0, pcid: 0, nestedRoot: 0, rights: 0, pkru: 0, pkrs: 0 }];
   /** Numbers of nested roots, and of nested roots with protection keys in force. */
-  readonly #roots = new Map<number | string, number>();
+  readonly #roots = new Map<number, number>();
+  /** Numbers of pairs of PKRU and IA32_PKRS, and the pair that was last asked for. */
+  readonly #keys = new Map<string, number>();
+  #pkru = 0;
+  #pkrs = 0;
+  #pair = 0;
 
   /** Changes whenever context ids lose their meaning. */
   generation = 0;
@@ -79,7 +86,7 @@ export class Tlb {
 
   /** Interns a context: an id from 1 to 4095. When ids run out everything is flushed and numbering starts again. */
   context(asid: number, pcid: number, nestedRoot: number, rights: number, pkru = 0, pkrs = 0): number {
-    const rootKey = pkru === 0 && pkrs === 0 ? nestedRoot : `${nestedRoot} ${pkru} ${pkrs}`;
+    const rootKey = pkru === 0 && pkrs === 0 ? nestedRoot : this.#keyPair(pkru, pkrs) * ROOTS + nestedRoot;
     let root = this.#roots.get(rootKey);
     if (root === undefined) this.#roots.set(rootKey, (root = this.#roots.size));
     const key = ((root * 65536 + asid) * 4096 + pcid) * 64 + rights;
@@ -94,11 +101,26 @@ export class Tlb {
     return this.#contexts.length - 1;
   }
 
+  /** From 1. Usually the one that was asked for before. */
+  #keyPair(pkru: number, pkrs: number): number {
+    if (pkru === this.#pkru && pkrs === this.#pkrs) return this.#pair;
+    const name = `${pkru} ${pkrs}`;
+    let pair = this.#keys.get(name);
+    if (pair === undefined) this.#keys.set(name, (pair = this.#keys.size + 1));
+    this.#pkru = pkru;
+    this.#pkrs = pkrs;
+    this.#pair = pair;
+    return pair;
+  }
+
   #forget(): void {
     this.flushAll();
     this.generation++;
     this.#ids.clear();
     this.#roots.clear();
+    this.#keys.clear();
+    this.#pkru = 0;
+    this.#pkrs = 0;
     this.#contexts.length = 1;
   }
 
