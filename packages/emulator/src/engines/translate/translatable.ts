@@ -111,6 +111,8 @@ const isGpr = (node: Node | null, k: bigint): boolean =>
 
 class Check {
   #committed = false;
+  /** Addresses that are known to be writable: a store there goes through. */
+  readonly #probed = new Set<Node>();
   ok = true;
 
   region(region: Region): void {
@@ -126,7 +128,9 @@ class Check {
   #effect(effect: Effect): void {
     const { kind } = effect;
     if (!EFFECTS.has(kind)) this.ok = false;
-    if (LEAVES.has(kind) && this.#committed) this.ok = false;
+    if (kind === 'probe') this.#probed.add(effect.linear);
+    const sure = kind === 'store128' && this.#probed.has(effect.linear);
+    if (LEAVES.has(kind) && this.#committed && !sure) this.ok = false;
     if (kind === 'jump' && effect.check && !effect.direct && this.#committed) this.ok = false;
     if (kind === 'setReg' && !isGpr(effect.address, effect.k)) this.ok = false;
     if (COMMITS.has(kind)) this.#committed = true;

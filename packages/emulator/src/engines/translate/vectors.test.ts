@@ -56,6 +56,11 @@ const FIXED: readonly (readonly number[])[] = [
   [0xf2, 0x0f, 0x2a, 0xd1],
   [0x66, 0x0f, 0xd2, 0xd5],
   [0x0f, 0xc6, 0xca, 0x4e],
+  // vpaddd ymm0, ymm1, ymm2; vaddpd ymm3, ymm1, [rbx+rdx]; vpshufd ymm4, ymm3, 4Eh; vzeroupper
+  [0xc5, 0xf5, 0xfe, 0xc2],
+  [0xc5, 0xf5, 0x58, 0x1c, 0x13],
+  [0xc5, 0xfd, 0x70, 0xe3, 0x4e],
+  [0xc5, 0xf8, 0x77],
   // setb al; adc esi, ecx: they use what a comparison left.
   [0x0f, 0x92, 0xc0],
   [0x11, 0xce],
@@ -75,6 +80,8 @@ const STORES: readonly (readonly number[])[] = [
   [0xf2, 0x0f, 0x11, 0x0c, 0x13],
   [0x0f, 0x29, 0x14, 0x13],
   [0xf3, 0x0f, 0x7f, 0x5c, 0x13, 0x08],
+  // vmovups [rbx+rdx+4], ymm1
+  [0xc5, 0xfc, 0x11, 0x4c, 0x13, 0x04],
 ];
 
 /** mov ecx, 1000; L: ...; add edx, 16; and edx, 0FF0h; dec ecx; jnz L; hlt */
@@ -94,8 +101,9 @@ function machine(code: readonly number[], seed: number, engine: (m: TestMachine)
     const exponent = random() % 40 === 0 ? random() % 2047 : 1023 + (random() % 30) - 15;
     return (BigInt(random() & 1) << 63n) | (BigInt(exponent) << 52n) | (BigInt(random()) << 20n);
   };
-  m.state.cr4 |= CR4.OSFXSR | CR4.OSXMMEXCPT;
-  for (let n = 0; n < 16; n++) for (const half of [0, 8, 16]) m.state.set64(S.ymm + n * 32 + half, number());
+  m.state.cr4 |= CR4.OSFXSR | CR4.OSXMMEXCPT | CR4.OSXSAVE;
+  m.state.set64(S.xcr0, 7n);
+  for (let n = 0; n < 16; n++) for (const half of [0, 8, 16, 24]) m.state.set64(S.ymm + n * 32 + half, number());
   for (let at = 0; at < 0x1100; at += 8) m.memory.write64(DATA + at, number());
   m.state.block.setUint32(S.mxcsr, 0x1fa0, true);
   m.state.gpr[RBX] = BigInt(DATA);
