@@ -13,6 +13,7 @@ import type { EffectBody, MemoryAccess, Node, NodeOp, NodeType, Region, Variable
 import { c, type Known, n, v } from '../interpret/recorder-values.ts';
 import { R } from '../interpret/records.ts';
 import { VectorRecorder } from '../interpret/vector-recorder.ts';
+import { CARRY } from './liveness.ts';
 
 /** The flags as values, as far as they are known in the block. */
 interface FlagValues {
@@ -35,6 +36,9 @@ export class BoundRecorder extends VectorRecorder {
   #page = 0;
   #flags = UNKNOWN;
   #carry: Carry | null = null;
+  #carryVersion = 0;
+  /** The caller says what CF is. */
+  #carryFollows = false;
 
   constructor(view: DataView, form: Form) {
     super(form);
@@ -116,18 +120,36 @@ export class BoundRecorder extends VectorRecorder {
     return { result: this.#flags.result ?? read.result, aux: this.#flags.aux ?? read.aux };
   }
   protected override setLazyFlags(result: Node | null, aux: Node | null, known?: Omit<Known, 'version'>): void {
-    if (this.region !== this.root) {
-      super.setLazyFlags(result, aux, known);
-      this.#flags = UNKNOWN;
-      return;
-    }
-    const both = { result: result ?? this.#flags.result, aux: aux ?? this.#flags.aux };
+    const top = this.region === this.root;
+    const both = top ? { result: result ?? this.#flags.result, aux: aux ?? this.#flags.aux } : { result, aux };
     super.setLazyFlags(both.result, both.aux, known);
-    this.#flags = both;
+    this.#flags = top ? both : UNKNOWN;
+    if (this.#carryFollows || aux === null) return;
+    this.#setCarry(() => this.ltS(v(aux), this.const(0)));
+  }
+  /** Runs what sets flags, then says what CF is. */
+  #withCarry(set: () => void, make: () => Cond): void {
+    const outer = this.#carryFollows;
+    this.#carryFollows = true;
+    set();
+    this.#carryFollows = outer;
+    this.#setCarry(make);
   }
 
   #setCarry(make: () => Cond): void {
     this.#carry = { version: this.flagVersion, region: this.region, make };
+    this.effect({ kind: 'setVar', variable: CARRY, value: n(this.fromCond(make())) });
+    this.#carryVersion++;
+  }
+  /** CF as the last instruction that changed it left it behind. */
+  #readCarry(): Node {
+    const key = `carry ${this.#carryVersion}`;
+    let node = this.region.shared.get(key);
+    if (node === undefined) {
+      node = this.push('var', 'i64', [], BigInt(CARRY.id), 8, 1, { variable: CARRY });
+      this.region.shared.set(key, node);
+    }
+    return node;
   }
   #knownCarry(): Cond | null {
     const carry = this.#carry;
@@ -136,32 +158,60 @@ export class BoundRecorder extends VectorRecorder {
       : null;
   }
   override flag(name: FlagName): Cond {
-    return (name === 'cf' ? this.#knownCarry() : null) ?? super.flag(name);
+    if (name !== 'cf') return super.flag(name);
+    // Either is what stands in the carry's own place.
+    return this.#knownCarry() ?? this.bit(v(this.#readCarry()), 0);
   }
   override setFlags(update: FlagUpdate): void {
     const { cf } = update;
-    super.setFlags(update);
-    if (cf !== undefined) this.#setCarry(() => cf);
+    if (cf !== undefined)
+      this.#withCarry(
+        () => super.setFlags(update),
+        () => cf,
+      );
+    else this.#keepingCarry(() => super.setFlags(update));
+  }
+  #keepingCarry(set: () => void): void {
+    const outer = this.#carryFollows;
+    const carry = this.#knownCarry();
+    this.#carryFollows = true;
+    set();
+    this.#carryFollows = outer;
+    if (carry !== null) this.#carry = { version: this.flagVersion, region: this.region, make: () => carry };
   }
   override flagsAdd(a: Value, b: Value, result: Value, size: Size): void {
-    super.flagsAdd(a, b, result, size);
-    this.#setCarry(() => this.ltU(this.zext(result, size), this.zext(a, size)));
+    this.#withCarry(
+      () => super.flagsAdd(a, b, result, size),
+      () => this.ltU(this.zext(result, size), this.zext(a, size)),
+    );
   }
   override flagsSub(a: Value, b: Value, result: Value, size: Size): void {
-    super.flagsSub(a, b, result, size);
-    this.#setCarry(() => this.ltU(this.zext(a, size), this.zext(b, size)));
+    this.#withCarry(
+      () => super.flagsSub(a, b, result, size),
+      () => this.ltU(this.zext(a, size), this.zext(b, size)),
+    );
   }
   override flagsAdc(a: Value, b: Value, result: Value, size: Size): void {
-    super.flagsAdc(a, b, result, size);
-    if (size !== 8) this.#setCarry(() => this.bit(result, size * 8));
+    if (size === 8) super.flagsAdc(a, b, result, size);
+    else
+      this.#withCarry(
+        () => super.flagsAdc(a, b, result, size),
+        () => this.bit(result, size * 8),
+      );
   }
   override flagsSbb(a: Value, b: Value, result: Value, size: Size): void {
-    super.flagsSbb(a, b, result, size);
-    if (size !== 8) this.#setCarry(() => this.bit(result, size * 8));
+    if (size === 8) super.flagsSbb(a, b, result, size);
+    else
+      this.#withCarry(
+        () => super.flagsSbb(a, b, result, size),
+        () => this.bit(result, size * 8),
+      );
   }
   override flagsLogic(result: Value, size: Size): void {
-    super.flagsLogic(result, size);
-    this.#setCarry(() => this.false());
+    this.#withCarry(
+      () => super.flagsLogic(result, size),
+      () => this.false(),
+    );
   }
   override flagsInc(result: Value, size: Size): void {
     this.#step(result, size, true);
@@ -170,12 +220,13 @@ export class BoundRecorder extends VectorRecorder {
     this.#step(result, size, false);
   }
   #step(value: Value, size: Size, up: boolean): void {
-    const carry = this.#knownCarry();
-    const old = carry === null ? this.lazyFlags().aux : n(this.shl(this.fromCond(carry), this.const(63)));
+    const carry = this.flag('cf');
     const signed = this.sextNode(n(value), size);
+    const old = n(this.shl(this.fromCond(carry), this.const(63)));
     const aux = lazy.auxStep(this.arithmetic, old, n(value), size, up);
-    this.setLazyFlags(signed, aux, { kind: 'other', a: signed, b: signed, result: signed, size });
-    if (carry !== null) this.#setCarry(() => carry);
+    this.#keepingCarry(() =>
+      this.setLazyFlags(signed, aux, { kind: 'other', a: signed, b: signed, result: signed, size }),
+    );
   }
 }
 

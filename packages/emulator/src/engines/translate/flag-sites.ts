@@ -3,7 +3,7 @@
  * wherever the region is left it is known, or a local tells, which instruction's operands to compute them from.
  */
 import { type Effect, type Region as IrRegion, innerRegions, isNode, type Node } from '../interpret/ir.ts';
-import { isLeaf, Liveness, more, type Sight } from './liveness.ts';
+import { both, type Demand, isLeaf, Liveness, NO_DEMAND, type Wanted } from './liveness.ts';
 
 type FlagsEffect = Effect & { kind: 'flags' };
 
@@ -18,25 +18,46 @@ export interface FlagPlan {
   readonly tagged: boolean;
 }
 
+/** Where control goes from a place: blocks, and perhaps out of the region. */
+export interface Ways {
+  readonly to: readonly number[];
+  readonly leaves: boolean;
+}
+
 export interface FlagGraph {
   readonly bodies: readonly IrRegion[];
-  readonly successors: readonly (readonly number[])[];
+  /** Number of instructions of a block. */
+  count(block: number): number;
   readonly entries: ReadonlySet<number>;
-  /** Does control leave the region at the end of a block, or may it? */
-  leaves(block: number): boolean;
+  /** From the jump of an instruction. */
+  jump(block: number, index: number): Ways;
+  /** From the end of a block that does not jump away. */
+  end(block: number): Ways;
 }
 
 /** More sources than this at one place, and the flags are computed where they are set. */
 const MAX_SOURCES = 5;
 
-/** Who sees the flags at the start of each block. */
-function entrySights(graph: FlagGraph, forced: ReadonlySet<number>): Sight[] {
-  const entry: Sight[] = graph.bodies.map((_, block) => (forced.has(block) ? 'hot' : 'none'));
+const COLD: Demand = { sight: 'cold', carry: false };
+const HOT: Demand = { sight: 'hot', carry: false };
+const demandOf = ({ to, leaves }: Ways, entry: readonly Demand[]): Demand =>
+  to.map((block) => entry[block]).reduce(both, leaves ? COLD : NO_DEMAND);
+
+const wantedOf = (graph: FlagGraph, entry: readonly Demand[], block: number): Wanted => ({
+  end: demandOf(graph.end(block), entry),
+  jump: (index) => demandOf(graph.jump(block, index), entry),
+});
+const livenessOf = (graph: FlagGraph, entry: readonly Demand[], block: number): Liveness =>
+  new Liveness(graph.bodies[block], graph.count(block), wantedOf(graph, entry, block));
+
+/** What is wanted at the start of each block. */
+function entryDemands(graph: FlagGraph, forced: ReadonlySet<number>): Demand[] {
+  const entry = graph.bodies.map((_, block) => (forced.has(block) ? HOT : NO_DEMAND));
   for (let changed = true; changed; ) {
     changed = false;
     for (let block = graph.bodies.length - 1; block >= 0; block--) {
-      const now = more(entry[block], new Liveness(graph.bodies[block], endSight(graph, entry, block)).entry);
-      if (now === entry[block]) continue;
+      const now = both(entry[block], livenessOf(graph, entry, block).entry);
+      if (now.sight === entry[block].sight && now.carry === entry[block].carry) continue;
       entry[block] = now;
       changed = true;
     }
@@ -44,36 +65,50 @@ function entrySights(graph: FlagGraph, forced: ReadonlySet<number>): Sight[] {
   return entry;
 }
 
-function endSight(graph: FlagGraph, entry: readonly Sight[], block: number): Sight {
-  return graph.successors[block].map((to) => entry[to]).reduce(more, graph.leaves(block) ? 'cold' : 'none');
+/** An edge, or several, with what decided about the flags last in its block: null if nothing did. */
+interface Edge {
+  readonly to: readonly number[];
+  readonly last: FlagsEffect | 'locals' | null;
 }
 
-/** The last effect of a block that decides about flags: deferred ones stand for themselves. */
-function lastOf(body: IrRegion, live: Liveness): FlagsEffect | 'locals' | null {
-  for (let i = body.items.length - 1; i >= 0; i--) {
-    const item = body.items[i];
+function edgesOf(graph: FlagGraph, live: Liveness, block: number): Edge[] {
+  const edges: Edge[] = [];
+  let last: Edge['last'] = null;
+  let index = -1;
+  for (const item of graph.bodies[block].items) {
     if (isNode(item) || !live.emits(item)) continue;
-    if (item.kind === 'flags') return live.deferred.has(item) ? item : 'locals';
-    if (innerRegions(item).some((r) => r.items.some((x) => !isNode(x) && x.kind === 'flags' && live.emits(x)))) {
-      return 'locals';
-    }
+    if (item.kind === 'advance') index++;
+    else if (item.kind === 'flags') last = live.deferred.has(item) ? item : 'locals';
+    else if (item.kind === 'jump') {
+      edges.push({ to: graph.jump(block, index).to, last });
+      if (item.condition === null) return edges;
+    } else if (setsInside(item, live)) last = 'locals';
   }
-  return null;
+  edges.push({ to: graph.end(block).to, last });
+  return edges;
 }
+const setsInside = (effect: Effect, live: Liveness): boolean =>
+  innerRegions(effect).some((r) => r.items.some((x) => !isNode(x) && x.kind === 'flags' && live.emits(x)));
 
-function flow(graph: FlagGraph, entry: readonly Sight[], outs: readonly (number | null)[]): Set<number>[] {
+/** Spreads sources along edges until nothing changes. */
+function spread(
+  graph: FlagGraph,
+  entry: readonly Demand[],
+  edges: readonly (readonly Edge[])[],
+  sites: ReadonlyMap<Effect, number>,
+): Set<number>[] {
   const sources = graph.bodies.map((_, block) => new Set<number>(graph.entries.has(block) ? [0] : []));
+  const add = (to: number, from: Iterable<number>): boolean => {
+    const before = sources[to].size;
+    for (const source of from) sources[to].add(source);
+    return sources[to].size !== before;
+  };
   for (let changed = true; changed; ) {
     changed = false;
-    graph.bodies.forEach((_, block) => {
-      const out = outs[block];
-      for (const to of graph.successors[block]) {
-        if (entry[to] === 'none') continue;
-        for (const source of out === null ? sources[block] : [out]) {
-          if (sources[to].has(source)) continue;
-          sources[to].add(source);
-          changed = true;
-        }
+    edges.forEach((list, block) => {
+      for (const { to, last } of list) {
+        const out = last === null ? [...sources[block]] : [last === 'locals' ? 0 : sites.get(last)!];
+        for (const next of to) if (entry[next].sight !== 'none' && add(next, out)) changed = true;
       }
     });
   }
@@ -83,24 +118,21 @@ function flow(graph: FlagGraph, entry: readonly Sight[], outs: readonly (number 
 export function planFlags(graph: FlagGraph): FlagPlan {
   const forced = new Set<number>();
   for (;;) {
-    const entry = entrySights(graph, forced);
-    const liveness = graph.bodies.map((body, block) => new Liveness(body, endSight(graph, entry, block)));
+    const entry = entryDemands(graph, forced);
+    const liveness = graph.bodies.map((_, block) => livenessOf(graph, entry, block));
+    const edges = liveness.map((live, block) => edgesOf(graph, live, block));
     const sites = new Map<Effect, number>();
     const effects = new Map<number, FlagsEffect>();
-    const outs = graph.bodies.map((body, block) => {
-      const last = lastOf(body, liveness[block]);
-      if (last === null || last === 'locals') return last === null ? null : 0;
-      // Wanted behind the block only if a successor sees it.
-      if (graph.successors[block].every((to) => entry[to] === 'none')) return 0;
-      const site = sites.size + 1;
-      sites.set(last, site);
-      effects.set(site, last);
-      return site;
-    });
-    const sources = flow(graph, entry, outs);
+    for (const { to, last } of edges.flat()) {
+      if (last === null || last === 'locals' || sites.has(last)) continue;
+      if (to.every((next) => entry[next].sight === 'none')) continue;
+      effects.set(sites.size + 1, last);
+      sites.set(last, sites.size + 1);
+    }
+    const sources = spread(graph, entry, edges, sites);
     const crowded = sources.findIndex((set, block) => set.size > MAX_SOURCES && !forced.has(block));
     if (crowded < 0) {
-      const tagged = sources.some((set, block) => set.size > 1 && entry[block] !== 'none');
+      const tagged = sources.some((set) => set.size > 1);
       return { liveness, sources, sites, effects, tagged };
     }
     forced.add(crowded);

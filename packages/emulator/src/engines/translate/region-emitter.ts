@@ -22,9 +22,9 @@ import { Code, type FuncBody, I32, I64, type Label, MEM, OP, V128, type ValType 
 import { V128_LOAD, V128_STORE } from '../wasm/simd.ts';
 import { BoundRecorder } from './bound-recorder.ts';
 import type { RegionInstruction } from './explore.ts';
-import { type FlagPlan, operandsOf, planFlags } from './flag-sites.ts';
+import { type FlagPlan, operandsOf, planFlags, type Ways } from './flag-sites.ts';
 import { analyse, type Flow } from './flow.ts';
-import type { Liveness } from './liveness.ts';
+import { CARRY, type Liveness } from './liveness.ts';
 import { Placement } from './placement.ts';
 import type { Block, Region } from './region.ts';
 import { addressOf, gprAt, type Machine, Values, vectorAt } from './values.ts';
@@ -93,7 +93,7 @@ export class RegionEmitter implements Machine {
   #dispatcher: Label | null = null;
   /** Locals of values, free again in the next block. */
   readonly #pool: Record<ValType, number[]> = { [I32]: [], [I64]: [], [V128]: [] };
-  readonly #taken: { local: number; type: ValType }[] = [];
+  #taken: { local: number; type: ValType }[] = [];
   readonly #hosts = new Map<Node, number>();
   // The block and instruction at hand.
   #current!: Recorded;
@@ -124,9 +124,10 @@ export class RegionEmitter implements Machine {
     this.#findRegisters(bodies);
     this.#plan = planFlags({
       bodies,
-      successors,
+      count: (block) => region.blocks[block].instructions.length,
       entries: new Set(entries),
-      leaves: (block) => this.#leavesAtEnd(region.blocks[block]),
+      jump: (block, at) => this.#waysOfJump(region.blocks[block], at),
+      end: (block) => this.#waysAtEnd(region.blocks[block]),
     });
     this.#recorded = region.blocks.map((block, i) => {
       const live = this.#plan.liveness[i];
@@ -205,17 +206,24 @@ export class RegionEmitter implements Machine {
     if (!this.#bases.has(seg)) this.#bases.set(seg, this.#local(I32));
   }
 
-  /** Some way out of the block leaves the region, or may. */
-  #leavesAtEnd(block: Block): boolean {
-    const last = block.instructions[block.instructions.length - 1];
-    if (last.ending === 'indirect' || last.ending === 'ret') return true;
-    if (this.#checked.size > 0) return true;
-    if (last.ending === 'jcc' && block.successors.length < (last.target === last.next ? 1 : 2)) return true;
-    if (block.successors.length === 0) return true;
-    return block.successors.some((at) => {
-      const to = this.#region.blockAt.get(at)!.index;
-      return this.#flow.isRouted(block.index, to) || this.#flow.isBack(block.index, to);
-    });
+  #waysOfJump(block: Block, at: number): Ways {
+    const { ending, target } = block.instructions[at];
+    if (ending !== 'ret' && ending !== 'indirect') return this.#waysTo(block, [target], false);
+    return this.#waysTo(block, at === block.instructions.length - 1 ? block.successors : [], true);
+  }
+  #waysAtEnd(block: Block): Ways {
+    const { ending, next } = block.instructions[block.instructions.length - 1];
+    return ending === 'next' || ending === 'jcc' ? this.#waysTo(block, [next], false) : { to: [], leaves: false };
+  }
+  #waysTo(block: Block, targets: readonly number[], leaves: boolean): Ways {
+    const { blockAt } = this.#region;
+    const to = targets.filter((at) => blockAt.has(at)).map((at) => blockAt.get(at)!.index);
+    const mayLeave =
+      leaves ||
+      to.length < targets.length ||
+      this.#checked.size > 0 ||
+      to.some((next) => this.#flow.isRouted(block.index, next) || this.#flow.isBack(block.index, next));
+    return { to, leaves: mayLeave };
   }
 
   // ---- the function
@@ -257,6 +265,8 @@ export class RegionEmitter implements Machine {
       .i32(0)
       .mem(MEM.i64Load, Layout.state + S.lazyAux)
       .set(this.aux);
+    const carry = this.#variables.get(CARRY.id);
+    if (carry !== undefined) code.get(this.aux).i64(63n).op(OP.i64ShrU).set(carry);
     for (const [number, local] of this.#registers) {
       const opcode = this.word === I64 ? MEM.i64Load : MEM.i32Load;
       code
@@ -495,16 +505,25 @@ export class RegionEmitter implements Machine {
     this.#index = -1;
     this.#exit = null;
     this.#pending = null;
-    for (const { local, type } of this.#taken.splice(0)) this.#pool[type].push(local);
+    // A block inside another's branch leaves the other's locals alone.
+    const outer = this.#taken;
+    this.#taken = [];
     this.#items(recorded.body);
     const { instructions } = recorded.block;
     const last = instructions[instructions.length - 1];
-    if (last.ending !== 'next') return;
-    this.#count();
-    this.#go(recorded.block, last.next);
+    if (last.ending === 'next' || last.ending === 'jcc') {
+      this.#count();
+      this.#go(recorded.block, last.next);
+    }
+    for (const { local, type } of this.#taken) this.#pool[type].push(local);
+    this.#taken = outer;
   }
   #count(): void {
-    this.#body.get(PARAM.left).i32(this.#current.block.instructions.length).op(OP.i32Sub).set(PARAM.left);
+    this.#body
+      .get(PARAM.left)
+      .i32(this.#index + 1)
+      .op(OP.i32Sub)
+      .set(PARAM.left);
   }
   get #instruction(): RegionInstruction {
     return this.#current.block.instructions[this.#index];
@@ -778,8 +797,6 @@ export class RegionEmitter implements Machine {
       this.#go(block, insn.target);
       code.end();
     } else code.brIf(this.#sideExit());
-    this.#count();
-    this.#go(block, insn.next);
   }
 
   #indirect(effect: Effect & { kind: 'jump' }): void {

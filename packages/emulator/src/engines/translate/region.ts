@@ -1,6 +1,7 @@
 /**
  * From explored code to a region: what belongs to loops, as basic blocks, with the places where it may be entered.
  */
+import { PAGE } from '../../memory/physical.ts';
 import type { CodePage } from '../interpret/predecode.ts';
 import type { Code, RegionInstruction } from './explore.ts';
 
@@ -8,7 +9,7 @@ export interface Block {
   readonly index: number;
   readonly at: number;
   readonly instructions: RegionInstruction[];
-  /** Blocks of the region that follow, by offset. */
+  /** Blocks of the region that follow, by offset: behind any of its branches, or at its end. */
   readonly successors: number[];
 }
 
@@ -124,7 +125,7 @@ function blocksOf(code: Code, kept: ReadonlySet<number>, leaders: ReadonlySet<nu
       const insn = code.instructions.get(next)!;
       block.instructions.push(insn);
       next = insn.next;
-      if (insn.ending !== 'next') break;
+      if (insn.ending !== 'next' && insn.ending !== 'jcc') break;
     }
     blocks.push(block);
   }
@@ -136,10 +137,11 @@ function leadersOf(code: Code, kept: ReadonlySet<number>, entries: readonly numb
   const followed = new Set<number>();
   for (const at of kept) {
     const insn = code.instructions.get(at)!;
-    if (insn.ending === 'next') followed.add(insn.next);
-    else for (const to of code.successors(insn)) leaders.add(to);
-    // A block stays in one page.
-    if (insn.ending === 'next' && Math.floor(insn.next / 4096) !== Math.floor(at / 4096)) leaders.add(insn.next);
+    const goesOn = insn.ending === 'next' || insn.ending === 'jcc';
+    if (goesOn) followed.add(insn.next);
+    // A block goes on behind a branch that is not taken, but stays in one page.
+    for (const to of code.successors(insn)) if (!goesOn || to !== insn.next || insn.target === to) leaders.add(to);
+    if (goesOn && Math.floor(insn.next / PAGE) !== Math.floor(at / PAGE)) leaders.add(insn.next);
   }
   for (const at of kept) if (!followed.has(at)) leaders.add(at);
   return leaders;
@@ -183,8 +185,11 @@ export function regionOf(code: Code, start: number, pages: ReadonlyMap<number, C
   const blocks = blocksOf(code, kept, leadersOf(code, kept, entries));
   const blockAt = new Map(blocks.map((block) => [block.at, block]));
   for (const block of blocks) {
-    const last = block.instructions[block.instructions.length - 1];
-    for (const to of code.successors(last)) if (blockAt.has(to)) block.successors.push(to);
+    for (const insn of block.instructions) {
+      for (const to of code.successors(insn)) {
+        if (blockAt.has(to) && !block.successors.includes(to)) block.successors.push(to);
+      }
+    }
   }
   for (const at of headers(start, blocks, blockAt)) if (!entries.includes(at)) entries.push(at);
   if (entries.length === 0) entries.push(blocks[0].at);
