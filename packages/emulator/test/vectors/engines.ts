@@ -10,6 +10,8 @@ const ENGINES: Readonly<Record<string, () => Promise<VectorEngine>>> = {
   processor: async () => (await import('./processor-engine.ts')).processorEngine('processor', 'evaluate'),
   /** The whole processor with interpret inside. */
   interpret: async () => (await import('./processor-engine.ts')).processorEngine('interpret', 'interpret'),
+  /** The whole processor with translate inside; single instructions stay with its interpreter. */
+  translate: async () => (await import('./processor-engine.ts')).processorEngine('translate', 'translate'),
 };
 
 /** Loads an engine; throws for an unknown name. */

@@ -10,7 +10,7 @@ import { readVectors } from './format.ts';
 import type { VectorMachine } from './run-case.ts';
 
 const SAMPLE = new URL('./sample/64_x87_arith.jsonl.gz', import.meta.url).pathname;
-const ROUNDS = 150;
+const ROUNDS = 100;
 
 /** A 32-bit xorshift. */
 let state = 0x2545f491;
