@@ -1,5 +1,5 @@
 /**
- * Runs a directory of test vectors on an engine: pnpm test:vectors DIR [--engine evaluate|processor|interpret] [--group REGEXP] [--show N]
+ * Runs a directory of test vectors on an engine: pnpm test:vectors DIR [--engine evaluate|processor|interpret|translate] [--group REGEXP] [--show N]
  * Prints passed and failed cases per group with the first mismatches; exit status 1 if anything failed.
  */
 import { readdirSync } from 'node:fs';
@@ -62,7 +62,7 @@ function report(header: Header, test: Parameters<typeof runCase>[2], differences
 async function main(): Promise<number> {
   const [directory] = positionals;
   if (directory === undefined) {
-    console.error('usage: vectors DIR [--engine evaluate|processor|interpret] [--group REGEXP] [--show N]');
+    console.error('usage: vectors DIR [--engine evaluate|processor|interpret|translate] [--group REGEXP] [--show N]');
     return 2;
   }
   const group = new RegExp(values.group);
