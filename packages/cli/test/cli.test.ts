@@ -89,6 +89,15 @@ const BAD_INPUT: readonly (readonly [string, string[], string[]])[] = [
   ['a bad number', ['run', '--max-instructions', 'many', '@loop.bin'], ['many', 'whole number']],
   ['a negative number', ['run', '--max-instructions=-5', '@loop.bin'], ['-5', 'whole number']],
   ['an unknown engine', ['run', '--engine', 'warp', '@switch.bin'], ['warp', 'interpret']],
+  ['an unknown CPU model', ['run', '--cpu', 'epyk', '@switch.bin'], ['epyk', 'did you mean epyc', 'qemu64']],
+  ['an unknown CPU feature', ['run', '--cpu', 'epyc,+shaa', '@switch.bin'], ['shaa', 'did you mean sha']],
+  ['a CPU feature without its base', ['run', '--cpu', 'qemu64,+avx2', '@switch.bin'], ['avx', 'needs']],
+  ['features that exclude each other', ['modes', '--cpu', 'epyc,+la57,-lm', '@switch.bin'], ['lm']],
+  [
+    "the other vendor's virtualisation",
+    ['run', '--backend', 'vmx', '--cpu', 'epyc,+svm', '@switch.bin'],
+    ['svm', 'backend vmx'],
+  ],
   ['an unknown backend', ['run', '--backend', 'smv', '@switch.bin'], ['smv', 'svm', 'vmx']],
   ['a backend file that is missing', ['run', '--backend', '@none.mjs', '@switch.bin'], ['none.mjs', 'no such file']],
   [
@@ -158,7 +167,7 @@ describe('help', () => {
   test('tskvm --help lists the commands', async () => {
     const { status, stdout } = await tskvm(['--help']);
     expect(status).toBe(0);
-    for (const command of ['tour', 'run', 'modes', 'trace', 'callers', 'ops', 'backends'])
+    for (const command of ['tour', 'run', 'modes', 'trace', 'callers', 'ops', 'backends', 'cpus'])
       expect(stdout).toContain(command);
   });
 });
@@ -213,6 +222,23 @@ describe('commands', () => {
     const [text, json] = await Promise.all([tskvm(['backends']), tskvm(['backends', '--json'])]);
     expect(text.stdout).toMatch(/svm[\s\S]*vmx/);
     JSON.parse(json.stdout);
+  });
+  test('cpus', async () => {
+    const [text, json] = await Promise.all([tskvm(['cpus']), tskvm(['cpus', '--json'])]);
+    expect(text.stdout).toMatch(/epyc[\s\S]*xeon[\s\S]*qemu64[\s\S]*umip/);
+    const { models, features } = JSON.parse(json.stdout);
+    expect(models.map(({ name }: { name: string }) => name)).toEqual(['epyc', 'xeon', 'qemu64']);
+    expect(features).toContainEqual({
+      name: 'la57',
+      cpuid: '7 ECX bit 16',
+      vendor: null,
+      needs: ['lm'],
+      missing: null,
+    });
+  });
+  test("run --cpu: the tour's guest under the other vendor's CPUID", async () => {
+    const { status } = await tskvm(['tour', '--backend', 'vmx', '--cpu', 'epyc']);
+    expect(status).toBe(0);
   });
   test('tour --json under svm', async () => {
     const { stdout, status } = await tskvm(['tour', '--json']);

@@ -8,9 +8,9 @@ import {
   REQUIRES,
   VENDOR_ONLY,
 } from '@tskvm/emulator';
-import Table from 'cli-table3';
 import type { Command } from 'commander';
 import { SPECIAL_CPUS } from '../machine/cpu.ts';
+import { outputWidth, textTable, wrapText } from '../report/text-table.ts';
 
 const REGISTERS = ['EAX', 'EBX', 'ECX', 'EDX'];
 
@@ -39,36 +39,26 @@ const features = () =>
     };
   });
 
-/** Words in lines of at most `width` characters. */
-function wrap(words: readonly string[], width: number): string {
-  const lines = [''];
-  for (const word of words) {
-    const last = lines[lines.length - 1];
-    if (last !== '' && last.length + word.length + 1 > width) lines.push(word);
-    else lines[lines.length - 1] = last === '' ? word : `${last} ${word}`;
-  }
-  return lines.join('\n');
-}
-
 function printText(): void {
-  const table = new Table({ head: ['model', 'what', 'features'], style: { head: [], border: [], compact: true } });
-  for (const { name, description, features: names, backend } of models()) {
-    table.push([name, wrap([...description.split(' '), backend ? `(runs ${backend})` : ''], 30), wrap(names, 70)]);
-  }
-  for (const [name, description] of Object.entries(SPECIAL_CPUS)) {
-    table.push([name, wrap(description.split(' '), 30), '']);
-  }
-  const names = features();
-  const some = (list: typeof names): string =>
-    wrap(
-      list.map(({ name }) => name),
-      100,
-    );
-  process.stdout.write(`${table.toString()}\n`);
-  process.stdout.write(`\nFeatures for +name and -name:\n${some(names.filter(({ missing }) => missing === null))}\n`);
-  process.stdout.write(
-    `\nNot implemented, so on no model:\n${some(names.filter(({ missing }) => missing !== null))}\n`,
-  );
+  const rows = [
+    ...models().map(({ name, description, backend, features: names }) => ({
+      cells: [name, backend ? `${description}; runs ${backend}` : description],
+      notes: [names.join(' ')],
+    })),
+    ...Object.entries(SPECIAL_CPUS).map((cells) => ({ cells })),
+  ];
+  const all = features();
+  const named = (missing: boolean): string =>
+    wrapText(
+      all
+        .filter((feature) => (feature.missing !== null) === missing)
+        .map(({ name }) => name)
+        .join(' '),
+      outputWidth(),
+    ).join('\n');
+  process.stdout.write(`${textTable([{ head: 'model' }, { head: 'what, and its features' }], rows)}\n`);
+  process.stdout.write(`\nFeatures for +name and -name:\n${named(false)}\n`);
+  process.stdout.write(`\nNot implemented, so on no model:\n${named(true)}\n`);
 }
 
 export function addCpusCommand(program: Command): void {

@@ -2,8 +2,8 @@
  * An AMD EPYC 7763 (Milan, Zen 3: family 19h, model 01h, stepping 1), as far as the emulator has it: the model on which SVM runs.
  * Manual: APM vol. 3 appendix E; vol. 2 section 15.1 (SVM features).
  *
- * Gaps, dropped from the leaves below by gaps.ts: SSE4A, misaligned SSE; shadow stacks; MONITORX; RDPRU; performance counters, IBS and LWP; cache allocation and monitoring (RDT); topology extensions; core
- * performance boost; SKINIT; of SVM: LBR virtualisation, TSC scaling, AVIC, virtual VMLOAD/VMSAVE, virtual GIF, GMET, SSS, VTE, IBS
+ * Gaps, dropped from the leaves below by gaps.ts: SSE4A, misaligned SSE; shadow stacks; MONITORX; RDPRU; performance counters, IBS and LWP;
+ * cache allocation and monitoring (RDT); topology extensions; core performance boost; SKINIT; of SVM: LBR virtualisation, TSC scaling, AVIC, virtual VMLOAD/VMSAVE, virtual GIF, GMET, SSS, VTE, IBS
  * virtualisation, SPEC_CTRL virtualisation; of SEV: SEV-SNP and what goes with it. Memory encryption takes no physical address bits away here.
  */
 import { type Leaf, modelOf, nameLeaves, vendorLeaf } from './leaves.ts';

@@ -2,8 +2,8 @@
  * An Intel Xeon Gold 6342 (Ice Lake SP: family 6, model 6Ah, stepping 6), as far as the emulator has it: the model on which VMX runs.
  * Manual: SDM vol. 2 CPUID; vol. 3 appendix A (VMX capability reporting).
  *
- * Gaps, dropped from the leaves below by gaps.ts: AVX-512; TSX; SGX; SMX; performance counters, debug store, processor trace; hyper-threading; thermal and power control; cache allocation and
- * monitoring (RDT); memory encryption; PCONFIG. Of VMX: APIC virtualisation, posted interrupts, VMFUNC, shadow VMCS, page-modification log,
+ * Gaps, dropped from the leaves below by gaps.ts: AVX-512; TSX; SGX; SMX; performance counters, debug store, processor trace;
+ * hyper-threading; thermal and power control; cache allocation and monitoring (RDT); memory encryption; PCONFIG. Of VMX: APIC virtualisation, posted interrupts, VMFUNC, shadow VMCS, page-modification log,
  * EPT violations as #VE, mode-based execute control, sub-page permissions, TSC scaling, 5-level EPT.
  */
 import { cr4Bits } from '../cr4-bits.ts';
