@@ -99,6 +99,7 @@ export function normalise(insn: Instruction): Normal {
   return normal;
 }
 
+export const isX87 = (row: Row): boolean => row.unit === 'x87' || row.mnemonic === 'wait';
 export const isVector = (row: Row): boolean => row.unit === 'sse' || row.unit === 'avx';
 
 /** Operands of vector instructions stay as they are; AH to BH do not occur. */
@@ -177,7 +178,7 @@ export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 
     condition: row.condition ?? -1,
     countNotZero: isCounted(row) && countNotZero(insn),
     vendor,
-    ...(isVector(row) ? { vector: vectorFacts(insn) } : row.unit === 'x87' ? { x87: true as const } : {}),
+    ...(isVector(row) ? { vector: vectorFacts(insn) } : isX87(row) ? { x87: true as const } : {}),
   };
 }
 

@@ -5,7 +5,7 @@ import type { Instruction, Row } from '../../decode/instruction.ts';
 import { hasVectorSemantics } from '../../semantics/vector/index.ts';
 import { hasX87Semantics } from '../../semantics/x87/fast.ts';
 import type { CodeKey } from '../engine.ts';
-import { countNotZero, formOf, isCounted, isVector, type Normal, normalise } from './form.ts';
+import { countNotZero, formOf, isCounted, isVector, isX87, type Normal, normalise } from './form.ts';
 import type { FormInfo, HandlerSet } from './handlers.ts';
 import { hasSemantics } from './operation.ts';
 import { hasSystemPath, isSegmentInstruction } from './system-paths.ts';
@@ -47,7 +47,7 @@ function isGenerated(insn: Instruction, allFeatures: boolean, key: CodeKey): boo
   const { row } = insn;
   if (insn.codeSize === 8 ? row.no64 : row.only64) return false;
   if (hasSystemPath(insn)) return !insn.lock;
-  if (row.unit === 'x87') return allFeatures && !insn.lock && hasX87Semantics(row);
+  if (isX87(row)) return allFeatures && !insn.lock && hasX87Semantics(row);
   if (isVector(row)) return allFeatures && !insn.lock && hasVectorSemantics(row) && hasPlainAddress(insn, key);
   if (!hasSemantics(row.mnemonic) || row.unit !== 'integer') return false;
   if (row.intercept !== 'none' || row.privileged || row.protectedOnly || row.blockEnd === 'system') return false;

@@ -426,19 +426,25 @@ const loadControl = (b: X87Builder): void => {
   b.handBackWhen(b.orC(b.bit(status, ERROR_SUMMARY), b.notC(b.isZero(pending))));
   b.setState(S.fcw, 2, control);
 };
+/** WAIT: its row is an integer one. */
+const wait = (b: X87Builder): void => {
+  b.handBackWhen(b.isX87Gated());
+  b.handBackWhen(b.bit(b.state(S.fsw, 2), ERROR_SUMMARY));
+};
 /** Instructions that leave the stack and the pointers alone. */
 const CONTROLS: Readonly<Record<string, (b: X87Builder, form: X87Form) => void>> = {
   fnstsw: storeWord(S.fsw),
   fnstcw: storeWord(S.fcw),
   fldcw: loadControl,
+  wait,
 };
 
 const ruleOf = (mnemonic: string, operands: readonly string[]): Rule | undefined =>
   RULES[mnemonic] ?? arithmeticRule(mnemonic) ?? move(mnemonic, operands[0] ?? '');
 
-/** Has a row a recorded form? */
-export const hasX87Semantics = (row: Row): boolean =>
-  row.unit === 'x87' && (row.mnemonic in CONTROLS || ruleOf(row.mnemonic, row.operands) !== undefined);
+/** Has an x87 row, or WAIT's, a recorded form? */
+export const hasX87Semantics = ({ mnemonic, operands }: Row): boolean =>
+  mnemonic in CONTROLS || ruleOf(mnemonic, operands) !== undefined;
 
 /** Records an x87 instruction. */
 export function recordX87(b: X87Builder, mnemonic: string, form: X87Form): void {
