@@ -18,12 +18,12 @@ import { REGION_HELPERS, RegionEmitter } from './region-emitter.ts';
 export interface TranslateOptions {
   /** Ticks between samples while the interpreter does most of the work. Default 16,000. */
   sample: number;
-  /** Samples that make a run of records hot. Default 2. */
+  /** Samples that make a run of records hot: as much time as a translation takes. Default 16. */
   hot: number;
   /** Bytes of translated code that are kept at most; the oldest go first. Default 8 MiB. */
   maxBytes: number;
 }
-const DEFAULTS: TranslateOptions = { sample: 16_000, hot: 2, maxBytes: 8 * 2 ** 20 };
+const DEFAULTS: TranslateOptions = { sample: 16_000, hot: 16, maxBytes: 8 * 2 ** 20 };
 
 /** V8 does not replace a running function: calls must end from time to time. */
 const LONG_SLICE = 1_000_000;
