@@ -9,8 +9,9 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { CONFIGURATION_NAMES, CONFIGURATIONS } from './harness.ts';
 
-const SEED = 20_26;
-const RUNS = 25;
+/** TSKVM_HOSTILE_SEED and TSKVM_HOSTILE_RUNS try others, and more. */
+const SEED = Number(process.env.TSKVM_HOSTILE_SEED ?? 20_26);
+const RUNS = Number(process.env.TSKVM_HOSTILE_RUNS ?? 25);
 const BUDGET = 3000;
 const MODES: readonly GuestModeName[] = ['real', 'protected', 'paging32', 'pae', 'compatibility', 'long'];
 const CANARY = 0x5a;
