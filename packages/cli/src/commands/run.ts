@@ -15,6 +15,8 @@ Examples:
   tskvm run hello                                     under AMD-V
   tskvm run --backend vmx,unrestrictedGuest=0 hello   VT-x without it
   tskvm run --json --max-instructions 100000 hello    outcome as data
+  tskvm run --kernel vmlinuz --initrd initramfs.cpio --append console=ttyS0
+                                                      Linux (docs/linux.md)
 
 --json prints one object: backend, reason (debug-exit, shutdown, budget, idle,
 reset, guest-terminated, error) with its details, instructions, serial.

@@ -12,7 +12,6 @@ const LOADED_HIGH = 1;
 const XLF_KERNEL_64 = 1;
 const DEFAULT_INITRD_MAX = 0x37ffffff;
 const HIGH_MEMORY = 0x100000;
-const PAGE = 4096;
 
 export interface SetupHeader {
   /** The header as it stands in the file, for the zero page. */
@@ -20,10 +19,9 @@ export interface SetupHeader {
   /** The protected-mode part. */
   payload: Uint8Array;
   has64: boolean;
-  relocatable: boolean;
-  alignment: number;
+  /** Where the kernel runs unless it is loaded above. */
   preferred: number;
-  /** Bytes that the kernel needs from its load address on. */
+  /** Bytes that the kernel needs from there on. */
   initSize: number;
   /** Highest address that an initramfs may occupy. */
   initrdMax: number;
@@ -65,8 +63,6 @@ function readHeader(file: Uint8Array, view: DataView, version: number, payload: 
     bytes: file.subarray(SETUP_HEADER, headerEnd),
     payload,
     has64: version >= 0x20c && (view.getUint16(0x236, true) & XLF_KERNEL_64) !== 0,
-    relocatable: file[0x234] !== 0,
-    alignment: view.getUint32(0x230, true) || PAGE,
     preferred: since(0x20a, () => Number(view.getBigUint64(0x258, true)), HIGH_MEMORY),
     // Older kernels don't say: what they unpack to is several times the file.
     initSize: since(0x20a, () => view.getUint32(0x260, true), payload.length * 6),

@@ -104,12 +104,10 @@ function startState(entry: 32 | 64, kernelAt: number): StartState {
 const tooLarge = (message: string): UsageError => new UsageError('IMAGE_TOO_LARGE', message);
 const mib = (bytes: number): number => Math.ceil(bytes / MIB);
 
-/** The preferred address where memory reaches so far, else (relocatable) as low as its alignment lets. */
+/** The preferred address: a kernel that is loaded below moves itself there, whether it is relocatable or not. */
 function placeKernel({ kernelName, memory }: LinuxOptions, header: SetupHeader): number {
-  if (header.preferred + header.initSize <= memory) return header.preferred;
-  const low = Math.max(HIGH_MEMORY, Math.ceil(HIGH_MEMORY / header.alignment) * header.alignment);
-  if (header.relocatable && low + header.initSize <= memory) return low;
-  const needed = (header.relocatable ? low : header.preferred) + header.initSize;
+  const needed = header.preferred + header.initSize;
+  if (needed <= memory) return header.preferred;
   throw tooLarge(
     `${kernelName} needs ${mib(needed)} MiB to unpack itself and the machine has ${Math.floor(memory / MIB)}: give a larger --memory, for example ${mib(needed) + 64}M`,
   );
