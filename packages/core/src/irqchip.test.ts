@@ -27,6 +27,7 @@ beforeEach(async () => {
   vm.createIrqchip();
   vm.createPit2();
   vcpus = [vm.createVcpu(0), vm.createVcpu(1)];
+  for (const vcpu of vcpus) vcpu.setCpuid(kvm.getSupportedCpuid());
   apics = vcpus.map((vcpu) => vcpu.arch.apic as Lapic);
   chip = vm.irqchip as Irqchip;
 });
@@ -189,6 +190,17 @@ describe('local APIC', () => {
     expect(kvmX2apicMsrWrite(apics[1], 0x80b, 1n)).toBe(1);
     expect(kvmSetApicBase(second, base, false)).toBe(1);
     expect(kvmSetApicBase(second, base & ~0x800n, false)).toBe(0);
+  });
+  test('x2APIC mode does not exist for a guest whose CPUID lacks it', () => {
+    const [vcpu] = vcpus;
+    vcpu.setCpuid(
+      kvm
+        .getSupportedCpuid()
+        .map((e) => (e.function === 1 ? { ...e, ecx: e.ecx & ~(1 << 21) } : e))
+        .map((e) => ({ ...e, ecx: e.ecx >>> 0 })),
+    );
+    expect(kvmSetApicBase(vcpu, vcpu.arch.apicBase | 0x400n, false)).toBe(1);
+    expect(kvmSetApicBase(vcpu, vcpu.arch.apicBase, false)).toBe(0);
   });
   test('timer: the count falls with time, the divisor slows it', () => {
     const [apic] = apics;

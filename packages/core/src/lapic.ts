@@ -4,7 +4,7 @@
  */
 
 import { Apic, LVT_MASKED, LVTS, SPIV_ENABLED } from './apicdef.ts';
-import { kvmUpdateCpuidRuntime } from './cpuid.ts';
+import { guestCpuidHas, kvmUpdateCpuidRuntime } from './cpuid.ts';
 import { kvmInjectNmi, kvmInjectSmi } from './exceptions.ts';
 import { isSmm } from './kvm-cache-regs.ts';
 import { LapicTimer } from './lapic-timer.ts';
@@ -330,7 +330,7 @@ export function kvmApicLocalDeliver(apic: Lapic, lvt: number): boolean {
 /** IA32_APIC_BASE. 0, or 1: reserved bits or a forbidden change of mode. KVM: kvm_set_apic_base. */
 export function kvmSetApicBase(vcpu: Vcpu, value: bigint, hostInitiated: boolean): number {
   const mode = (base: bigint): bigint => base & (BASE_ENABLE | BASE_EXTD);
-  const reserved = vcpu.arch.reservedGpaBits | 0x2ffn;
+  const reserved = vcpu.arch.reservedGpaBits | 0x2ffn | (guestCpuidHas(vcpu, 'x2apic') ? 0n : BASE_EXTD);
   if ((value & reserved) !== 0n || mode(value) === BASE_EXTD) return 1;
   const old = vcpu.arch.apicBase;
   if (!hostInitiated) {
