@@ -125,6 +125,17 @@ export const EVENT_TYPE: { readonly [K in PendingEvent['kind']]: number } = {
 const isSoft = (event: PendingEvent): boolean =>
   event.kind === 'softint' || event.kind === 'softexception' || event.kind === 'icebp';
 
+/** A mask and its shadow as halves: see `VmxGuest.cr0Halves`. */
+function readHalves(into: Int32Array, v: Vmcs, mask: number, shadow: number): void {
+  into[0] = v.readLow(mask);
+  into[1] = v.readHigh(mask);
+  into[2] = v.readLow(shadow);
+  into[3] = v.readHigh(shadow);
+}
+const mergeLow = (real: number, halves: Int32Array): number => (real & ~halves[0]) | (halves[2] & halves[0]);
+const wide = (halves: Int32Array, at: number): bigint =>
+  (BigInt(halves[at + 1] >>> 0) << 32n) | BigInt(halves[at] >>> 0);
+
 /** The guest's side of one processor with VT-x. One object; VM entry loads it anew from the current VMCS. */
 export class VmxGuest implements GuestMode {
   asid = 0;
@@ -143,10 +154,9 @@ export class VmxGuest implements GuestMode {
   secondary = 0;
   /** Acknowledge interrupt on exit. */
   acknowledges = false;
-  cr0Mask = 0n;
-  cr0Shadow = 0n;
-  cr4Mask = 0n;
-  cr4Shadow = 0n;
+  /** Guest/host masks and read shadows of CR0 and CR4: mask low, mask high, shadow low, shadow high. */
+  readonly cr0Halves = new Int32Array(4);
+  readonly cr4Halves = new Int32Array(4);
   exceptionBitmap = 0;
   /** Tick after which the monitor trap flag fires, or -1. */
   trapAfter = -1;
@@ -157,7 +167,6 @@ export class VmxGuest implements GuestMode {
   readonly #caps: VmxCapabilities;
   readonly #walker: EptWalker;
   readonly direct: VmxDirectExits;
-  readonly #view = { cr0Mask: 0, cr0Shadow: 0, cr4Mask: 0, cr4Shadow: 0 };
   #eptLevels = 4;
   #eptAd = false;
 
@@ -170,9 +179,23 @@ export class VmxGuest implements GuestMode {
     this.direct = new VmxDirectExits(this, processor, INSTRUCTIONS);
   }
 
+  get cr0Mask(): bigint {
+    return wide(this.cr0Halves, 0);
+  }
+  get cr0Shadow(): bigint {
+    return wide(this.cr0Halves, 2);
+  }
+  get cr4Mask(): bigint {
+    return wide(this.cr4Halves, 0);
+  }
+  get cr4Shadow(): bigint {
+    return wide(this.cr4Halves, 2);
+  }
+
   /** Takes the controls over from the current VMCS; `dirty` says which were written since the last time. */
   loadControls(dirty: number): void {
-    if (dirty & (Dirty.controls | Dirty.masks)) this.#reload();
+    if (dirty & Dirty.controls) this.#reload();
+    else if (dirty & Dirty.masks) this.#reloadMasks();
     const armed = this.primary & (Primary.interruptWindow | Primary.nmiWindow | Primary.monitorTrap);
     this.trapAfter = this.primary & Primary.monitorTrap ? this.#processor.tick : -1;
     this.deadline = Number.POSITIVE_INFINITY;
@@ -192,21 +215,19 @@ export class VmxGuest implements GuestMode {
     this.secondary = this.primary & Primary.secondary ? v.read32(F.SECONDARY_VM_EXEC_CONTROL) | 0 : 0;
     this.interruptsExit = (this.pin & Pin.externalInterrupt) !== 0;
     this.acknowledges = (v.read32(F.VM_EXIT_CONTROLS) & 0x8000) !== 0;
-    this.tscOffset = this.primary & Primary.tscOffset ? v.read64(F.TSC_OFFSET) : 0n;
     this.asid = this.secondary & Secondary.vpid ? v.read16(F.VIRTUAL_PROCESSOR_ID) : 0;
-    this.exceptionBitmap = v.read32(F.EXCEPTION_BITMAP) | 0;
-    this.cr0Mask = v.read64(F.CR0_GUEST_HOST_MASK);
-    this.cr0Shadow = v.read64(F.CR0_READ_SHADOW);
-    this.cr4Mask = v.read64(F.CR4_GUEST_HOST_MASK);
-    this.cr4Shadow = v.read64(F.CR4_READ_SHADOW);
-    this.#view.cr0Mask = v.readLow(F.CR0_GUEST_HOST_MASK);
-    this.#view.cr0Shadow = v.readLow(F.CR0_READ_SHADOW);
-    this.#view.cr4Mask = v.readLow(F.CR4_GUEST_HOST_MASK);
-    this.#view.cr4Shadow = v.readLow(F.CR4_READ_SHADOW);
     const eptp = v.readAddress(F.EPT_POINTER);
     this.nestedRoot = this.secondary & Secondary.ept ? eptp - (eptp % 4096) : 0;
     this.#eptLevels = ((eptp >>> 3) & 7) + 1;
     this.#eptAd = (eptp & 0x40) !== 0;
+    this.#reloadMasks();
+  }
+  #reloadMasks(): void {
+    const v = this.#vmcs;
+    this.tscOffset = this.primary & Primary.tscOffset ? v.read64(F.TSC_OFFSET) : 0n;
+    this.exceptionBitmap = v.read32(F.EXCEPTION_BITMAP) | 0;
+    readHalves(this.cr0Halves, v, F.CR0_GUEST_HOST_MASK, F.CR0_READ_SHADOW);
+    readHalves(this.cr4Halves, v, F.CR4_GUEST_HOST_MASK, F.CR4_READ_SHADOW);
     this.direct.update();
   }
 
@@ -503,9 +524,7 @@ export class VmxGuest implements GuestMode {
   }
   /** The same on low halves. */
   viewCr(cr: 0 | 4, real: number): number {
-    return cr === 0
-      ? (real & ~this.#view.cr0Mask) | (this.#view.cr0Shadow & this.#view.cr0Mask)
-      : (real & ~this.#view.cr4Mask) | (this.#view.cr4Shadow & this.#view.cr4Mask);
+    return cr === 0 ? mergeLow(real, this.cr0Halves) : mergeLow(real, this.cr4Halves);
   }
   /** Bits of the mask keep their values. */
   writeCr(cr: number, value: bigint): bigint | undefined {

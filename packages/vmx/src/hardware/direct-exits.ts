@@ -29,10 +29,9 @@ export interface DirectRule {
 export interface DirectGuest {
   readonly primary: number;
   readonly secondary: number;
-  readonly cr0Mask: bigint;
-  readonly cr0Shadow: bigint;
-  readonly cr4Mask: bigint;
-  readonly cr4Shadow: bigint;
+  /** Mask low, mask high, shadow low, shadow high. */
+  readonly cr0Halves: Int32Array;
+  readonly cr4Halves: Int32Array;
   record(reason: number, length: number, qualification?: number): true;
   crWriteExits(cr: number, value: bigint): boolean;
   msrExits(index: number, write: boolean): boolean;
@@ -53,8 +52,7 @@ const ALWAYS_ASKED: readonly Intercept[] = ['crWrite', 'lmsw', 'rdmsr', 'wrmsr']
 /** Windows open and close often, and no instruction asks for them. */
 const WINDOWS = Primary.interruptWindow | Primary.nmiWindow | Primary.monitorTrap;
 
-const lowOf = (value: bigint): number => Number(value & 0xffff_ffffn) | 0;
-const highOf = (value: bigint): number => Number(value >> 32n) | 0;
+const TS = Number(CR0.TS);
 
 export class VmxDirectExits implements DirectExits {
   readonly verdicts = new Uint8Array(INTERCEPTS.length);
@@ -63,9 +61,6 @@ export class VmxDirectExits implements DirectExits {
   readonly #rules: (DirectRule | undefined)[] = new Array<DirectRule | undefined>(INTERCEPTS.length).fill(undefined);
   #primary = 0;
   #secondary = 0;
-  /** Halves of the masks and shadows of CR0 and CR4: mask low, mask high, shadow low, shadow high. */
-  readonly #cr0 = new Int32Array(4);
-  readonly #cr4 = new Int32Array(4);
 
   /** @param rules the rule of each intercept, or a function that knows */
   constructor(guest: DirectGuest, processor: ProcessorApi, rules: { readonly [I in Intercept]?: unknown }) {
@@ -79,11 +74,9 @@ export class VmxDirectExits implements DirectExits {
 
   /** Follows the controls. */
   update(): void {
-    const { primary, secondary, cr0Mask, cr0Shadow, cr4Mask, cr4Shadow } = this.#guest;
-    setHalves(this.#cr0, cr0Mask, cr0Shadow);
-    setHalves(this.#cr4, cr4Mask, cr4Shadow);
+    const { primary, secondary, cr0Halves } = this.#guest;
     // CLTS follows the mask: a TS that the host owns stays (SDM 25.3).
-    this.verdicts[INTERCEPT_ID.clts] = this.#cr0[0] & Number(CR0.TS) ? Verdict.ask : Verdict.pass;
+    this.verdicts[INTERCEPT_ID.clts] = cr0Halves[0] & TS ? Verdict.ask : Verdict.pass;
     if (((primary ^ this.#primary) & ~WINDOWS) === 0 && secondary === this.#secondary) return;
     this.#primary = primary;
     this.#secondary = secondary;
@@ -124,8 +117,8 @@ export class VmxDirectExits implements DirectExits {
     const words = this.#words;
     const at = (S.gpr >> 2) + gpr * 2;
     const high = this.#in64Bit() ? words[at + 1] : 0;
-    if (cr === 0) return differs(this.#cr0, words[at], high);
-    if (cr === 4) return differs(this.#cr4, words[at], high);
+    if (cr === 0) return differs(this.#guest.cr0Halves, words[at], high);
+    if (cr === 4) return differs(this.#guest.cr4Halves, words[at], high);
     const bit = cr === 3 ? Primary.cr3Load : Primary.cr8Load;
     if ((this.#guest.primary & bit) === 0) return false;
     return this.#guest.crWriteExits(cr, (BigInt(high >>> 0) << 32n) | BigInt(words[at] >>> 0));
@@ -148,12 +141,6 @@ export class VmxDirectExits implements DirectExits {
   }
 }
 
-function setHalves(into: Int32Array, mask: bigint, shadow: bigint): void {
-  into[0] = lowOf(mask);
-  into[1] = highOf(mask);
-  into[2] = lowOf(shadow);
-  into[3] = highOf(shadow);
-}
 /** Does a bit that the host owns change against the shadow? */
 const differs = (owned: Int32Array, low: number, high: number): boolean =>
   ((low ^ owned[2]) & owned[0]) !== 0 || ((high ^ owned[3]) & owned[1]) !== 0;

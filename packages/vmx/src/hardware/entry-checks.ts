@@ -395,8 +395,13 @@ const guest = (code: string, field: FieldName, rule: string, ok: (c: CheckContex
 const PE_PG = 0x80000001n;
 
 const REGISTER_ROWS: CheckRow[] = [
-  guest('cr0.fixed', 'GUEST_CR0', 'fixed bits as IA32_VMX_CR0_FIXED0/1 say (PE, PG free if unrestricted)', (c) =>
-    fixed(c.vmcs.read64(F.GUEST_CR0), c.urg ? c.caps.cr0Fixed0 & ~PE_PG : c.caps.cr0Fixed0, c.caps.cr0Fixed1),
+  row(
+    'vmx.guest.cr0.fixed',
+    'GUEST_CR0',
+    REGISTERS | Dirty.guestCr0,
+    'fixed bits as IA32_VMX_CR0_FIXED0/1 say (PE, PG free if unrestricted)',
+    '26.3.1.1',
+    (c) => fixed(c.vmcs.read64(F.GUEST_CR0), c.urg ? c.caps.cr0Fixed0 & ~PE_PG : c.caps.cr0Fixed0, c.caps.cr0Fixed1),
   ),
   guest('cr0.pg-without-pe', 'GUEST_CR0', 'PG needs PE', (c) => !(c.cr0 & CR0_PG) || (c.cr0 & CR0_PE) !== 0),
   guest('cr4.fixed', 'GUEST_CR4', 'fixed bits as IA32_VMX_CR4_FIXED0/1 say', (c) =>

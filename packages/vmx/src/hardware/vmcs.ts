@@ -231,8 +231,13 @@ export const Dirty = {
   /** Masks and shadows: nothing to check, but the running guest's copies are stale. */
   masks: 64,
   guestRflags: 128,
-  all: 255,
+  /** CR0 in bits that only its own rule reads; a change of PE or PG is one of the registers and segments. */
+  guestCr0: 256,
+  all: 511,
 } as const;
+
+/** CR0 bits that rules about other registers look at. */
+const CR0_PE_PG = 0x80000001 | 0;
 
 /** Offsets inside the region. */
 const REVISION = 0x000;
@@ -293,7 +298,7 @@ const LIVE: readonly number[] = [
 /** Byte offset in the region by `key`. */
 const OFFSET = new Uint16Array(1024).fill(ABSENT);
 /** Dirty group by `key`. */
-const GROUP = new Uint8Array(1024);
+const GROUP = new Uint16Array(1024);
 
 const type = (encoding: number): number => (encoding >> 10) & 3;
 /** 0: 16 bits, 1: 64, 2: 32, 3: natural. */
@@ -306,7 +311,7 @@ const GROUP_OF = new Map<number, number>([
   [F.GUEST_RIP, Dirty.guestRip],
   [F.GUEST_RFLAGS, Dirty.guestRflags],
   [F.GUEST_RSP, 0],
-  [F.GUEST_CR0, Dirty.guestRegisters | Dirty.guestSegments],
+  [F.GUEST_CR0, Dirty.guestCr0],
   [F.GUEST_INTERRUPTIBILITY_INFO, Dirty.guestNonRegister],
   [F.GUEST_ACTIVITY_STATE, Dirty.guestNonRegister],
   [F.GUEST_PENDING_DBG_EXCEPTIONS, Dirty.guestNonRegister],
@@ -483,8 +488,11 @@ export class Vmcs {
     to[index] = this.u64[this.#at(encoding) >>> 3];
   }
   copyIn(encoding: number, from: BigUint64Array, index: number): void {
-    this.u64[this.#at(encoding) >>> 3] = from[index];
+    const at = this.#at(encoding) >>> 3;
+    const before = this.u32[at * 2];
+    this.u64[at] = from[index];
     this.dirty |= GROUP[key(encoding)];
+    if (encoding === F.GUEST_CR0) this.#markCr0(before ^ this.u32[at * 2]);
   }
   /** The low 32 bits of a wide field, without a bigint. */
   readLow(encoding: number): number {
@@ -509,12 +517,19 @@ export class Vmcs {
     else this.u32[this.#at(encoding) >>> 2] = value;
   }
   write64(encoding: number, value: bigint): void {
-    this.u64[this.#at(encoding) >>> 3] = value;
+    const at = this.#at(encoding) >>> 3;
+    const before = this.u32[at * 2];
+    this.u64[at] = value;
     this.dirty |= GROUP[key(encoding)];
+    if (encoding === F.GUEST_CR0) this.#markCr0(before ^ this.u32[at * 2]);
+  }
+  #markCr0(changed: number): void {
+    if ((changed & CR0_PE_PG) !== 0) this.dirty |= Dirty.guestRegisters | Dirty.guestSegments;
   }
   /** A field below 2^53 without a bigint. */
   writeNumber(encoding: number, value: number): void {
     const at = this.#at(encoding) >>> 2;
+    if (encoding === F.GUEST_CR0) this.#markCr0(this.u32[at] ^ value);
     this.u32[at] = value;
     this.u32[at + 1] = value / 2 ** 32;
     this.dirty |= GROUP[key(encoding)];
