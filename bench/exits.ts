@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Backend } from '@tskvm/core';
-import type { RunStop } from '@tskvm/emulator';
+import type { InstructionInfo, RunStop } from '@tskvm/emulator';
 import { svm } from '@tskvm/svm';
 import { vmx } from '@tskvm/vmx';
 import { bootSector, createMachine } from '../packages/cli/src/index.ts';
@@ -56,21 +56,12 @@ export async function driverTime(backend: Backend, image: Uint8Array): Promise<n
   const [vcpu] = machine.vm.vcpus;
   const own = Object.getPrototypeOf(processor) as { run(): RunStop };
   const original = own.run;
-  const info = {
-    ...{
-      intercept: 'cpuid',
-      rep: 0,
-      mod: 0,
-      reg: 0,
-      rm: 0,
-      srcVal: 0n,
-      dstVal: 0n,
-      srcBytes: 0,
-      dstBytes: 0,
-      adBytes: 2,
-    },
-    ...{ seg: 3, linear: 0n, rip: processor.state.rip, nextRip: processor.state.rip + 2n, opcode: 0x0fa2, imm: 0n },
-  } as const;
+  const info: InstructionInfo = {
+    intercept: 'cpuid',
+    ...{ opcode: 0x0fa2, rip: processor.state.rip, nextRip: processor.state.rip + 2n },
+    ...{ rep: 0, mod: 0, reg: 0, rm: 0, seg: 3, linear: 0n, imm: 0n },
+    ...{ srcVal: 0n, dstVal: 0n, srcBytes: 0, dstBytes: 0, adBytes: 2 },
+  };
   own.run = function (this: typeof processor): RunStop {
     this.guest?.intercept(info, 'postExcept');
     return 'guest-exit';
