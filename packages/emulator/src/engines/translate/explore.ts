@@ -25,7 +25,7 @@ export interface RegionInstruction {
 /** The code page at a distance from the first one, if it is known and mapped there. */
 export type PageLookup = (distance: number) => CodePage | null;
 
-export const MAX_INSTRUCTIONS = 500;
+export const MAX_INSTRUCTIONS = 250;
 const CONDITIONAL = new Set(['jcc', 'loop', 'loope', 'loopne', 'jcxz']);
 
 /** Explored code: instructions by offset. */

@@ -126,9 +126,13 @@ export class Translator implements HotCode {
     const needed = this.#needed.get(address) ?? this.#options.hot;
     if (samples < needed * churn) return false;
     this.#samples.delete(address);
-    if (this.#needed.size >= MAX_SAMPLES) this.#needed.clear();
-    this.#needed.set(address, Math.min(needed * BACK_OFF, this.#options.hot * MAX_NEEDED));
+    this.#need(address, needed * BACK_OFF);
     return true;
+  }
+
+  #need(address: number, samples: number): void {
+    if (this.#needed.size >= MAX_SAMPLES) this.#needed.clear();
+    this.#needed.set(address, Math.min(samples, this.#options.hot * MAX_NEEDED));
   }
 
   /** @param record where the sample was taken */
@@ -143,7 +147,17 @@ export class Translator implements HotCode {
       (sampled < PAGE ? region(page, sampled) : null);
     if (found === null || this.#nextSlot + found.entries.length > REGION_ENTRIES) return;
     if (found.entries.every((at) => this.#originals.has(found.blockAt.get(at)!.instructions[0].record))) return;
+    if (this.#isTooSoon(found, page, first)) return;
     this.#compile(found, page.key);
+  }
+  /** A large region has to be worth its translation: it takes more samples than a small one. */
+  #isTooSoon({ instructionCount }: Region, page: CodePage, first: number): boolean {
+    const wanted = (this.#options.hot * instructionCount) >> 5;
+    const address = page.hostPage * PAGE + this.#view.getUint16(first + R.offset, true);
+    const seen = (this.#needed.get(address) ?? 0) / BACK_OFF;
+    if (seen >= wanted) return false;
+    this.#need(address, wanted);
+    return true;
   }
   #explore(page: CodePage, at: number): Region | null {
     const pages = new Map<number, CodePage>();
