@@ -118,7 +118,7 @@ describe("Debian's kernel boots to a shell", () => {
         expect(console.log).toContain(message);
         expect(stop.reason).toBe(reason);
       },
-      15 * MINUTES,
+      25 * MINUTES,
     );
   }
 });

@@ -1,5 +1,5 @@
 /**
- * Keyboard controller with a PS/2 keyboard (ports 0x60, 0x64). The auxiliary port answers as absent.
+ * Keyboard controller with a PS/2 keyboard (ports 0x60, 0x64). The auxiliary port is there and nothing is plugged into it.
  * Manual: Intel 8042 data sheet; IBM PS/2 technical reference.
  */
 import { shape } from '@tskvm/core';
@@ -9,8 +9,17 @@ const STATUS_OUTPUT_FULL = 0x01;
 const STATUS_SYSTEM = 0x04;
 const STATUS_COMMAND = 0x08;
 const STATUS_UNLOCKED = 0x10;
+const STATUS_AUXILIARY = 0x20;
+const STATUS_TIMEOUT = 0x40;
 const CONFIG_IRQ1 = 0x01;
+const CONFIG_IRQ12 = 0x02;
+const CONFIG_TRANSLATE = 0x40;
+const CONFIG_AUXILIARY_OFF = 0x20;
 const ACK = 0xfa;
+/** Marks in the queue, above the byte: it came by the auxiliary port; the device there did not answer. */
+const FROM_AUXILIARY = 0x100;
+const TIMED_OUT = 0x200;
+const RESEND = 0xfe;
 /** Bytes that wait for the guest; replies to commands beyond them are lost, as in the keyboard's own buffer. */
 const QUEUE_SIZE = 16;
 
@@ -34,7 +43,7 @@ export class I8042 implements Device {
     read: () => this.#status(),
     write: (_o, _s, value) => this.#writeCommand(value & 0xff),
   };
-  #config = CONFIG_IRQ1 | 0x40;
+  #config = CONFIG_IRQ1 | CONFIG_TRANSLATE;
   #output: number[] = [];
   #last = 0;
   /** Controller command that waits for its data byte, 0: none. */
@@ -56,16 +65,20 @@ export class I8042 implements Device {
   }
 
   #status(): number {
+    const [next = 0] = this.#output;
     return (
       (this.#output.length > 0 ? STATUS_OUTPUT_FULL : 0) |
+      (next & FROM_AUXILIARY ? STATUS_AUXILIARY : 0) |
+      (next & TIMED_OUT ? STATUS_TIMEOUT : 0) |
       STATUS_SYSTEM |
       STATUS_UNLOCKED |
       (this.#lastWasCommand ? STATUS_COMMAND : 0)
     );
   }
   #readData(): number {
-    if (this.#output.length > 0) this.#last = this.#output.shift() as number;
+    if (this.#output.length > 0) this.#last = (this.#output.shift() as number) & 0xff;
     this.#host.setIrq(1, false);
+    this.#host.setIrq(12, false);
     this.#update();
     return this.#last;
   }
@@ -74,7 +87,10 @@ export class I8042 implements Device {
     this.#update();
   }
   #update(): void {
-    this.#host.setIrq(1, this.#output.length > 0 && (this.#config & CONFIG_IRQ1) !== 0);
+    const full = this.#output.length > 0;
+    const auxiliary = full && (this.#output[0] & FROM_AUXILIARY) !== 0;
+    this.#host.setIrq(1, full && !auxiliary && (this.#config & CONFIG_IRQ1) !== 0);
+    this.#host.setIrq(12, auxiliary && (this.#config & CONFIG_IRQ12) !== 0);
   }
 
   #writeCommand(command: number): void {
@@ -91,14 +107,13 @@ export class I8042 implements Device {
         this.#expect = command;
         break;
       case 0xa7:
-        this.#config |= 0x20;
+        this.#config |= CONFIG_AUXILIARY_OFF;
         break;
       case 0xa8:
-        this.#config &= ~0x20;
+        this.#config &= ~CONFIG_AUXILIARY_OFF;
         break;
       case 0xa9:
-        // Auxiliary interface test: clock line stuck, that is: no device.
-        this.#reply(0x02);
+        this.#reply(0x00);
         break;
       case 0xaa:
         this.#reply(0x55);
@@ -131,6 +146,8 @@ export class I8042 implements Device {
       if (!(value & 1)) this.#host.requestReset();
       this.#outputPort = value;
     } else if (expected === 0xd2) this.#reply(value);
+    else if (expected === 0xd3) this.#reply(value | FROM_AUXILIARY);
+    else if (expected === 0xd4) this.#reply(RESEND | FROM_AUXILIARY | TIMED_OUT);
     else if (expected === 0) this.#keyboard(value);
   }
   #keyboard(value: number): void {

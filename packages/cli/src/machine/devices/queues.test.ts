@@ -30,3 +30,25 @@ describe('a guest that writes and never reads', () => {
     expect((keyboard.save().output as number[]).at(-1)).toBe(0);
   });
 });
+
+describe("the keyboard controller's auxiliary port", () => {
+  it('a byte written into its buffer comes back marked, with IRQ 12 if that is on', () => {
+    const lines = new Map<number, boolean>();
+    const keyboard = new I8042({ ...host, setIrq: (line, level) => lines.set(line, level) });
+    keyboard.command.write(0, 1, 0x60);
+    keyboard.data.write(0, 1, 0x03);
+    keyboard.command.write(0, 1, 0xd3);
+    keyboard.data.write(0, 1, 0x5a);
+    expect(keyboard.command.read(0, 1) & 0x21).toBe(0x21);
+    expect([lines.get(1), lines.get(12)]).toEqual([false, true]);
+    expect(keyboard.data.read(0, 1)).toBe(0x5a);
+    expect(lines.get(12)).toBe(false);
+  });
+  it('a command to the mouse that is not there times out at once', () => {
+    const keyboard = new I8042(host);
+    keyboard.command.write(0, 1, 0xd4);
+    keyboard.data.write(0, 1, 0xff);
+    expect(keyboard.command.read(0, 1) & 0x61).toBe(0x61);
+    expect(keyboard.data.read(0, 1)).toBe(0xfe);
+  });
+});
