@@ -25,6 +25,7 @@ interface Fake {
   loadFlags?: number;
   xloadFlags?: number;
   initSize?: number;
+  preferred?: bigint;
   commandLineSize?: number;
 }
 /** A file that is a bzImage in all that a loader looks at, whose kernel says which entry was taken. */
@@ -42,7 +43,7 @@ function bzImage(fake: Fake = {}): Uint8Array {
   file[0x234] = 1;
   view.setUint16(0x236, fake.xloadFlags ?? 1, true);
   view.setUint32(0x238, fake.commandLineSize ?? 2047, true);
-  view.setBigUint64(0x258, 0x1000000n, true);
+  view.setBigUint64(0x258, fake.preferred ?? 0x1000000n, true);
   view.setUint32(0x260, fake.initSize ?? MIB, true);
   file.set(code('3'), 1024);
   file.set(code('6'), 1024 + 0x200);
@@ -78,6 +79,13 @@ const elf = (machine: number, bits = 2): Uint8Array => {
   return bytes;
 };
 const archive = busyboxInitramfs(new Uint8Array(5000).fill(0x90));
+/** The archive with another size of its first name, and 2 MiB behind it. */
+const renamed = (size: string): Uint8Array => {
+  const copy = new Uint8Array(2 * MIB);
+  copy.set(archive);
+  copy.set(Buffer.from(size), 94);
+  return copy;
+};
 
 describe('a kernel file', () => {
   test.each([
@@ -121,6 +129,17 @@ describe('a kernel file', () => {
       /IMAGE_TOO_LARGE: .*needs 116 MiB.*has 64: give a larger --memory/,
     );
   });
+  test('that wants to lie on the tables below 1 MiB is refused', () => {
+    for (const preferred of [0n, 0x1000n, 0x10000n, 0xfffffn]) {
+      expect(refusal({ kernel: bzImage({ preferred }) })).toMatch(/BAD_KERNEL: .*corrupt/);
+    }
+    expect(refusal({ kernel: bzImage({ preferred: (1n << 64n) - 1n }) })).toMatch(/IMAGE_TOO_LARGE/);
+  });
+  test('that says it needs less than it has does not get its initramfs on top', () => {
+    const { segments } = linux(options({ kernel: bzImage({ initSize: 1 }), initrd: archive, memory: 17 * MIB }));
+    const kernel = segments[0];
+    expect(segments.find(({ bytes }) => bytes === archive)!.at).toBeGreaterThanOrEqual(kernel.at + kernel.bytes.length);
+  });
   test('without a 64-bit entry starts in 32 bits', () => {
     expect(linux(options({ kernel: bzImage({ xloadFlags: 0 }) })).start.kind).toBe('protected32');
     expect(refusal({ kernel: bzImage({ xloadFlags: 0 }), entry: 64 })).toMatch(/NO_ENTRY_64/);
@@ -128,6 +147,8 @@ describe('a kernel file', () => {
   test('takes a command line up to the size that it says', () => {
     expect(refusal({ append: 'x'.repeat(2047) })).toBe('loaded');
     expect(refusal({ append: 'x'.repeat(2048) })).toMatch(/COMMAND_LINE_TOO_LONG: .*2048.*2047/);
+    const kernel = bzImage({ commandLineSize: 0xffffffff });
+    expect(refusal({ kernel, append: 'x'.repeat(0x80000) })).toMatch(/COMMAND_LINE_TOO_LONG/);
   });
 });
 
@@ -138,6 +159,8 @@ describe('an initramfs', () => {
     ['truncated inside a file', archive.subarray(0, 3000), /BAD_INITRD: .*truncated/],
     ['truncated at its trailer', archive.subarray(0, archive.length - 60), /BAD_INITRD: .*truncated/],
     ['corrupt in a header', change(archive, 54, 0x7a), /BAD_INITRD: .*corrupt/],
+    ['corrupt in a name size, which points back', renamed('fffff000'), /BAD_INITRD: .*corrupt/],
+    ['corrupt in a name size, which is huge', renamed('00100000'), /BAD_INITRD: .*corrupt/],
     ['gzip, truncated', Uint8Array.from(gzipSync(archive)).subarray(0, 100), /BAD_INITRD: .*gzip.*truncated/],
     ['gzip of something else', Uint8Array.from(gzipSync(Buffer.from('nothing'.repeat(40)))), /BAD_INITRD: .*neither/],
   ])('%s is refused', (_name, initrd, message) => {

@@ -21,6 +21,8 @@ const FILE_SYSTEMS: typeof COMPRESSED = [
   [0, [0x2d, 0x72, 0x6f, 0x6d, 0x31, 0x66, 0x73]], // romfs
 ];
 const HEADER = 110;
+/** Linux's PATH_MAX: its unpacker takes no longer name. */
+const MAX_NAME = 4096;
 const FILE_SIZE = 54;
 const NAME_SIZE = 94;
 const TRAILER = 'TRAILER!!!';
@@ -92,8 +94,8 @@ function walkCpio(
     if (at + HEADER > bytes.length) throw bad(NO_TRAILER);
     const size = Number.parseInt(text(bytes, at + FILE_SIZE, 8), 16);
     const nameSize = Number.parseInt(text(bytes, at + NAME_SIZE, 8), 16);
-    const data = (at + HEADER + nameSize + 3) & ~3;
-    if (!(nameSize >= 1 && size >= 0)) throw bad(`the cpio header at byte ${at} is corrupt`);
+    if (!(nameSize >= 1 && nameSize <= MAX_NAME && size >= 0)) throw bad(`the cpio header at byte ${at} is corrupt`);
+    const data = Math.ceil((at + HEADER + nameSize) / 4) * 4;
     if (data + size > bytes.length) throw bad(`its cpio archive ends inside a file: the file is truncated`);
     unpacked += size + HEADER;
     if (text(bytes, at + HEADER, nameSize - 1) === TRAILER) return { end: data, unpacked };

@@ -51,7 +51,11 @@ export function checkLinux(file: Uint8Array, name: string): SetupHeader {
     throw bad(`it has ${file.length} bytes and its header speaks of ${end}: the file is truncated`);
   }
   if (version >= 0x208 && !checksumHolds(file, end)) throw bad('its checksum does not hold: the file is corrupt');
-  return readHeader(file, view, version, file.subarray(start, end));
+  const header = readHeader(file, view, version, file.subarray(start, end));
+  if (header.preferred < HIGH_MEMORY) {
+    throw bad(`its header wants it at ${hex(header.preferred)}, where the firmware's tables are: the file is corrupt`);
+  }
+  return header;
 }
 
 function readHeader(file: Uint8Array, view: DataView, version: number, payload: Uint8Array): SetupHeader {
@@ -65,7 +69,10 @@ function readHeader(file: Uint8Array, view: DataView, version: number, payload: 
     has64: version >= 0x20c && (view.getUint16(0x236, true) & XLF_KERNEL_64) !== 0,
     preferred: since(0x20a, () => Number(view.getBigUint64(0x258, true)), HIGH_MEMORY),
     // Older kernels don't say: what they unpack to is several times the file.
-    initSize: since(0x20a, () => view.getUint32(0x260, true), payload.length * 6),
+    initSize: Math.max(
+      since(0x20a, () => view.getUint32(0x260, true), payload.length * 6),
+      payload.length,
+    ),
     initrdMax: view.getUint32(0x22c, true) || DEFAULT_INITRD_MAX,
     commandLineSize: view.getUint32(0x238, true) || 255,
   };

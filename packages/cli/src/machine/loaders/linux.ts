@@ -133,16 +133,18 @@ function placeInitrd(options: LinuxOptions, header: SetupHeader, above: number):
     );
   }
   throw tooLarge(
-    `${name} has ${mib(initrd.length)} MiB; ${options.kernelName} takes an initramfs only below ${mib(header.initrdMax)} MiB, which leaves ${Math.floor((top - above) / MIB)} MiB`,
+    `${name} has ${mib(initrd.length)} MiB; ${options.kernelName} takes an initramfs only below ${mib(header.initrdMax)} MiB, which leaves ${Math.max(0, Math.floor((top - above) / MIB))} MiB`,
   );
 }
 
 function encodeCommandLine({ append = '', kernelName }: LinuxOptions, header: SetupHeader): Uint8Array {
   const bytes = new TextEncoder().encode(`${append}\0`);
-  if (bytes.length - 1 > header.commandLineSize) {
+  // Whatever the header says, the EBDA comes behind it.
+  const most = Math.min(header.commandLineSize, EBDA_AT - COMMAND_LINE_AT - 1);
+  if (bytes.length - 1 > most) {
     throw new UsageError(
       'COMMAND_LINE_TOO_LONG',
-      `--append has ${bytes.length - 1} bytes; ${kernelName} takes at most ${header.commandLineSize}`,
+      `--append has ${bytes.length - 1} bytes; ${kernelName} takes at most ${most}`,
     );
   }
   return bytes;

@@ -84,7 +84,8 @@ export function multiboot(options: MultibootOptions): LoadPlan {
   for (const program of programs) top = Math.max(top, program.at + program.memorySize);
   const moduleAt = Math.ceil(top / PAGE) * PAGE;
   const infoAt = Math.ceil((moduleAt + (options.module?.length ?? 0)) / PAGE) * PAGE;
-  const needed = infoAt + 2 * PAGE;
+  const info = information(options, moduleAt, infoAt);
+  const needed = Math.max(...info.map(({ at, bytes }) => at + bytes.length));
   if (needed > memory) {
     throw new UsageError(
       'IMAGE_TOO_LARGE',
@@ -93,7 +94,7 @@ export function multiboot(options: MultibootOptions): LoadPlan {
   }
   const segments = programs.map(({ at, bytes }) => ({ at, bytes }));
   if (options.module) segments.push({ at: moduleAt, bytes: options.module });
-  segments.push(...information(options, moduleAt, infoAt));
+  segments.push(...info);
   return { segments, start: { kind: 'protected32', eip: entry, eax: LOADER_MAGIC, ebx: infoAt } };
 }
 
