@@ -87,7 +87,7 @@ export function addRunOptions(command: Command): Command {
       collect,
     )
     .option('--max-instructions <n>', 'stop after so many instructions')
-    .option('--engine <name>', 'translate, interpret (default) or evaluate')
+    .option('--engine <name>', 'translate (default), interpret or evaluate')
     .option('--input <text>', 'type this on the serial console; \\r is Enter (see below)')
     .option('--until <text>', 'stop with status 0 as soon as the serial console has shown this text')
     .option('--debugcon', 'show what the firmware writes to its debug ports (0x402, 0xE9) on stderr')

@@ -14,7 +14,7 @@ export type EngineName = 'translate' | 'interpret' | 'evaluate';
 
 /**
  * Builds a processor in its RESET state.
- * @param options `engine`: `interpret` (default), `translate`, which compiles what is hot, or `evaluate`, which computes one instruction at a time
+ * @param options `engine`: `translate` (default), which compiles what is hot; `interpret`, on which it stands; `evaluate`, which computes one instruction at a time
  */
 export async function createProcessor(
   memory: PhysicalMemory,
@@ -22,8 +22,8 @@ export async function createProcessor(
   options: Omit<ProcessorOptions, 'memory' | 'model'> & { engine?: EngineName } = {},
 ): Promise<Processor> {
   const processor = new Processor({ memory, model, ...options });
-  if (options.engine === 'translate') installTranslator(processor);
-  else if (options.engine !== 'evaluate') installInterpreter(processor);
+  if (options.engine === 'interpret') installInterpreter(processor);
+  else if (options.engine !== 'evaluate') installTranslator(processor);
   return processor;
 }
 
