@@ -71,7 +71,10 @@ export function kvmReadCr0Bits(vcpu: Vcpu, mask: bigint): bigint {
   if ((mask & vcpu.arch.cr0GuestOwnedBits) !== 0n) cache(vcpu, 'cr0', RegBit.cr0);
   return vcpu.arch.cr0 & mask;
 }
-export const kvmReadCr0 = (vcpu: Vcpu): bigint => kvmReadCr0Bits(vcpu, ~0n);
+export function kvmReadCr0(vcpu: Vcpu): bigint {
+  if (vcpu.arch.cr0GuestOwnedBits !== 0n) cache(vcpu, 'cr0', RegBit.cr0);
+  return vcpu.arch.cr0;
+}
 export const kvmIsCr0BitSet = (vcpu: Vcpu, bit: bigint): boolean => kvmReadCr0Bits(vcpu, bit) !== 0n;
 export function kvmReadCr3(vcpu: Vcpu): bigint {
   cache(vcpu, 'cr3', RegBit.cr3);
@@ -81,7 +84,10 @@ export function kvmReadCr4Bits(vcpu: Vcpu, mask: bigint): bigint {
   if ((mask & vcpu.arch.cr4GuestOwnedBits) !== 0n) cache(vcpu, 'cr4', RegBit.cr4);
   return vcpu.arch.cr4 & mask;
 }
-export const kvmReadCr4 = (vcpu: Vcpu): bigint => kvmReadCr4Bits(vcpu, ~0n);
+export function kvmReadCr4(vcpu: Vcpu): bigint {
+  if (vcpu.arch.cr4GuestOwnedBits !== 0n) cache(vcpu, 'cr4', RegBit.cr4);
+  return vcpu.arch.cr4;
+}
 export const kvmIsCr4BitSet = (vcpu: Vcpu, bit: bigint): boolean => kvmReadCr4Bits(vcpu, bit) !== 0n;
 /** PDPTE 0..3 of PAE paging. KVM: kvm_pdptr_read. */
 export function kvmPdptrRead(vcpu: Vcpu, index: number): bigint {

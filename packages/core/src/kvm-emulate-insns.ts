@@ -9,7 +9,6 @@ import {
   kvmRcxRead,
   kvmReadEdxEax,
   kvmRegisterReadRaw,
-  kvmRegisterWriteRaw,
 } from './kvm-cache-regs.ts';
 import { kvmCompleteInsnGp, kvmHandleInvalidOp, kvmSkipEmulatedInstruction } from './kvm-emulate.ts';
 import { kvmPvSendIpi } from './lapic.ts';
@@ -74,12 +73,15 @@ function traceMsr(vcpu: Vcpu, write: boolean, ecx: number, data: bigint, err: nu
 /** KVM: kvm_emulate_rdmsr. */
 export function kvmEmulateRdmsr(vcpu: Vcpu): number {
   if (unframed(vcpu, kvmEmulateRdmsr)) return inFrame(kvmEmulateRdmsr, vcpu);
-  const ecx = Number(kvmRcxRead(vcpu) & 0xffffffffn);
+  const { regs, regs32 } = vcpu.arch;
+  const ecx = regs32[RCX * 2];
   const { err, data } = kvmGetMsr(vcpu, ecx);
   if (vcpu.kvm.tracer !== null) traceMsr(vcpu, false, ecx, data, err);
   if (err === 0) {
-    kvmRegisterWriteRaw(vcpu, RAX, data & 0xffffffffn);
-    kvmRegisterWriteRaw(vcpu, RDX, data >> 32n);
+    // EDX:EAX; as for CPUID nothing is marked dirty.
+    regs[RAX] = data;
+    regs32[RDX * 2] = regs32[RAX * 2 + 1];
+    regs32[RAX * 2 + 1] = regs32[RDX * 2 + 1] = 0;
   }
   return vcpu.kvm.calls.completeEmulatedMsr(vcpu, err);
 }
@@ -87,7 +89,7 @@ ownFrame('kvmEmulateRdmsr', kvmEmulateRdmsr);
 /** KVM: kvm_emulate_wrmsr. */
 export function kvmEmulateWrmsr(vcpu: Vcpu): number {
   if (unframed(vcpu, kvmEmulateWrmsr)) return inFrame(kvmEmulateWrmsr, vcpu);
-  const ecx = Number(kvmRcxRead(vcpu) & 0xffffffffn);
+  const ecx = vcpu.arch.regs32[RCX * 2];
   const data = kvmReadEdxEax(vcpu);
   const err = kvmSetMsr(vcpu, ecx, data);
   if (vcpu.kvm.tracer !== null) traceMsr(vcpu, true, ecx, data, err);

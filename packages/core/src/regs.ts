@@ -28,6 +28,16 @@ import { Req } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
 const { PE, MP, EM, TS, ET, NE, WP, AM, NW, CD, PG } = CR0;
+const lowOf = (value: bigint): number => Number(BigInt.asUintN(32, value)) | 0;
+/** The bits of CR0 that rules look at, as numbers for JavaScript's bit operators. */
+const Low = {
+  PE: lowOf(PE),
+  WP: lowOf(WP),
+  NW: lowOf(NW),
+  CD: lowOf(CD),
+  PG: lowOf(PG),
+  PDPTR: lowOf(CD | NW | PG),
+} as const;
 /** Every CR0 bit that exists; the others are dropped silently. */
 export const CR0_DEFINED = PE | MP | EM | TS | ET | NE | WP | AM | NW | CD | PG;
 export const CR0_PDPTR_BITS = CD | NW | PG;
@@ -46,9 +56,11 @@ export const POSSIBLE_CR0_GUEST_BITS = TS | WP;
 
 /** Rules 1-3 and the vendor's veto, without those that need the old state. KVM: kvm_is_valid_cr0. */
 export function kvmIsValidCr0(vcpu: Vcpu, cr0: bigint): boolean {
-  if (cr0 >> 32n !== 0n) return false;
-  if ((cr0 & NW) !== 0n && (cr0 & CD) === 0n) return false;
-  if ((cr0 & PG) !== 0n && (cr0 & PE) === 0n) return false;
+  const low = lowOf(cr0);
+  // All bits that exist stand in the low half: one number to test instead of a bigint for each rule.
+  if (BigInt(low >>> 0) !== cr0) return false;
+  if ((low & Low.NW) !== 0 && (low & Low.CD) === 0) return false;
+  if ((low & Low.PG) !== 0 && (low & Low.PE) === 0) return false;
   return vcpu.kvm.calls.isValidCr0(vcpu, cr0);
 }
 
@@ -57,14 +69,17 @@ const mayEnterLongMode = (vcpu: Vcpu): boolean => isPae(vcpu) && vcpu.kvm.calls.
 
 /** The rules that compare new with old. */
 function cr0TransitionAllowed(vcpu: Vcpu, old: bigint, cr0: bigint): boolean {
-  const paging = (cr0 & PG) !== 0n;
-  const lme = (vcpu.arch.efer & EFER.LME) !== 0n;
-  if (lme && !isPaging(vcpu) && paging && !mayEnterLongMode(vcpu)) return false;
-  if (!lme && paging && isPae(vcpu) && ((cr0 ^ old) & CR0_PDPTR_BITS) !== 0n && !loadPdptrs(vcpu, kvmReadCr3(vcpu))) {
-    return false;
-  }
+  const low = lowOf(cr0);
+  const changed = low ^ lowOf(old);
+  const paging = (low & Low.PG) !== 0;
+  if (paging && (changed & Low.PDPTR) !== 0 && !pagingTransitionAllowed(vcpu, (changed & Low.PG) !== 0)) return false;
   if (!paging && (is64BitMode(vcpu) || kvmIsCr4BitSet(vcpu, CR4.PCIDE))) return false;
-  return (cr0 & WP) !== 0n || !kvmIsCr4BitSet(vcpu, CR4.CET);
+  return (low & Low.WP) !== 0 || !kvmIsCr4BitSet(vcpu, CR4.CET);
+}
+/** Paging is on after the write, and PG, CD or NW change. */
+function pagingTransitionAllowed(vcpu: Vcpu, enables: boolean): boolean {
+  if ((vcpu.arch.efer & EFER.LME) !== 0n) return !enables || mayEnterLongMode(vcpu);
+  return !isPae(vcpu) || loadPdptrs(vcpu, kvmReadCr3(vcpu));
 }
 
 /**
@@ -83,16 +98,17 @@ export const kvmSetCr0 = frame('kvmSetCr0', (vcpu: Vcpu, value: bigint): number 
 
 /** What follows a CR0 change, however it came about. KVM: kvm_post_set_cr0. */
 export const kvmPostSetCr0 = frame('kvmPostSetCr0', (vcpu: Vcpu, old: bigint, cr0: bigint): void => {
-  const changed = old ^ cr0;
-  if (changed === WP) {
-    if ((cr0 & PG) === 0n) return;
+  const changed = lowOf(old) ^ lowOf(cr0);
+  const paging = (lowOf(cr0) & Low.PG) !== 0;
+  if (changed === Low.WP) {
+    if (!paging) return;
     if (vcpu.kvm.caps.tdpEnabled) {
       kvmInitMmu(vcpu);
       return;
     }
   }
-  if ((changed & PG) !== 0n && (cr0 & PG) === 0n) kvmMakeRequest(Req.TLB_FLUSH_GUEST, vcpu);
-  if ((changed & MMU_CR0_ROLE_BITS) !== 0n) kvmMmuResetContext(vcpu);
+  if ((changed & Low.PG) !== 0 && !paging) kvmMakeRequest(Req.TLB_FLUSH_GUEST, vcpu);
+  if ((changed & (Low.PG | Low.WP)) !== 0) kvmMmuResetContext(vcpu);
 });
 
 /** LMSW: replaces MP, EM, TS; sets PE but never clears it; a refusal is ignored. KVM: kvm_lmsw. */

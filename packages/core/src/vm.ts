@@ -284,6 +284,10 @@ export class Vm {
     this.#timersStale = true;
     this.#timersDue = -1;
   }
+  /** @internal Would `runTimers` have to look at tick `tick`? */
+  timersDueAt(tick: number): boolean {
+    return tick >= this.#timersDue;
+  }
   /** Fires the timers that are due. */
   runTimers(): void {
     if (this.kvm.processor.tick >= this.#timersDue) this.#fireTimers();

@@ -25,6 +25,7 @@ import { resolvedVendor } from './vendor.ts';
 export * from './debugregs.ts';
 export * from './events.ts';
 export * from './exceptions.ts';
+export * from './fastpath.ts';
 export * from './kvm-cache-regs.ts';
 export * from './kvm-emulate.ts';
 export * from './msrs.ts';

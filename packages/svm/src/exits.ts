@@ -76,7 +76,7 @@ import { setDrIntercepts } from './intercepts.ts';
 import { nestedInstruction } from './nested.ts';
 import { DR6_ACTIVE_LOW, svmSetCr0, svmSetCr4 } from './registers.ts';
 import { sevEsStringIo, sevHandleVmgexit } from './sev.ts';
-import { SEEN, sevEsGuest, svmModule, toSvm, vmloading } from './vcpu-svm.ts';
+import { SEEN, sevEsGuest, svmModule, toSvm, type VcpuSvm, vmloading } from './vcpu-svm.ts';
 
 export type ExitHandler = (vcpu: Vcpu) => ExitOutcome;
 
@@ -488,15 +488,18 @@ function failEntry(vcpu: Vcpu): ExitOutcome {
   return 0;
 }
 
+/** What the guest may write without an exit is picked up now; an encrypted guest's is out of reach. */
+export function svmReadGuestOwnedCr(vcpu: Vcpu, { vmcb, seen }: VcpuSvm): void {
+  if (!vmcb.hasIntercept(SvmExit.WRITE_CR0) && vmcb.copyOut(V.cr0, seen, SEEN.CR0)) vcpu.arch.cr0 = vmcb.get64(V.cr0);
+  if (svmModule(vcpu).params.npt && vmcb.copyOut(V.cr3, seen, SEEN.CR3)) vcpu.arch.cr3 = vmcb.get64(V.cr3);
+}
+
 /** KVM: svm_handle_exit. */
 export function svmHandleExit(vcpu: Vcpu, fastpath: FastPath): ExitOutcome {
   if (unframed(vcpu, svmHandleExit)) return inFrame(svmHandleExit, vcpu, fastpath);
-  const { vmcb, sev, seen } = toSvm(vcpu);
-  // What the guest may write without an exit is picked up now; an encrypted guest's is out of reach.
-  if (sev === null) {
-    if (!vmcb.hasIntercept(SvmExit.WRITE_CR0) && vmcb.copyOut(V.cr0, seen, SEEN.CR0)) vcpu.arch.cr0 = vmcb.get64(V.cr0);
-    if (svmModule(vcpu).params.npt && vmcb.copyOut(V.cr3, seen, SEEN.CR3)) vcpu.arch.cr3 = vmcb.get64(V.cr3);
-  }
+  const svm = toSvm(vcpu);
+  const { vmcb } = svm;
+  if (svm.sev === null) svmReadGuestOwnedCr(vcpu, svm);
   if (fastpath === Fast.EXIT_USERSPACE) return 0;
   const code = vmcb.get32(V.exitCode) | 0;
   if (code === SvmExit.INVALID) return failEntry(vcpu);

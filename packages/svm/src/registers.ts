@@ -6,7 +6,7 @@ import { type DtPtr, frame, type KvmSegment, kvmPdptrWrite, kvmReadCr3, type Reg
 import { CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '@tskvm/emulator';
 import { Clean, IntState, SvmExit, segmentOffset, V } from './hardware/index.ts';
 import { recalcIntercepts, setDrIntercepts } from './intercepts.ts';
-import { sevEsGuest, svmModule, toSvm, vmloading, vmsaved } from './vcpu-svm.ts';
+import { sevEsGuest, svmModule, toSvm, type VcpuSvm, vmloading, vmsaved } from './vcpu-svm.ts';
 
 /** The host's CR4.MCE; the only bit of the host that a guest's hardware CR4 takes over. */
 const HOST_CR4_MCE = CR4.MCE;
@@ -182,10 +182,20 @@ export const svmSetGdt = (vcpu: Vcpu, dt: DtPtr): void => writeTable(vcpu, V.gdt
 
 // Flags
 
+function readRflags({ vmcb, rflags }: VcpuSvm): bigint {
+  const low = vmcb.get32(V.rflags);
+  if (low === rflags.low && vmcb.get32(V.rflags + 4) === 0) return rflags.value;
+  const value = vmcb.get64(V.rflags);
+  if (value >> 32n === 0n) {
+    rflags.low = low;
+    rflags.value = value;
+  }
+  return value;
+}
 /** Without the TF and RF that stepping over an IRET added. KVM: svm_get_rflags. */
 export function svmGetRflags(vcpu: Vcpu): bigint {
   const svm = toSvm(vcpu);
-  const rflags = svm.vmcb.get64(V.rflags);
+  const rflags = readRflags(svm);
   if (!svm.nmiSinglestep) return rflags;
   const ours = BigInt(Flag.TF | Flag.RF);
   return (rflags & ~ours) | (rflags & svm.nmiSinglestepRflags & ours);

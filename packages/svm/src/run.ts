@@ -5,6 +5,9 @@ import {
   type ExitInfo,
   FastPath,
   inFrame,
+  kvmEmulateCpuid,
+  kvmEmulateRdmsr,
+  kvmMayUseFastpath,
   kvmSetCr8,
   ownFrame,
   RegBit,
@@ -16,6 +19,7 @@ import {
 import { RAX, RSP, S } from '@tskvm/emulator';
 import { svmCompleteInterrupts } from './events.ts';
 import { svmExitName } from './exit-names.ts';
+import { svmHandleExit, svmReadGuestOwnedCr } from './exits.ts';
 import { EventInfo, IntCtl, SvmExit, TlbCtl, V } from './hardware/index.ts';
 import { assignAsid } from './mmu.ts';
 import { DR6_ACTIVE_LOW, svmSetDr6 } from './registers.ts';
@@ -24,12 +28,26 @@ import { SEEN, svmModule, toSvm, type VcpuSvm } from './vcpu-svm.ts';
 
 /** Guest-only host state: TSC_AUX, XCR0 and DR0-3 are not VMRUN's. KVM: svm_prepare_switch_to_guest. */
 export function svmPrepareSwitchToGuest(vcpu: Vcpu): void {
-  const { state } = vcpu.kvm.processor;
-  if (toSvm(vcpu).sev !== null) {
+  const svm = toSvm(vcpu);
+  if (svm.sev !== null) {
     sevEsUnmapGhcb(vcpu);
     return;
   }
-  state.set64(S.tscAux, vcpu.arch.tscAux);
+  loadTscAux(vcpu, svm);
+}
+/** Compared in words, so that nothing is allocated while it stays the same. */
+function loadTscAux(vcpu: Vcpu, { tscAux }: VcpuSvm): void {
+  const { state } = vcpu.kvm.processor;
+  const { view, base } = state;
+  const value = vcpu.arch.tscAux;
+  if (value !== tscAux.value) {
+    tscAux.value = value;
+    tscAux.low = Number(value & 0xffff_ffffn);
+    tscAux.high = Number((value >> 32n) & 0xffff_ffffn);
+  }
+  const at = base + S.tscAux;
+  if (view.getUint32(at, true) === tscAux.low && view.getUint32(at + 4, true) === tscAux.high) return;
+  state.set64(S.tscAux, value);
 }
 
 /** CR8 as KVM has it. */
@@ -115,9 +133,19 @@ export function svmVcpuRun(vcpu: Vcpu, runFlags: number): FastPath {
   vcpu.arch.regsAvail.deleteBit(RegBit.pdptr);
   traceExit(vcpu);
   svmCompleteInterrupts(vcpu);
-  return FastPath.NONE;
+  return svmExitHandlersFastpath(vcpu, svm);
 }
 ownFrame('svmVcpuRun', svmVcpuRun);
+/** KVM: svm_exit_handlers_fastpath. */
+function svmExitHandlersFastpath(vcpu: Vcpu, svm: VcpuSvm): FastPath {
+  const code = svm.vmcb.get32(V.exitCode);
+  if ((code !== SvmExit.CPUID && code !== SvmExit.MSR) || svm.sev !== null) return FastPath.NONE;
+  if (code === SvmExit.MSR && !svm.vmcb.isZero64(V.exitInfo1)) return FastPath.NONE;
+  if (!kvmMayUseFastpath(vcpu, svmHandleExit)) return FastPath.NONE;
+  svmReadGuestOwnedCr(vcpu, svm);
+  const outcome = code === SvmExit.CPUID ? kvmEmulateCpuid(vcpu) : kvmEmulateRdmsr(vcpu);
+  return outcome > 0 ? FastPath.REENTER_GUEST : FastPath.EXIT_USERSPACE;
+}
 const DR6_INACTIVE = Number(DR6_ACTIVE_LOW);
 /** All groups but the two that KVM always treats as dirty: int_ctl (3) and CR2 (9). */
 const ALWAYS_CLEAN = 0xffff_ffff & ~((1 << 3) | (1 << 9));

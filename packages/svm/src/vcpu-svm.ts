@@ -51,6 +51,10 @@ export interface VcpuSvm {
   readonly regWords: Int32Array;
   /** CR0, CR2 and CR3 of the VMCB at the last entry, two words each: what the guest has not changed costs no bigint. */
   readonly seen: Int32Array;
+  /** RFLAGS as `svmGetRflags` last gave them, by their low half: what is asked at every exit is made once. */
+  readonly rflags: { low: number; value: bigint };
+  /** TSC_AUX as it was last put into the processor, with its halves. KVM: user-return MSRs are written when they differ. */
+  readonly tscAux: { value: bigint; low: number; high: number };
   /** FS, GS, LDTR, TR and the system-call MSRs are the processor's since the last run: VMSAVE before reading them. */
   vmsaveDue: boolean;
   /** They were written in the VMCB, or another vCPU ran: VMLOAD before the next run. */

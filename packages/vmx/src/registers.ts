@@ -202,9 +202,22 @@ export function vmxEptLoadPdptrs(vcpu: Vcpu): void {
   for (let i = 0; i < 4; i++) v.write64(F.GUEST_PDPTR0 + 2 * i, vcpu.arch.pdptrs[i]);
 }
 
+/** What is asked at every exit is made once. */
+function readRflags(vcpu: Vcpu): bigint {
+  const v = vmcsOf(vcpu);
+  const { rflags } = toVmx(vcpu);
+  const low = v.readLow(F.GUEST_RFLAGS);
+  if (low === rflags.low && v.readHigh(F.GUEST_RFLAGS) === 0) return rflags.value;
+  const value = v.read64(F.GUEST_RFLAGS);
+  if (value >> 32n === 0n) {
+    rflags.low = low;
+    rflags.value = value;
+  }
+  return value;
+}
 /** RFLAGS as the guest sees it. KVM: vmx_get_rflags. */
 export function vmxGetRflags(vcpu: Vcpu): bigint {
-  const rflags = vmcsOf(vcpu).read64(F.GUEST_RFLAGS);
+  const rflags = readRflags(vcpu);
   const { rmode } = toVmx(vcpu);
   if (!rmode.vm86Active) return rflags;
   return (rflags & ~RMODE_HOST_RFLAGS) | (rmode.saveRflags & RMODE_HOST_RFLAGS);

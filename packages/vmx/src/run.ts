@@ -9,7 +9,10 @@ import {
   FastPath,
   inFrame,
   is64BitMode,
+  kvmEmulateCpuid,
   kvmEmulateInstruction,
+  kvmEmulateRdmsr,
+  kvmMayUseFastpath,
   kvmRipRead,
   kvmRipWrite,
   ownFrame,
@@ -22,6 +25,7 @@ import {
 } from '@tskvm/core';
 import { type ProcessorState, RSP, S } from '@tskvm/emulator';
 import { vmxCompleteInterrupts, vmxGetInterruptShadow, vmxSetInterruptShadow } from './events.ts';
+import { vmxHandleExit } from './exits.ts';
 import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, PendingDebug, Reason } from './hardware/bits.ts';
 import { F, Word } from './hardware/vmcs.ts';
 import { vmxLoadGuestMsrs } from './msrs.ts';
@@ -165,7 +169,14 @@ function afterExit(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
   }
   vmx.launched = true;
   vmxCompleteInterrupts(vcpu);
-  return FastPath.NONE;
+  return vmxExitHandlersFastpath(vcpu, vmx);
+}
+/** KVM: vmx_exit_handlers_fastpath. */
+function vmxExitHandlersFastpath(vcpu: Vcpu, { exitReason }: VcpuVmx): FastPath {
+  if (exitReason !== Reason.CPUID && exitReason !== Reason.MSR_READ) return FastPath.NONE;
+  if (!kvmMayUseFastpath(vcpu, vmxHandleExit)) return FastPath.NONE;
+  const outcome = exitReason === Reason.CPUID ? kvmEmulateCpuid(vcpu) : kvmEmulateRdmsr(vcpu);
+  return outcome > 0 ? FastPath.REENTER_GUEST : FastPath.EXIT_USERSPACE;
 }
 
 function traceExit(vcpu: Vcpu): void {

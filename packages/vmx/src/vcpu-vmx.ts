@@ -93,6 +93,8 @@ export class VcpuVmx {
   failures: readonly FailedCheck[] = [];
   /** CR2 as last handed to or taken from the processor, with its halves. */
   readonly cr2 = { value: 0n, low: 0, high: 0 };
+  /** RFLAGS as last read, by their low half. */
+  readonly rflags = { low: 0, value: 0n };
   /** `arch.regs` as words, for the copies around an entry. */
   readonly regs32: Int32Array;
   readonly silicon: VmxSilicon;

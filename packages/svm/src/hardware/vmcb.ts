@@ -241,6 +241,7 @@ export class Vmcb {
   }
   /** Sets or clears an intercept by its bit number (word * 32 + bit). */
   setIntercept(bit: number, on: boolean): void {
+    if (this.hasIntercept(bit) === on) return;
     const offset = (bit >>> 5) * 4;
     if (on) this.or32(offset, 1 << (bit & 31));
     else this.andNot32(offset, 1 << (bit & 31));

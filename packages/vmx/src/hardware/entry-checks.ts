@@ -439,7 +439,7 @@ const REGISTER_ROWS: CheckRow[] = [
 
 // Segments: 26.3.1.2.
 
-const SEGMENTS = Dirty.guestSegments | Dirty.guestRegisters | Dirty.guestRflags | Dirty.controls;
+const SEGMENTS = Dirty.guestSegments | Dirty.guestRegisters | Dirty.controls;
 const NAMES = ['ES', 'CS', 'SS', 'DS', 'FS', 'GS', 'LDTR', 'TR'] as const;
 type SegmentName = (typeof NAMES)[number];
 const CS = 1;

@@ -230,14 +230,15 @@ export const Dirty = {
   guestNonRegister: 32,
   /** Masks and shadows: nothing to check, but the running guest's copies are stale. */
   masks: 64,
+  /** RFLAGS; a change of VM is one of the segments, too. */
   guestRflags: 128,
   /** CR0 in bits that only its own rule reads; a change of PE or PG is one of the registers and segments. */
   guestCr0: 256,
   all: 511,
 } as const;
 
-/** CR0 bits that rules about other registers look at. */
 const CR0_PE_PG = 0x80000001 | 0;
+const RFLAGS_VM = 1 << 17;
 
 /** Offsets inside the region. */
 const REVISION = 0x000;
@@ -492,7 +493,7 @@ export class Vmcs {
     const before = this.u32[at * 2];
     this.u64[at] = from[index];
     this.dirty |= GROUP[key(encoding)];
-    if (encoding === F.GUEST_CR0) this.#markCr0(before ^ this.u32[at * 2]);
+    this.#markOthers(encoding, before ^ this.u32[at * 2]);
   }
   /** The low 32 bits of a wide field, without a bigint. */
   readLow(encoding: number): number {
@@ -521,15 +522,18 @@ export class Vmcs {
     const before = this.u32[at * 2];
     this.u64[at] = value;
     this.dirty |= GROUP[key(encoding)];
-    if (encoding === F.GUEST_CR0) this.#markCr0(before ^ this.u32[at * 2]);
+    this.#markOthers(encoding, before ^ this.u32[at * 2]);
   }
-  #markCr0(changed: number): void {
-    if ((changed & CR0_PE_PG) !== 0) this.dirty |= Dirty.guestRegisters | Dirty.guestSegments;
+  /** PE, PG and VM are what rules about other registers and about segments look at. */
+  #markOthers(encoding: number, changed: number): void {
+    if (encoding === F.GUEST_CR0) {
+      if ((changed & CR0_PE_PG) !== 0) this.dirty |= Dirty.guestRegisters | Dirty.guestSegments;
+    } else if (encoding === F.GUEST_RFLAGS && (changed & RFLAGS_VM) !== 0) this.dirty |= Dirty.guestSegments;
   }
   /** A field below 2^53 without a bigint. */
   writeNumber(encoding: number, value: number): void {
     const at = this.#at(encoding) >>> 2;
-    if (encoding === F.GUEST_CR0) this.#markCr0(this.u32[at] ^ value);
+    this.#markOthers(encoding, this.u32[at] ^ value);
     this.u32[at] = value;
     this.u32[at + 1] = value / 2 ** 32;
     this.dirty |= GROUP[key(encoding)];

@@ -1,0 +1,33 @@
+/**
+ * May an exit be handled right behind the entry, without the run loop around it? KVM: exit fastpaths (svm_exit_handlers_fastpath,
+ * vmx_exit_handlers_fastpath and EXIT_FASTPATH_REENTER_GUEST in vcpu_enter_guest); KVM has them for a few MSR writes, HLT and the
+ * preemption timer.
+ *
+ * Here CPUID and RDMSR take it: they change nothing that the way back into the guest looks at. The run loop then would find nothing to do,
+ * which is what this asks; while anything listens to the trace, every exit takes the full way.
+ */
+import { isGuestMode } from './kvm-cache-regs.ts';
+import type { Vcpu } from './vcpu.ts';
+
+/**
+ * @param handleExit the vendor's own op: if a wrapper stands in its place, it gets every exit to see
+ * @returns true if the run loop and the next entry have nothing to do but to go on
+ */
+export function kvmMayUseFastpath(vcpu: Vcpu, handleExit: unknown): boolean {
+  const { kvm, arch, vm } = vcpu;
+  // The instruction is going to retire.
+  const tick = kvm.processor.tick + 1;
+  return (
+    vcpu.requests.isEmpty &&
+    kvm.tracer === null &&
+    tick < vcpu.runDeadline &&
+    !vm.timersDueAt(tick) &&
+    !arch.exception.pending &&
+    !arch.reqImmediateExit &&
+    arch.switchDbRegs === 0 &&
+    vcpu.guestDebug === 0 &&
+    !vcpu.runIo.requestInterruptWindow &&
+    !isGuestMode(vcpu) &&
+    kvm.calls.handleExit === handleExit
+  );
+}
