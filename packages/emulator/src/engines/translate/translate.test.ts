@@ -166,13 +166,20 @@ describe('hostile code', () => {
     compare(bytes, 'prot32');
   });
 
+  // 100 loops in a row, three times
+  const one = [0xb9, ...le32(150), 0x01, 0xc8, 0x49, 0x75, 0xfb];
+  const loops = Array.from({ length: 100 }, () => one).flat();
+  const many = [0xbb, ...le32(3), ...loops, 0x4b, 0x0f, 0x85, ...le32(-(loops.length + 7)), 0xf4];
+
   it('more loops than are kept: the oldest go', () => {
-    // 200 loops in a row, three times
-    const one = [0xb9, ...le32(150), 0x01, 0xc8, 0x49, 0x75, 0xfb];
-    const all = Array.from({ length: 200 }, () => one).flat();
-    const code = [0xbb, ...le32(3), ...all, 0x4b, 0x0f, 0x85, ...le32(-(all.length + 7)), 0xf4];
-    const engine = compare(code, 'prot32', 1_000_000, { maxBytes: 8192 });
+    const engine = compare(many, 'prot32', 1_000_000, { maxBytes: 8192 });
     expect(engine.statistics.evicted).toBeGreaterThan(10);
     expect(engine.statistics.bytes).toBeLessThanOrEqual(8192);
+  });
+
+  it('more entries than the table has: all start anew', () => {
+    const engine = compare(many, 'prot32', 1_000_000, { maxEntries: 30 });
+    expect(engine.statistics.evicted).toBeGreaterThan(9);
+    expect(engine.statistics.live).toBeLessThanOrEqual(30);
   });
 });

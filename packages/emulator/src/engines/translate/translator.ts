@@ -22,8 +22,10 @@ export interface TranslateOptions {
   hot: number;
   /** Bytes of translated code that are kept at most; the oldest go first. Default 8 MiB. */
   maxBytes: number;
+  /** Entries of regions that are given out before all start anew. Default: as many as the table has. */
+  maxEntries: number;
 }
-const DEFAULTS: TranslateOptions = { sample: 16_000, hot: 16, maxBytes: 8 * 2 ** 20 };
+const DEFAULTS: TranslateOptions = { sample: 16_000, hot: 16, maxBytes: 8 * 2 ** 20, maxEntries: REGION_ENTRIES };
 
 /** V8 does not replace a running function: calls must end from time to time. */
 const LONG_SLICE = 1_000_000;
@@ -34,6 +36,8 @@ const MAX_SAMPLES = 4096;
 /** A page whose code changes again and again needs this many times more samples each time, up to a limit. */
 const BACK_OFF = 4;
 const MAX_CHURN = 6;
+/** Translations that are kept at most: each is a module, which takes some 25 KB of V8's memory besides its code. */
+const MAX_LIVE = 2000;
 const MAX_NEEDED = 1024;
 
 /** A translated region in its table slots. */
@@ -87,6 +91,8 @@ export class Translator implements HotCode {
   readonly #byPage = new Map<number, Set<Translation>>();
   readonly #originals = new Map<number, Original>();
   #nextSlot = 0;
+  /** Some record may still name a slot that is empty now. */
+  #leftBehind = false;
 
   constructor(parts: EngineParts, options: Partial<TranslateOptions> = {}) {
     this.#options = { ...DEFAULTS, ...options };
@@ -145,9 +151,10 @@ export class Translator implements HotCode {
       (here === page || here === undefined ? null : region(here, rip)) ??
       region(page, view.getUint16(first + R.offset, true)) ??
       (sampled < PAGE ? region(page, sampled) : null);
-    if (found === null || this.#nextSlot + found.entries.length > REGION_ENTRIES) return;
+    if (found === null) return;
     if (found.entries.every((at) => this.#originals.has(found.blockAt.get(at)!.instructions[0].record))) return;
     if (this.#isTooSoon(found, page, first)) return;
+    if (this.#nextSlot + found.entries.length > this.#options.maxEntries && !this.#restart()) return;
     this.#compile(found, page.key);
   }
   /** A large region has to be worth its translation: it takes more samples than a small one. */
@@ -256,7 +263,7 @@ export class Translator implements HotCode {
 
   #evict(): void {
     for (const translation of this.#translations) {
-      if (this.statistics.bytes <= this.#options.maxBytes) return;
+      if (this.statistics.bytes <= this.#options.maxBytes && this.statistics.live <= MAX_LIVE) return;
       this.#remove(translation);
       this.statistics.evicted++;
     }
@@ -272,6 +279,8 @@ export class Translator implements HotCode {
       if (original?.translation !== translation) return;
       this.#originals.delete(record);
       if (view.getUint16(record + R.plain, true) === Special.stale) return;
+      // The host holds the record back at this moment and will put the region's handler back: its slot has to stay empty.
+      if (view.getUint16(record + R.handler, true) === Special.stale) this.#leftBehind = true;
       view.setUint16(record + R.handler, original.handler, true);
       view.setUint16(record + R.plain, original.plain, true);
     });
@@ -282,6 +291,17 @@ export class Translator implements HotCode {
     }
     this.statistics.live--;
     this.statistics.bytes -= translation.bytes;
+  }
+
+  /** All slots were used once: every translation goes, and slots are given out from the first one again. */
+  #restart(): boolean {
+    for (const translation of this.#translations) {
+      this.#remove(translation);
+      this.statistics.evicted++;
+    }
+    if (this.#leftBehind) return false;
+    this.#nextSlot = 0;
+    return true;
   }
 
   dropped(hostPage: number): void {
@@ -307,6 +327,7 @@ export class Translator implements HotCode {
     this.#needed.clear();
     this.#churn.clear();
     this.#nextSlot = 0;
+    this.#leftBehind = false;
     this.statistics.live = 0;
     this.statistics.bytes = 0;
     this.#slice = this.#options.sample;
