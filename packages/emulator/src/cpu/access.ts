@@ -366,6 +366,15 @@ export class MemoryAccess implements WalkMemory {
     return this.load(first, room) | (this.load(second, size - room) << BigInt(room * 8));
   }
 
+  /** Would a read go to something else than RAM? Faults as the read would. */
+  reachesBus(low: number, high: number, size: number, kind: number): boolean {
+    const first = this.translate(low, high, kind);
+    const room = PAGE - (low & 0xfff);
+    if (size <= room) return !this.#memory.contains(first, size);
+    const second = this.translate(...this.#nextPage(low, high), kind);
+    return !this.#memory.contains(first, room) || !this.#memory.contains(second, size - room);
+  }
+
   /** Start of the page behind; wraps at 4 GiB outside long mode. */
   #nextPage(low: number, high: number): [number, number] {
     const next = ((low & 0xfffff000) + 0x1000) | 0;

@@ -228,7 +228,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     const recorded = this.#recorded;
     this.#recorded = null;
     if (recorded === 'exit') return 'guest-exit';
-    return recorded === null ? this.step() : this.#raised(recorded, false);
+    if (recorded !== null) return this.#raised(recorded, false);
+    return this.engine!.retired !== 0 && this.#isEventPending() ? undefined : this.step();
   }
 
   #mustStep(): boolean {
@@ -464,6 +465,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   }
   #slowLoad(low: number, high: number, size: number, kind: number): number {
     return this.#guarded(() => {
+      // Evaluate reads devices: an engine may hand an instruction back behind its load, and a device must not be read twice.
+      if (this.bus !== null && this.access.reachesBus(low, high, size, kind)) return 1;
       this.state.block.setBigUint64(S.scratch, this.access.read(low, high, size, kind), true);
       return 0;
     });
