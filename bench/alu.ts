@@ -30,6 +30,7 @@ async function tskvm(rom: Uint8Array, vendor: string): Promise<number> {
     backend: vendor === 'vmx' ? vmx() : svm(),
     image: firmware(rom, 'alu'),
     memory: 16 * 2 ** 20,
+    engine: 'interpret',
     onDebug: (byte) => {
       if (byte === 0x53) started = performance.now();
       else ended = performance.now();

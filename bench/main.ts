@@ -1,6 +1,6 @@
 /**
  * The benchmarks of docs/performance.md: medians, peers in the same run and in turn, as ratios.
- * `pnpm bench` runs all; `pnpm bench NAME…` some (alu, exits, boot, tour); `--json` for tools.
+ * `pnpm bench` runs all; `pnpm bench NAME…` some (alu, kernels, exits, boot, tour); `--json` for tools.
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync } from 'node:fs';
@@ -174,7 +174,36 @@ async function tourRows(): Promise<Row[]> {
   return [{ what: 'the three tours, traced', value: `${seconds.toFixed(1)} s`, target: '<= 10 s', met: seconds <= 10 }];
 }
 
-const GROUPS = { alu: aluRows, exits: exitRows, tour: tourRows, boot: bootRows } as const;
+/** One process of bench/kernels.ts: milliseconds of processor time. */
+function kernel(name: string, engine: string, width: string): number {
+  const args = ['--conditions=@tskvm/source', '--import', 'tsx', join(root, 'bench/kernels.ts'), name, engine, width];
+  const result = spawnSync('node', args, { cwd: root, encoding: 'utf8' });
+  if (result.status !== 0) throw new Error(`bench/kernels.ts ${name} ${engine} ${width}: ${result.stderr}`);
+  return Number(result.stdout);
+}
+
+async function kernelRows(): Promise<Row[]> {
+  const rows: Row[] = [];
+  for (const name of ['ALU', 'MEMORY', 'FIB', 'SIEVE', 'MIX']) {
+    for (const width of ['32', '64']) {
+      const engines = width === '32' ? ['translate', 'v86', 'tcg'] : ['translate', 'tcg'];
+      const ms = await inTurn(engines.map((engine) => ({ name: engine, run: () => kernel(name, engine, width) })));
+      for (const peer of engines.slice(1)) {
+        const ratio = ms.get(peer)! / ms.get('translate')!;
+        const target = peer === 'v86' ? 2 : 1;
+        rows.push({
+          what: `translate, ${name}, ${width}-bit, against ${peer}`,
+          value: `${ratio.toFixed(2)}x`,
+          target: `>= ${target}x`,
+          met: ratio >= target,
+        });
+      }
+    }
+  }
+  return rows;
+}
+
+const GROUPS = { alu: aluRows, kernels: kernelRows, exits: exitRows, tour: tourRows, boot: bootRows } as const;
 const names = process.argv.slice(2).filter((a) => !a.startsWith('--'));
 const rows: Row[] = [];
 for (const [name, run] of Object.entries(GROUPS)) {
