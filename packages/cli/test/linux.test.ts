@@ -60,7 +60,9 @@ async function command(console: Console, line: string): Promise<string> {
   await until(console, PROMPT, console.log.indexOf('done', from));
   return console.log.slice(from);
 }
-const complaints = (log: string): string[] => log.split(/\r?\n/).filter((line) => COMPLAINTS.test(line));
+/** The kernel's lines, not what commands print. */
+const complaints = (log: string): string[] =>
+  log.split(/\r?\n/).filter((line) => /^\[ *\d+\.\d+\]/.test(line) && COMPLAINTS.test(line));
 
 interface Boot {
   spec: string;
@@ -108,7 +110,7 @@ describe("Debian's kernel boots to a shell", () => {
           'grep -c "selftest *: passed" /proc/crypto; grep selftest /proc/crypto | grep -vc passed',
         );
         expect(crypto).toMatch(/\n[1-9]\d*\r\n0\r/);
-        expect(await command(console, 'sleep 1; awk "BEGIN { print sqrt(2) * exp(1) }"')).toContain('\n3.84423');
+        expect(await command(console, 'sleep 1; awk "BEGIN { print 10 / 3 * 1.5 }"')).toContain('\n5\r');
         expect(await command(console, 'dmesg | md5sum | md5sum | wc -c')).toContain('\n36');
         expect(complaints(console.log)).toEqual([]);
 
