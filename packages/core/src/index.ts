@@ -16,6 +16,7 @@ export * from './ops-table.ts';
 export { RegBit, type RegName, RegSet } from './reg-set.ts';
 export { fromSegment, toSegment } from './segments.ts';
 export * as shape from './shape.ts';
+export { brokenRules, shutdownPlace } from './shutdown-place.ts';
 export * from './smm.ts';
 export type { VcpuSave, VmSave } from './snapshot.ts';
 export { kvmOpsUpdate } from './static-calls.ts';

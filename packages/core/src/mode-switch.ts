@@ -52,10 +52,8 @@ const EVENT_CAUSES: readonly (readonly [string, string])[] = [
 /** Longest instruction. */
 const MAX_INSTRUCTION = 15;
 
-/** Remembers the instruction that exited, for the switch that it may lead to. Only while somebody traces; without effect on the guest. */
-export function noteInstruction(vcpu: Vcpu, tracer: Tracer): void {
-  tracer.instruction = null;
-  if (vcpu.arch.guestStateProtected || vcpu.arch.emulationRequired) return;
+/** The bytes at CS:RIP, as many as can be read without a fault (up to 15), and their linear address. Without effect on the guest. */
+export function peekInstruction(vcpu: Vcpu): { rip: bigint; bytes: Uint8Array } {
   const rip = vcpu.kvm.calls.getSegmentBase(vcpu, Seg.CS) + kvmRipRead(vcpu);
   // One translation a page: this runs at every exit while somebody traces.
   const bytes = new Uint8Array(MAX_INSTRUCTION);
@@ -68,7 +66,14 @@ export function noteInstruction(vcpu: Vcpu, tracer: Tracer): void {
     bytes.set(vcpu.vm.readGuest(gpa, piece), length);
     length += piece;
   }
-  tracer.instruction = { rip, bytes: bytes.subarray(0, length) };
+  return { rip, bytes: bytes.subarray(0, length) };
+}
+
+/** Remembers the instruction that exited, for the switch that it may lead to. Only while somebody traces; without effect on the guest. */
+export function noteInstruction(vcpu: Vcpu, tracer: Tracer): void {
+  tracer.instruction = null;
+  if (vcpu.arch.guestStateProtected || vcpu.arch.emulationRequired) return;
+  tracer.instruction = peekInstruction(vcpu);
 }
 
 function releaseHeld(tracer: Tracer): void {

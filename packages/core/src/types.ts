@@ -164,6 +164,17 @@ export const MpState = {
 } as const;
 export type MpState = (typeof MpState)[keyof typeof MpState];
 
+/** Where and why a guest shut down (shutdown-place.ts). */
+export interface ShutdownPlace {
+  cs: number;
+  rip: bigint;
+  cr0: bigint;
+  /** The exception whose delivery failed, if the processor delivered it. */
+  exception?: { vector: number; errorCode: number | undefined };
+  /** The rules that refused the write at RIP, if its #GP is what could not be delivered. */
+  failures: FailedCheck[];
+}
+
 /** Why KVM_RUN came back: KVM's exit reasons in lower case with KVM's fields. `data` views live until the next `run()`. */
 export type KvmExit =
   | { reason: 'unknown'; hardwareExitReason: number }
@@ -182,7 +193,7 @@ export type KvmExit =
   /** In-kernel irqchip: every vCPU is halted; nothing happens before `idleUntil` (ticks; Infinity: only an outside event can wake it). */
   | { reason: 'idle'; idleUntil: number }
   /** `at`: where the guest stood, if the vendor has reset the vCPU since (SVM). Not in KVM's struct. */
-  | { reason: 'shutdown'; at?: { cs: number; rip: bigint; cr0: bigint } }
+  | { reason: 'shutdown'; at?: ShutdownPlace }
   | { reason: 'fail_entry'; hardwareEntryFailureReason: bigint; cpu: number; failures: FailedCheck[] }
   | { reason: 'internal_error'; suberror: number; data: bigint[]; insnBytes?: Uint8Array; detail?: string }
   | { reason: 'irq_window_open' }

@@ -124,6 +124,8 @@ export interface ProcessorApi {
   pendingDebug: bigint;
   /** The event whose delivery an exit interrupted. */
   eventInDelivery: PendingEvent | undefined;
+  /** The event whose delivery ended in the last shutdown, and when: tells, changes nothing. */
+  shutdownCause?: { event: PendingEvent; tick: number } | undefined;
 
   /** Executes until something stops it. Never throws for anything that a guest does. */
   run(): RunStop;

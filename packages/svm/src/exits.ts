@@ -64,12 +64,13 @@ import {
   lapicInKernel,
   ownFrame,
   Req,
+  shutdownPlace,
   trace,
   traceTrappedSwitch,
   unframed,
   type Vcpu,
 } from '@tskvm/core';
-import { EFER, Seg, Vector } from '@tskvm/emulator';
+import { EFER, Vector } from '@tskvm/emulator';
 import { disableNmiSinglestep, svmClearVintr } from './events.ts';
 import { EventInfo, MSR_EFER, SvmExit, V } from './hardware/index.ts';
 import { setDrIntercepts } from './intercepts.ts';
@@ -236,7 +237,9 @@ function faultBytes(vcpu: Vcpu): Uint8Array | null {
   const { vmcb } = toSvm(vcpu);
   const length = vmcb.get8(V.insnLen);
   if (!decodeAssists(vcpu) || length === 0) return null;
-  return Uint8Array.from({ length }, (_, n) => vmcb.get8(V.insnBytes + n));
+  const bytes = new Uint8Array(length);
+  for (let n = 0; n < length; n += 1) bytes[n] = vmcb.get8(V.insnBytes + n);
+  return bytes;
 }
 /** A fault of nested tables. KVM: npf_interception. */
 const pageFault = (vcpu: Vcpu): ExitOutcome => {
@@ -261,8 +264,7 @@ const npfInterception = frame('npfInterception', (vcpu: Vcpu): ExitOutcome => {
 const shutdownInterception = frame('shutdownInterception', (vcpu: Vcpu): ExitOutcome => {
   vcpu.exit = { reason: 'shutdown' };
   if (!sevEsGuest(vcpu)) {
-    const cs = vcpu.kvm.calls.getSegment(vcpu, Seg.CS).selector;
-    vcpu.exit = { reason: 'shutdown', at: { cs, rip: kvmRipRead(vcpu), cr0: kvmReadCr0(vcpu) } };
+    vcpu.exit = { reason: 'shutdown', at: shutdownPlace(vcpu) };
     vmloading(vcpu).clear();
     if (!isSmm(vcpu)) kvmVcpuReset(vcpu, true);
   }

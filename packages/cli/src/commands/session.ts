@@ -106,7 +106,7 @@ export function describeStop(stop: MachineStop): string {
     case 'debug-exit':
       return `the guest ended the run with status ${stop.status}`;
     case 'shutdown':
-      return `triple fault (shutdown) at ${stop.detail}: the guest met an exception that its interrupt table can't deliver`;
+      return `triple fault (shutdown) at ${stop.detail}: ${stop.cause}`;
     case 'budget':
       return 'all instructions of --max-instructions are used up';
     case 'idle':

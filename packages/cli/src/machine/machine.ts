@@ -12,6 +12,7 @@ import { UsageError } from './errors.ts';
 import type { LoadPlan } from './loaders/image.ts';
 import { addPcDevices, type PcDevices } from './pc.ts';
 import { applyFirmwareMsrs, applyPowerOnMsrs } from './power-on-msrs.ts';
+import { shutdownCause } from './shutdown.ts';
 import { applyStart } from './start-state.ts';
 
 const MIB = 2 ** 20;
@@ -58,7 +59,11 @@ export type MachineStop =
   /** The guest wrote the debug-exit port. */
   | { reason: 'debug-exit'; status: number }
   /** Triple fault or shutdown. */
-  | { reason: 'shutdown'; detail: string }
+  | {
+      reason: 'shutdown';
+      detail: string /** The exception, and the rule behind it if one refused a write. */;
+      cause: string;
+    }
   /** `maxInstructions` were executed. */
   | { reason: 'budget' }
   /** Every processor is halted and nothing will wake it but input from outside. */
@@ -274,7 +279,7 @@ export class Machine {
       case 'idle':
         return this.#idle(exit.reason === 'idle' ? exit.idleUntil : Number.POSITIVE_INFINITY, end);
       case 'shutdown':
-        return { reason: 'shutdown', detail: describePlace(vcpu, exit.at) };
+        return { reason: 'shutdown', detail: describePlace(vcpu, exit.at), cause: shutdownCause(vcpu, exit.at) };
       case 'system_event':
         // KVM_SYSTEM_EVENT_SEV_TERM: the GHCB MSR, reason set in bits 15:12 and reason in 23:16.
         return { reason: 'guest-terminated', code: Number(((exit.data[0] ?? 0n) >> 12n) & 0xfffn) };

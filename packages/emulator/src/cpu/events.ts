@@ -127,7 +127,10 @@ export class EventUnit {
       if (fault === 'exit') return false;
       if (fault === undefined) break;
       const next = this.#resolve(fault.vector, fault.errorCode, fault.payload, event);
-      if (next === undefined) return false;
+      if (next === undefined) {
+        if (cpu.state.activity === 2) cpu.shutdownCause = { event: first, tick: cpu.tick };
+        return false;
+      }
       event = next;
     }
     this.#count();

@@ -75,6 +75,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   smiPending = false;
   initPending = false;
   eventInDelivery: PendingEvent | undefined = undefined;
+  shutdownCause: ProcessorApi['shutdownCause'] = undefined;
   /** Added to the TSC by WRMSR. */
   tscAdjust = 0n;
   /** The SMI came while NMIs were blocked: they stay so after RSM. */
