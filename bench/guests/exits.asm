@@ -31,9 +31,11 @@
 %if WHAT = 5
         mov     word [8 * 4], irq0
         mov     word [8 * 4 + 2], 0
-        mov     al, 0x13                ; single PIC, ICW4
+        mov     al, 0x11                ; ICW1: cascade (KVM's PIC knows no single mode), ICW4 follows
         out     0x20, al
         mov     al, 8
+        out     0x21, al
+        mov     al, 4                   ; ICW3
         out     0x21, al
         mov     al, 1                   ; 8086
         out     0x21, al

@@ -101,8 +101,9 @@ export class EmulateMemory {
   fetch(linear: bigint, into: Uint8Array, length: number): number {
     const gpa = this.#translate(linear, Pferr.fetch | cplAccess(this.vcpu));
     if (!this.#isRam(gpa)) throw UNHANDLEABLE;
+    const { vm, kvm } = this.vcpu;
     const count = Math.min(length, PAGE - (gpa % PAGE));
-    into.set(this.vcpu.vm.readGuest(gpa, count, isSmm(this.vcpu)));
+    into.set(kvm.memory.readBytes(vm.gpaToHpa(gpa, isSmm(this.vcpu)), count));
     return count;
   }
 
@@ -151,17 +152,26 @@ export class EmulateMemory {
       this.completed = null;
       return done.value;
     }
-    const pieces = this.#pieces(linear, size, cplAccess(this.vcpu) | (forWrite ? Pferr.write : 0));
+    const access = cplAccess(this.vcpu) | (forWrite ? Pferr.write : 0);
+    if (Number(linear & 0xfffn) + size <= PAGE) return this.#readInPage(linear, size, access);
+    const pieces = this.#pieces(linear, size, access);
     if (pieces.every((piece) => this.#isRam(piece.gpa))) {
       return pieces.reduce((value, piece) => value | (this.#readRam(piece.gpa, piece.size) << piece.shift), 0n);
-    }
-    if (pieces.length === 1) {
-      const value = this.#kernelRead(pieces[0].gpa, size);
-      if (value !== undefined) return value;
     }
     const fragments = pieces.flatMap((piece) => this.#readFragments(piece));
     const at = fragments.findIndex((fragment) => !fragment.done);
     this.pending = { isWrite: false, linear, size, fragments, at };
+    throw IO_NEEDED;
+  }
+
+  /** The usual access: one piece. */
+  #readInPage(linear: bigint, size: number, access: number): bigint {
+    const gpa = this.#translate(linear, access);
+    if (this.#isRam(gpa)) return this.#readRam(gpa, size);
+    const value = this.#kernelRead(gpa, size);
+    if (value !== undefined) return value;
+    const fragments = size <= 8 ? [{ gpa, len: size, value: 0n }] : this.#fragments({ gpa, shift: 0n, size }, 0n);
+    this.pending = { isWrite: false, linear, size, fragments, at: 0 };
     throw IO_NEEDED;
   }
 

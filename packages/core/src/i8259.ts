@@ -109,7 +109,8 @@ export class Pic {
     if ((chip.elcr & (1 << line)) === 0) chip.irr &= ~(1 << line);
     if (!chip.autoEoi) return;
     if (chip.rotateOnAutoEoi) chip.priorityAdd = (line + 1) & 7;
-    chip.isr &= ~(1 << line);
+    // Whoever waits for the end of the interrupt (the PIT with its missed edges) hears of this one, too.
+    this.#endOfInterrupt(chip, line);
   }
 
   /** INTA: vector of the pending interrupt; a spurious one is line 7. KVM: kvm_pic_read_irq. */

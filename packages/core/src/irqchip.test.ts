@@ -130,6 +130,28 @@ describe('8254', () => {
   });
 });
 
+describe('8254 and 8259', () => {
+  test('with automatic EOI the timer goes on: its edge is acknowledged with the interrupt', () => {
+    for (const [port, value] of [
+      [0x20, 0x11],
+      [0x21, 0x20],
+      [0x21, 4],
+      [0x21, 3],
+      [0x21, 0xfe],
+      [0x43, 0x34],
+      [0x40, 0x18],
+      [0x40, 0],
+    ])
+      out(port, value);
+    for (let n = 0; n < 3; n++) {
+      kvm.warpTo(kvm.now() + 25_000);
+      vm.runTimers();
+      expect(chip.pic.output).toBe(true);
+      expect(chip.pic.readIrq()).toBe(0x20);
+    }
+  });
+});
+
 describe('local APIC', () => {
   test('priority: PPR holds back what is not above the class in service', () => {
     const [apic] = apics;

@@ -90,10 +90,16 @@ function pioInput(vcpu: Vcpu): number {
   return value;
 }
 const littleEndian = (data: Uint8Array, len: number): bigint => {
+  if (len <= 4) return BigInt(littleEndian32(data, len));
   let value = 0n;
   for (let i = len - 1; i >= 0; i--) value = (value << 8n) | BigInt(data[i]);
   return value;
 };
+function littleEndian32(data: Uint8Array, len: number): number {
+  let value = 0;
+  for (let i = len - 1; i >= 0; i--) value = (value << 8) | data[i];
+  return value >>> 0;
+}
 
 /** User space has answered IN of an emulated instruction. KVM: complete_emulated_pio. */
 export function completeEmulatedPio(vcpu: Vcpu): number {
@@ -120,14 +126,19 @@ export function completeEmulatedMmio(vcpu: Vcpu, data: unknown): number {
     return 0;
   }
   if (access.isWrite) return 1;
+  emulateCtxt(vcpu).ops.memory.completed = { linear: access.linear, size: access.size, value: joined(access) };
+  return resume(vcpu);
+}
+/** The value of a read whose fragments are all there. */
+function joined({ fragments }: MmioAccess): bigint {
+  if (fragments.length === 1) return fragments[0].value;
   let value = 0n;
   let shift = 0n;
-  for (const part of access.fragments) {
+  for (const part of fragments) {
     value |= part.value << shift;
     shift += BigInt(8 * part.len);
   }
-  emulateCtxt(vcpu).ops.memory.completed = { linear: access.linear, size: access.size, value };
-  return resume(vcpu);
+  return value;
 }
 
 /** Non-string IN/OUT without the emulator. KVM: kvm_fast_pio. */
