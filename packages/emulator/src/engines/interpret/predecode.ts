@@ -23,8 +23,8 @@ export interface CodePage {
   readonly wanted: Map<number, number[]>;
   /** 1 for every byte of a predecoded instruction. */
   readonly covered: Uint8Array;
-  /** Every run: first record, count (links included). */
-  readonly runs: { first: number; count: number }[];
+  /** Every run. */
+  readonly runs: KeptRun[];
 }
 
 /** A code key and what follows from it. */
@@ -69,17 +69,19 @@ function vvvvOffset(insn: Instruction, normal: Normal): number {
   return normal.hasVvvv ? registerOffset(insn.vex.vvvv, false, insn.rex) : insn.imm2 & 0xffff;
 }
 
-/** Records that were laid down together. */
+/** Records that were laid down together: first record, count (links included). */
 export interface LaidRun {
   readonly page: CodePage;
   readonly first: number;
   readonly count: number;
 }
+/** As it is kept: without a dropped page, whose tables are large; a guest that rewrites its code drops one after the other. */
+type KeptRun = Omit<LaidRun, 'page'> & { page: CodePage | null };
 
 export class Predecoder {
   readonly #memory: PhysicalMemory;
   /** By address: records are laid down upwards. */
-  readonly #laid: LaidRun[] = [];
+  readonly #laid: KeptRun[] = [];
   readonly #pages = new Map<number, CodePage[]>();
   /** Instructions that records hand to JavaScript. */
   readonly #instructions = new Map<number, Instruction>();
@@ -188,12 +190,13 @@ export class Predecoder {
     this.#chooseHandlers(page, run, first);
     for (let i = 0; i < run.length; i++) this.#finish(page, run[i], first + i * R.size);
     if (open) this.#writeLink(page, last.next, first + run.length * R.size);
-    page.runs.push({ first, count });
-    this.#laid.push({ page, first, count });
+    const laid: KeptRun = { page, first, count };
+    page.runs.push(laid);
+    this.#laid.push(laid);
     return first;
   }
 
-  /** The run that a record belongs to; its page may have been dropped since. */
+  /** The run that a record belongs to, unless its page has been dropped. */
   runAt(record: number): LaidRun | undefined {
     let from = 0;
     let to = this.#laid.length;
@@ -203,7 +206,8 @@ export class Predecoder {
       else to = middle;
     }
     const run = this.#laid[from - 1];
-    return run !== undefined && record < run.first + run.count * R.size ? run : undefined;
+    if (run === undefined || run.page === null || record >= run.first + run.count * R.size) return undefined;
+    return run as LaidRun;
   }
 
   /** Decodes without laying down anything. */
@@ -344,7 +348,9 @@ export class Predecoder {
 
   #drop(page: CodePage): void {
     const { view } = this.#memory;
-    for (const { first, count } of page.runs) {
+    for (const run of page.runs) {
+      const { first, count } = run;
+      run.page = null;
       for (let at = first; at < first + count * R.size; at += R.size) {
         view.setUint16(at + R.handler, Special.stale, true);
         view.setUint16(at + R.plain, Special.stale, true);
