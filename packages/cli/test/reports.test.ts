@@ -135,6 +135,7 @@ describe('misspelt names are usage, with the nearest', () => {
     ['trace -e kvm_exti hello', ['kvm_exti', 'kvm_exit', 'kvm_mmio']],
     ['trace -e kvm:foo* hello', ['foo*', 'mode_switch']],
     ['trace --filter reson==3 hello', ['reson', 'did you mean reason']],
+    ['trace --filter port=0x3f8 hello', ['port == 0x3f8']],
     ['trace -e kvm_cr --filter port==1 hello', ['port', 'cr, rw, val, vcpuId']],
     ['trace --ts msec hello', ['usec or nsec']],
     ['callers svmSetCr00', ['svmSetCr0']],
@@ -191,6 +192,7 @@ describe('trace', () => {
     expect(lines(stdout)[0]).toMatch(/0: kvm_cr/);
   });
   test('--filter on fields, on text, and with wildcards', async () => {
+    expect((await inProcess(['trace', '--filter', 'name == CR_ACCES', 'hello'])).stderr).toContain('no selected event');
     const of = async (filter: string): Promise<string[]> =>
       lines((await inProcess(['trace', '--backend', 'vmx', '--filter', filter, 'hello'])).stdout);
     const exits = await of('name == CR_ACCESS');

@@ -20,7 +20,7 @@ function sector(code: readonly number[]): Uint8Array {
   const bytes = new Uint8Array(512);
   bytes.set(code);
   bytes.set([15, 0, 0x10, 0x7d, 0, 0], 0x100);
-  bytes.set([0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0x9a, 0, 0], 0x110);
+  bytes.set([0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0x9a, 0xcf, 0], 0x110);
   bytes.set([0x55, 0xaa], 510);
   return bytes;
 }
@@ -42,6 +42,7 @@ const CASES: readonly (readonly [what: string, code: readonly number[], text: Re
     [...NO_IDT, ...PROTECT, ...PDPTE, ...PAE, ...PAGING],
     /PAE paging outside long mode loads four PDPTEs.*set EFER\.LME first/,
   ],
+  ['VMXE', [...NO_IDT, 0x66, 0xb8, 0, 0x20, 0, 0, 0x0f, 0x22, 0xe0], /CR4 = 0x2000 was refused: VMXE.*nested/],
   ['a reserved bit of CR4', [...NO_IDT, 0x66, 0xb8, 0, 0, 0, 0x80, 0x0f, 0x22, 0xe0], /CR4 = 0x80000000 was refused/],
   [
     'a reserved bit of EFER',
@@ -56,6 +57,29 @@ describe.each(CONFIGURATION_NAMES)('%s: a shutdown names its cause', (name) => {
     const stop = await machine.run({ maxInstructions: 1000 });
     if (stop.reason !== 'shutdown') throw new Error(stop.reason);
     expect(stop.cause).toMatch(text);
+  });
+});
+
+test.each([
+  [{ cr0: 0x80000000n }, 'CR0.PG needs CR0.PE'],
+  [{ cr0: 0x20000000n }, 'CR0.NW needs CR0.CD'],
+  [{ cr0: 1n << 40n }, 'CR0 bits 63:32 must be 0'],
+])('KVM_SET_SREGS names the one rule: %o', async (patch, rule) => {
+  const { vcpu } = await makeGuest(CONFIGURATIONS.svm(), { mode: 'real', code: [] });
+  expect(() => vcpu.setSregs({ ...vcpu.getSregs(), ...patch })).toThrow(
+    expect.objectContaining({ code: 'SREGS_CR0', rule }),
+  );
+});
+
+test('a jump to where no memory is says so', async () => {
+  const machine = await createMachine({
+    backend: CONFIGURATIONS.vmx(),
+    memory: 2 ** 20 * 16,
+    image: bootSector(sector([...PROTECT, 0x66, 0xea, 0, 0, 0, 0x20, 8, 0]), 'test'),
+  });
+  expect(await machine.run({ maxInstructions: 1000 })).toMatchObject({
+    code: 'INTERNAL_ERROR',
+    message: expect.stringContaining('no memory at physical address 0x20000000'),
   });
 });
 

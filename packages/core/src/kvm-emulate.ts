@@ -117,8 +117,15 @@ export function kvmPrepareEmulationFailureExit(vcpu: Vcpu): void {
     suberror: INTERNAL_ERROR_EMULATION,
     data: [BigInt(reason), info1, info2, BigInt(intrInfo), BigInt(errorCode)],
     insnBytes: instruction.bytes.slice(0, 15),
-    detail: `KVM's emulator can not execute the instruction at ${hex(kvmGetLinearRip(vcpu))} (exit ${name})`,
+    detail: `KVM's emulator can not execute the instruction at ${hex(kvmGetLinearRip(vcpu))} (exit ${name})${noMemory(vcpu)}`,
   };
+}
+/** A jump into nowhere: the instruction itself can't be fetched. */
+function noMemory(vcpu: Vcpu): string {
+  if (vcpu.arch.guestStateProtected) return '';
+  const gpa = vcpu.translate(kvmGetLinearRip(vcpu));
+  if (gpa === undefined || vcpu.vm.hasMemory(gpa, 1)) return '';
+  return `: the guest has no memory at physical address 0x${gpa.toString(16)}`;
 }
 const hex = (n: bigint): string => `0x${n.toString(16)}`;
 

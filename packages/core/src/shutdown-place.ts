@@ -50,6 +50,8 @@ function badPdptes({ vcpu }: Write, cr3: bigint): boolean {
 const PDPTE_RULE =
   'PAE paging outside long mode loads four PDPTEs: bits 1, 2, 5 to 8 (so also writable and user) must be 0; set EFER.LME first for long mode';
 
+const NO_NESTED = 'the guest has no virtualisation of its own (nested virtualisation is not there yet)';
+
 const entersPaging = (w: Write): boolean => has(w.value, CR0.PG) && !has(w.cr0, CR0.PG);
 const leavesPaging = (w: Write): boolean => !has(w.value, CR0.PG) && has(w.cr0, CR0.PG);
 
@@ -116,6 +118,7 @@ const CR3_RULES: readonly Rule[] = [
 ];
 
 const CR4_RULES: readonly Rule[] = [
+  ['cr4.vmxe', (w) => has(w.value & w.vcpu.arch.cr4GuestRsvdBits, CR4.VMXE), `VMXE: ${NO_NESTED}`, 'SDM vol. 3 23.7'],
   [
     'cr4.reserved',
     (w) => has(w.value, w.vcpu.arch.cr4GuestRsvdBits),
@@ -155,6 +158,12 @@ const CR4_RULES: readonly Rule[] = [
 ];
 
 const EFER_RULES: readonly Rule[] = [
+  [
+    'efer.svme',
+    (w) => has(w.value, EFER.SVME) && !kvmValidEfer(w.vcpu, EFER.SVME),
+    `SVME: ${NO_NESTED}`,
+    'APM vol. 2 15.4',
+  ],
   [
     'efer.reserved',
     (w) => !kvmValidEfer(w.vcpu, w.value & ~EFER.LMA),

@@ -225,11 +225,10 @@ const SREGS_RULES: readonly SregsRule[] = [
     rule: 'CR4 has no bits that the guest CPUID or the vendor forbids',
     broken: (v, s) => !kvmIsValidCr4(v, s.cr4),
   },
-  {
-    code: 'SREGS_CR0',
-    rule: 'CR0: bits 63:32 clear, NW needs CD, PG needs PE, vendor rules',
-    broken: (v, s) => !kvmIsValidCr0(v, s.cr0),
-  },
+  { code: 'SREGS_CR0', rule: 'CR0 bits 63:32 must be 0', broken: (_v, s) => s.cr0 >> 32n !== 0n },
+  { code: 'SREGS_CR0', rule: 'CR0.NW needs CR0.CD', broken: (_v, s) => (s.cr0 & (CR0.NW | CR0.CD)) === CR0.NW },
+  { code: 'SREGS_CR0', rule: 'CR0.PG needs CR0.PE', broken: (_v, s) => (s.cr0 & (CR0.PG | CR0.PE)) === CR0.PG },
+  { code: 'SREGS_CR0', rule: 'CR0 has a value that the vendor forbids', broken: (v, s) => !kvmIsValidCr0(v, s.cr0) },
 ];
 
 /** Throws KvmError with the rule that is broken. KVM: kvm_is_valid_sregs and the checks around it. */

@@ -58,6 +58,7 @@ ${INPUT_HELP}`,
     const filter = parseFilter(flags.filter, events);
     const unit = timeUnit(flags.ts);
     const seen = new Set<string>();
+    let printed = 0;
     const result = await runSession({
       spec,
       common,
@@ -71,13 +72,18 @@ ${INPUT_HELP}`,
           const line = flags.json
             ? JSON.stringify({ event: name, tick: machine.instructions, ...(jsonSafe(event) as object) })
             : traceLine(name, event, machine.nanoseconds, vcpu, unit);
-          if (filter(event, line)) process.stdout.write(`${line}\n`);
+          if (!filter(event, line)) return;
+          printed++;
+          process.stdout.write(`${line}\n`);
         });
       },
     });
     for (const pattern of flags.event ?? []) {
       if ([...selectEvents([pattern])].some((name) => seen.has(name))) continue;
       process.stderr.write(`tskvm: no event ${pattern} in this run; it had ${[...seen].sort().join(', ')}\n`);
+    }
+    if (flags.filter !== undefined && printed === 0 && seen.size > 0) {
+      process.stderr.write(`tskvm: no selected event of this run fits --filter '${flags.filter}'\n`);
     }
     if (result.stop.reason !== 'debug-exit') process.stderr.write(`tskvm: ${describeStop(result.stop)}\n`);
     process.exitCode = exitStatus(result.stop);

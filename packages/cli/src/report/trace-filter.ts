@@ -27,6 +27,8 @@ export function selectEvents(patterns: readonly string[] = []): Set<TraceName> {
 
 type Test = (value: unknown) => boolean;
 const TERM = /^\s*(\w+)\s*(==|!=|<=|>=|<|>|~)\s*(.+?)\s*$/;
+/** `port = 0x3f8`: meant as a comparison. */
+const SINGLE_EQUALS = /^\s*(\w+)\s*=\s*([^=\s].*)$/;
 
 /** Text of a value for == and ~; objects count by their name (`from`, `to`, `exit`). */
 const textOf = (value: unknown): string =>
@@ -90,6 +92,13 @@ export type TraceFilter = (event: TraceEvents[TraceName], line: string) => boole
 export function parseFilter(text: string | undefined, events: ReadonlySet<TraceName>): TraceFilter {
   if (text === undefined) return () => true;
   const terms = text.split('&&').map((part) => TERM.exec(part));
+  const [, name, value] = SINGLE_EQUALS.exec(text) ?? [];
+  if (
+    name !== undefined &&
+    [...events].some((event) => (TRACE_FIELDS[event] as readonly string[]).includes(camelCase(name)))
+  ) {
+    throw new UsageError('BAD_FILTER', `--filter: = compares nothing, write ==: '${name} == ${value}'`);
+  }
   if (!terms.every((term) => term !== null)) return (_event, line) => line.includes(text);
   const tests = terms.map(([, name, operator, operand]) => ({
     field: checkField(name, events),
