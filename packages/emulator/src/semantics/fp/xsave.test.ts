@@ -124,10 +124,20 @@ describe('xrstor', () => {
   it.each([
     ['a component that XCR0 lacks', 0, 8n],
     ['XCOMP_BV without its bit 63', 8, 7n],
-    ['a reserved byte', 32, 1n],
+    ['a reserved byte', 16, 1n],
   ])('%s: #GP(0)', (_, at, value) => {
     m.put(HEADER + at, value, 8);
     expect(m.run(...XRSTOR).exception).toMatchObject({ vector: Vector.GP, errorCode: 0 });
+  });
+  it('bytes 63:24 of the header: #GP(0) in the compacted form alone', () => {
+    for (const at of [24, 32, 56]) {
+      m.put(HEADER + at, 1n, 8);
+      m.put(HEADER + 8, 0n, 8);
+      expect(m.run(...XRSTOR).exception).toBeUndefined();
+      m.put(HEADER + 8, COMPACTED | 7n, 8);
+      expect(m.run(...XRSTOR).exception?.vector).toBe(Vector.GP);
+      m.put(HEADER + at, 0n, 8);
+    }
   });
   it('compacted: XSTATE_BV beyond XCOMP_BV: #GP(0)', () => {
     m.put(HEADER, 4n, 8);

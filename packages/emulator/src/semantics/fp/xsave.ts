@@ -155,9 +155,9 @@ const compacted: FpFunction = (ctx) => {
   return done();
 };
 
-/** True: all bytes of the header from `from` on are zero. */
-function headerIsClear(from: number): boolean {
-  for (let at = HEADER_AT + from; at < HEADER_AT + HEADER_SIZE; at += 8) {
+/** True: these bytes of the header are zero. */
+function headerIsClear(from: number, to: number): boolean {
+  for (let at = HEADER_AT + from; at < HEADER_AT + to; at += 8) {
     if (view.getBigUint64(at, true) !== 0n) return false;
   }
   return true;
@@ -168,10 +168,11 @@ function headerIsLegal(ctx: FpContext, supervisor: boolean): boolean {
   const xcr0 = ctx.ops.getXcr(0);
   const present = view.getBigUint64(HEADER_AT, true);
   const format = view.getBigUint64(HEADER_AT + 8, true);
-  if ((format & COMPACTED) === 0n) return !supervisor && (present & ~xcr0) === 0n && headerIsClear(8);
+  // The standard form looks at bytes 23:8 alone (SDM vol. 1 section 13.8.1).
+  if ((format & COMPACTED) === 0n) return !supervisor && (present & ~xcr0) === 0n && headerIsClear(8, 24);
   if (!supervisor && !ctx.ops.guestHas('xsavec')) return false;
   const listed = format & ~COMPACTED;
-  return (listed & ~xcr0) === 0n && (present & ~listed) === 0n && headerIsClear(16);
+  return (listed & ~xcr0) === 0n && (present & ~listed) === 0n && headerIsClear(16, HEADER_SIZE);
 }
 
 /** Initial state of the components that the image says nothing of. */
