@@ -288,4 +288,18 @@ export class FlatMachine implements X86EmulateOps {
 }
 
 /** What the processor of the vectors does not have. */
-const ABSENT = new Set<string>(['vmx', 'sgx', 'smx', 'mpx', 'rtm', 'hle', 'tbm', 'fma4', 'xop', 'lwp', '3dnow', 'cet']);
+const ABSENT = new Set<string>([
+  'vmx',
+  'sgx',
+  'smx',
+  'mpx',
+  'rtm',
+  'hle',
+  'tbm',
+  'fma4',
+  'xop',
+  'lwp',
+  '3dnow',
+  'cet',
+  'la57',
+]);
