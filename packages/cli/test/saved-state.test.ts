@@ -149,6 +149,8 @@ test('a state of another machine says what differs', async () => {
   expect(() => one.load(larger.save())).toThrow(/state\.memory is 2097152: give 1048576/);
   expect(() => one.load(two.save())).toThrow(/2 vCPUs, this one 1/);
   expect(() => withDisk.load(one.save())).toThrow(/drive/);
+  const slower = await make({ memory: MIB, nsPerTick: 3 });
+  expect(() => one.load(slower.save())).toThrow(/state\.nsPerTick is 3: give 10/);
   expect(() => one.load({ ...one.save(), version: 2 as never })).toThrow(/state\.version is 2: give 1/);
   expect(() => one.load(null as never)).toThrow(UsageError);
   expectSame(one.save(), before);

@@ -17,7 +17,7 @@ import { newMmuConfig } from './mmu/config.ts';
 import { joinModeChanges } from './mode-switch.ts';
 import type { KvmX86Calls } from './ops-table.ts';
 import { callback, i32, MAX_TICK, oneOf, optional, requireShape, type Shape, struct, u64 } from './shape.ts';
-import { KVM_STATE } from './state-shapes.ts';
+import { kvmState } from './state-shapes.ts';
 import { unloadedCalls } from './static-calls.ts';
 import { type TraceListener, type TraceName, Tracer } from './trace.ts';
 import { Errno } from './types.ts';
@@ -66,6 +66,8 @@ export interface KvmSave {
   tick: number;
   /** State of the sequence behind RDRAND and RDSEED. */
   random: bigint;
+  /** What a tick lasted: time goes on only where it lasts as long. */
+  nsPerTick: number;
 }
 
 const PAGE_OF_WASM = 65536;
@@ -180,13 +182,15 @@ export class Kvm {
       kvmX86VendorInit(this, what);
       return;
     }
-    requireShape('KVM_STATE', Errno.EINVAL, 'the saved kernel is damaged or foreign: ', what, 'state', KVM_STATE);
+    const wanted = kvmState(this.nsPerTick);
+    requireShape('KVM_STATE', Errno.EINVAL, 'the saved kernel is damaged or foreign: ', what, 'state', wanted);
     this.processor.tick = what.tick;
     this.processor.state.set64(S.random, what.random);
   }
   /** The kernel's own state: the clock and the random sequence. VMs are saved by themselves. */
   save(): KvmSave {
-    return { version: 1, tick: this.processor.tick, random: this.processor.state.get64(S.random) };
+    const { tick, state } = this.processor;
+    return { version: 1, tick, random: state.get64(S.random), nsPerTick: this.nsPerTick };
   }
   /** KVM_GET_SUPPORTED_CPUID. */
   getSupportedCpuid(): CpuidEntry[] {

@@ -232,5 +232,5 @@ export const VM_STATE = struct({
   nextVcpu: u8,
   disabledQuirks: u32,
 });
-/** What Kvm.save gives. */
-export const KVM_STATE = struct({ ...version1, tick, random: u64 });
+/** What Kvm.save gives: ticks and what they last belong together. */
+export const kvmState = (nsPerTick: number) => struct({ ...version1, tick, random: u64, nsPerTick: oneOf(nsPerTick) });
