@@ -182,6 +182,11 @@ describe('an initramfs', () => {
     expect(at + archive.length).toBeLessThanOrEqual(64 * MIB);
     expect(at + archive.length).toBeGreaterThan(64 * MIB - 4096);
   });
+  test('a file that unpacks to more than memory is not unpacked to its end', () => {
+    const initrd = Uint8Array.from(gzipSync(new Uint8Array(65 * MIB)));
+    const gunzip = (packed: Uint8Array) => gunzipSync(packed, { maxOutputLength: 64 * MIB });
+    expect(refusal({ initrd, gunzip })).toMatch(/BAD_INITRD: .*unpacks to more than the machine has.*--memory/);
+  });
   test('too large for memory is refused, packed and unpacked', () => {
     const large = busyboxInitramfs(new Uint8Array(50 * MIB));
     expect(refusal({ initrd: large })).toMatch(/IMAGE_TOO_LARGE: .*--memory/);

@@ -148,12 +148,13 @@ function kernelPlan(kernel: Uint8Array, file: string, flags: RunFlags, memory: n
       throw new UsageError('NOT_LINUX', `--linux-entry is for Linux kernels; ${kernelName} is none`);
     return multiboot({ ...common, module: initrd, memory: memory ?? DEFAULT_MEMORY });
   }
+  const bytes = memory ?? LINUX_DEFAULT_MEMORY;
   return linux({
     ...common,
     initrd,
     initrdName: flags.initrd && basename(flags.initrd),
-    gunzip: gunzipSync,
-    memory: memory ?? LINUX_DEFAULT_MEMORY,
+    gunzip: (packed) => gunzipSync(packed, { maxOutputLength: bytes }),
+    memory: bytes,
     cpus: cpusOf(flags),
     entry: linuxEntry(flags.linuxEntry),
   });

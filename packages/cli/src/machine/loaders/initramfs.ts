@@ -31,7 +31,7 @@ const NO_TRAILER = 'its cpio archive has no trailer: the file is truncated';
 export interface InitramfsOptions {
   bytes: Uint8Array;
   name: string;
-  /** Unpacks gzip and throws for what is damaged; without it the compressed part is believed. */
+  /** Unpacks gzip and throws for what is damaged (with the code ERR_BUFFER_TOO_LARGE for what is too large); without it the compressed part is believed. */
   gunzip?: (bytes: Uint8Array) => Uint8Array;
 }
 
@@ -69,6 +69,10 @@ function unzip(bytes: Uint8Array, gunzip: (bytes: Uint8Array) => Uint8Array, bad
   try {
     plain = gunzip(bytes);
   } catch (error) {
+    // The files of one byte over and over that fill any memory.
+    if ((error as { code?: string }).code === 'ERR_BUFFER_TOO_LARGE') {
+      throw bad('it unpacks to more than the machine has: give a larger --memory');
+    }
     throw bad(`its gzip part is truncated or corrupt (${(error as Error).message})`);
   }
   return checkInitramfs({ bytes: plain, name: 'its gzip part' });
