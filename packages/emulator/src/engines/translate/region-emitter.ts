@@ -85,7 +85,7 @@ export class RegionEmitter implements Machine {
   /** Limits (-1: no access) and bases of segments that are checked. */
   readonly #limits = new Map<number, number>();
   readonly #bases = new Map<number, number>();
-  /** By page: a local that says whether the page's mapping was checked. Empty where there is only one page. */
+  /** By page: a local that says whether the page's mapping was checked. Empty where there is only the first page. */
   readonly #checked = new Map<number, number>();
   readonly #context: number;
   readonly #hash: number;
@@ -126,7 +126,7 @@ export class RegionEmitter implements Machine {
     const successors = region.blocks.map((b) => b.successors.map((at) => region.blockAt.get(at)!.index));
     this.#flow = analyse(successors, entries);
     const pages = new Set(region.blocks.map((block) => block.instructions[0].page));
-    if (pages.size > 1) for (const page of pages) this.#checked.set(page, this.#local(I32));
+    if (pages.size > 1 || !pages.has(0)) for (const page of pages) this.#checked.set(page, this.#local(I32));
     const bodies = region.blocks.map((block) => recordBlock(block, view));
     this.#findRegisters(bodies);
     this.#plan = planFlags({
