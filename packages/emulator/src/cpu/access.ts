@@ -46,7 +46,9 @@ export interface AccessHost {
 const ALL_ONES = 0xffffffff;
 const LA57 = 1 << 12;
 /** Kernels set and clear CR0.TS all day, and it decides nothing here. */
-const CR0_INPUTS = Number(CR0.PE | CR0.WP | CR0.AM | CR0.PG) | 0;
+const CR0_INPUTS = Number(CR0.PE | CR0.WP | CR0.PG) | 0;
+/** Alignment checks alone follow it: no context, no walk. */
+const AM = Number(CR0.AM);
 /** What changed of that from which contexts and walk configuration derive: nothing, CPL or RFLAGS.AC alone, more. */
 const Change = { none: 0, rights: 1, all: 2 } as const;
 
@@ -80,8 +82,8 @@ export class MemoryAccess implements WalkMemory {
     pageWalk: false,
     linear: undefined as bigint | undefined,
   };
-  /** What contexts and walk configuration were last derived from: CR0, CR3, CR4, EFER, CPL, RFLAGS.AC. */
-  readonly #seen = new Int32Array(7);
+  /** What contexts and walk configuration were last derived from: CR0, CR3, CR4, EFER, CPL, RFLAGS.AC, CR0.AM. */
+  readonly #seen = new Int32Array(8);
   #seenAsid = -2;
   #seenRoot = -2;
   #seenGeneration = -1;
@@ -191,9 +193,11 @@ export class MemoryAccess implements WalkMemory {
     const efer = words[S.efer >> 2];
     const cpl = words[S.cpl >> 2] & 0xff;
     const ac = words[S.rflags >> 2] & Flag.AC;
-    const rights = seen[5] === cpl && seen[6] === ac ? Change.none : Change.rights;
+    const am = words[S.cr0 >> 2] & AM;
+    const rights = seen[5] === cpl && seen[6] === ac && seen[7] === am ? Change.none : Change.rights;
     seen[5] = cpl;
     seen[6] = ac;
+    seen[7] = am;
     if (seen[0] === cr0 && seen[1] === cr3 && seen[2] === cr3High && seen[3] === cr4 && seen[4] === efer) return rights;
     seen[0] = cr0;
     seen[1] = cr3;

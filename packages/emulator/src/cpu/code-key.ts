@@ -30,7 +30,8 @@ export class CodeKeyCache {
   readonly #state: StateBlock;
   readonly #keys: CodeKey[] = [];
   #key: CodeKey | undefined;
-  #cr0 = 0;
+  /** Alignment is checked: the one thing that CR0, RFLAGS.AC and CPL say about code. */
+  #aligned = false;
   #efer = 0;
   #flags = 0;
   #cpl = 0;
@@ -45,22 +46,25 @@ export class CodeKeyCache {
   now(): CodeKey {
     const state = this.#state;
     const { words } = state;
-    const cr0 = words[S.cr0 >> 2] & AM;
     const efer = words[S.efer >> 2] & LMA;
     const flags = words[S.rflags >> 2] & FLAGS;
     const cpl = words[S.cpl >> 2] & 0xff;
+    const aligned = (words[S.cr0 >> 2] & AM) !== 0 && (flags & Flag.AC) !== 0 && cpl === 3;
     // In 64-bit mode nothing else matters (VM cannot be set).
-    if (efer !== 0 && ((words[CS_WORD] >> 16) & Attrib.L) !== 0)
-      return this.#long(cr0 !== 0 && (flags & Flag.AC) !== 0 && cpl === 3);
+    if (efer !== 0 && ((words[CS_WORD] >> 16) & Attrib.L) !== 0) return this.#long(aligned);
     const known = this.#key;
     const sameControls =
-      cr0 === this.#cr0 && efer === this.#efer && flags === this.#flags && cpl === this.#cpl && known !== undefined;
+      aligned === this.#aligned &&
+      efer === this.#efer &&
+      flags === this.#flags &&
+      cpl === this.#cpl &&
+      known !== undefined;
     if (sameControls && (!state.segmentsStale || !this.#segmentsDiffer(words))) {
       state.segmentsStale = false;
       return known;
     }
     state.segmentsStale = false;
-    this.#cr0 = cr0;
+    this.#aligned = aligned;
     this.#efer = efer;
     this.#flags = flags;
     this.#cpl = cpl;
