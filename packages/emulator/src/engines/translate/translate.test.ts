@@ -60,6 +60,19 @@ describe('what is translated', () => {
     expect(engine.statistics.regions).toBe(1);
   });
 
+  it('a loop in the page behind the one that the look-out started in', () => {
+    // mov ebp, 200; jmp to the page's end: O: cpuid, 20 times; next page: mov ecx, 3; L: xor esi, ecx; dec ecx; jnz L; dec ebp; jnz O; hlt
+    const bytes = new Array<number>(0x1000).fill(0x90);
+    const outer = 0x1000 - 40;
+    bytes.splice(0, 10, 0xbd, ...le32(200), 0xe9, ...le32(outer - 10));
+    for (let at = outer; at < 0x1000; at += 2) bytes.splice(at, 2, 0x0f, 0xa2);
+    const loop = [0x31, 0xce, 0xff, 0xc9, 0x75, 0xfa, 0xff, 0xcd];
+    bytes.push(0xb9, ...le32(3), ...loop, 0x0f, 0x85, ...le32(-(5 + loop.length + 6 + 40)), 0xf4);
+    for (let sample = 80; sample < 100; sample++) {
+      expect(compare(bytes, 'prot32', 1_000_000, { sample }).statistics.regions).toBeGreaterThan(0);
+    }
+  });
+
   it('every deadline is exact', () => {
     for (let ticks = 2000; ticks < 2200; ticks += 7) {
       const { machine: m } = machine(SUM, 'prot32');
