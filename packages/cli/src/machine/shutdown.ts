@@ -1,7 +1,9 @@
 /** A shutdown (triple fault) in words: the exception that the guest could not take, and the rule behind it. */
 import { type ShutdownPlace, shutdownPlace, type Vcpu } from '@tskvm/core';
 
-const VECTORS = 'DE DB NMI BP OF BR UD NM DF 9 TS NP SS GP PF 15 MF AC MC XM VE CP 22 23 24 25 26 27 HV VC SX'.split(' ');
+const VECTORS = 'DE DB NMI BP OF BR UD NM DF 9 TS NP SS GP PF 15 MF AC MC XM VE CP 22 23 24 25 26 27 HV VC SX'.split(
+  ' ',
+);
 
 /** `#GP(0)`; without a code that the processor told, words for what it must have been. */
 function exceptionText(exception: ShutdownPlace['exception']): string {
