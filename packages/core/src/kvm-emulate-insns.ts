@@ -3,13 +3,7 @@ import { RAX, RBX, RCX, RDX, RSI } from '@tskvm/emulator';
 import { kvmFindCpuidEntry, kvmOutOfRangeCpuidEntry } from './cpuid.ts';
 import { kvmVcpuHasEvents } from './events.ts';
 import { kvmInjectGp } from './exceptions.ts';
-import {
-  is64BitHypercall,
-  kvmRaxWrite,
-  kvmRcxRead,
-  kvmReadEdxEax,
-  kvmRegisterReadRaw,
-} from './kvm-cache-regs.ts';
+import { is64BitHypercall, kvmRaxWrite, kvmRcxRead, kvmReadEdxEax, kvmRegisterReadRaw } from './kvm-cache-regs.ts';
 import { kvmCompleteInsnGp, kvmHandleInvalidOp, kvmSkipEmulatedInstruction } from './kvm-emulate.ts';
 import { kvmPvSendIpi } from './lapic.ts';
 import { kvmGetMsr, kvmSetMsr, kvmSetXcr } from './msrs.ts';

@@ -117,20 +117,23 @@ function visible(machine: TestMachine): Record<string, string> {
 }
 
 describe.each(['real', 'prot32', 'long'] as const)('the engines agree in %s mode', (mode) => {
-  it.each(['interpret', 'translate'] as const)('%s, on random code with handlers, interrupts and random slices', (engine) => {
-    for (let seed = 1; seed <= 25; seed++) {
-      const reference = prepare('evaluate', mode, seed);
-      const tested = prepare(engine, mode, seed);
-      const expected = runSliced(reference, seed);
-      expect([seed, runSliced(tested, seed)]).toEqual([seed, expected]);
-      expect({ seed, ...visible(tested) }).toEqual({ seed, ...visible(reference) });
-      const same = Buffer.compare(
-        reference.memory.readBytes(0, reference.memory.size),
-        tested.memory.readBytes(0, tested.memory.size),
-      );
-      expect([seed, same]).toEqual([seed, 0]);
-    }
-  });
+  it.each(['interpret', 'translate'] as const)(
+    '%s, on random code with handlers, interrupts and random slices',
+    (engine) => {
+      for (let seed = 1; seed <= 25; seed++) {
+        const reference = prepare('evaluate', mode, seed);
+        const tested = prepare(engine, mode, seed);
+        const expected = runSliced(reference, seed);
+        expect([seed, runSliced(tested, seed)]).toEqual([seed, expected]);
+        expect({ seed, ...visible(tested) }).toEqual({ seed, ...visible(reference) });
+        const same = Buffer.compare(
+          reference.memory.readBytes(0, reference.memory.size),
+          tested.memory.readBytes(0, tested.memory.size),
+        );
+        expect([seed, same]).toEqual([seed, 0]);
+      }
+    },
+  );
 });
 
 /** CS.D outlives CR0.PE until CS is loaded: a 32-bit far jump behind the MOV that clears PE (APM vol. 2 4.7.2). */

@@ -165,11 +165,13 @@ function instruction(wide: Wide): fc.Arbitrary<Bytes> {
   );
 }
 
-/** A piece of program: straight code, a forward jump over code, or a counted loop. */
+/** A piece of program: straight code, a forward jump over code, a counted loop (with a loop or a way out inside), or a call of a function behind the program. */
 type Piece =
   | { kind: 'code'; bytes: Bytes }
   | { kind: 'skip'; condition: number; over: Bytes }
-  | { kind: 'loop'; count: number; body: Bytes };
+  | { kind: 'loop'; count: number; body: Bytes }
+  | { kind: 'nest'; count: number; inner: number; body: Bytes; condition: number }
+  | { kind: 'call'; body: Bytes; count: number };
 
 function piece(wide: Wide): fc.Arbitrary<Piece> {
   const some = fc.array(instruction(wide), { minLength: 1, maxLength: 4 }).map((list) => list.flat());
@@ -187,13 +189,45 @@ function piece(wide: Wide): fc.Arbitrary<Piece> {
       weight: 1,
       arbitrary: fc.record({ kind: fc.constant('loop' as const), count: fc.integer({ min: 1, max: 60 }), body: some }),
     },
+    {
+      weight: 1,
+      arbitrary: fc.record({
+        kind: fc.constant('nest' as const),
+        count: fc.integer({ min: 1, max: 12 }),
+        inner: fc.integer({ min: 1, max: 12 }),
+        body: some,
+        condition: fc.integer({ min: 0, max: 15 }),
+      }),
+    },
+    {
+      weight: 1,
+      arbitrary: fc.record({ kind: fc.constant('call' as const), body: some, count: fc.integer({ min: 1, max: 30 }) }),
+    },
   );
 }
 
-/** The loop counter stands in memory, where little else is written: dec dword [rbx-4]; jnz. */
-function assemble(pieces: readonly Piece[], wide: Wide): number[] {
+/** mov dword [rbx+at], count; body; dec dword [rbx+at]; jnz body. */
+const counted = (at: number, count: number, body: readonly number[]): number[] => [
+  ...[0xc7, 0x43, at, ...le32(count)],
+  ...body,
+  ...[0xff, 0x4b, at, 0x0f, 0x85, ...le32(-(body.length + 9))],
+];
+
+/** Loop counters stand in memory, where little else is written. */
+function assemble(pieces: readonly Piece[]): number[] {
   const out: number[] = [0xbb, ...le32(DATA)];
+  const calls: { at: number; body: Bytes }[] = [];
   for (const p of pieces) {
+    if (p.kind === 'nest') {
+      const skip = [0x70 + p.condition, 9 + 7];
+      out.push(...counted(0xf8, p.count, [...p.body, ...skip, ...counted(0xf4, p.inner, [])]));
+      continue;
+    }
+    if (p.kind === 'call') {
+      out.push(...counted(0xf0, p.count, [0xe8, 0, 0, 0, 0]));
+      calls.push({ at: out.length - 9, body: p.body });
+      continue;
+    }
     if (p.kind === 'code') out.push(...p.bytes);
     else if (p.kind === 'skip') out.push(0x70 + p.condition, p.over.length & 0x7f, ...p.over.slice(0, 0x7f));
     else {
@@ -202,7 +236,11 @@ function assemble(pieces: readonly Piece[], wide: Wide): number[] {
     }
   }
   out.push(0xf4);
-  return wide ? out : out;
+  for (const { at, body } of calls) {
+    out.splice(at - 4, 4, ...le32(out.length - at));
+    out.push(...body, 0xc3);
+  }
+  return out;
 }
 
 interface Outcome {
@@ -292,7 +330,7 @@ describe.each(
         fc.integer(),
         slices,
         (pieces, seed, ticks) => {
-          compare(assemble(pieces, wide), mode, seed, [...ticks, 20_000], engine);
+          compare(assemble(pieces), mode, seed, [...ticks, 20_000], engine);
         },
       ),
       { numRuns: runs, seed: 1 },
