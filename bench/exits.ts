@@ -1,34 +1,21 @@
-/** Nanoseconds of one kind of VM exit with KVM's handler and re-entry, in both vendors: `node … bench/exits.ts [cpuid out …]`. */
-import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+/** Nanoseconds of one kind of VM exit with KVM's handler and re-entry, in both vendors: `npx tsx --conditions=@tskvm/source bench/exits.ts [driver cpuid out …]`. */
 import { fileURLToPath } from 'node:url';
 import type { Backend } from '@tskvm/core';
 import type { InstructionInfo, RunStop } from '@tskvm/emulator';
 import { svm } from '@tskvm/svm';
 import { vmx } from '@tskvm/vmx';
 import { bootSector, createMachine } from '../packages/cli/src/index.ts';
+import { assemble, cpuMs } from './peers.ts';
 
-/** The process's own milliseconds: what the neighbours on the machine take does not count. */
-const cpuMs = (): number => process.cpuUsage().user / 1000;
-const root = fileURLToPath(new URL('..', import.meta.url));
 export const EXITS = ['cpuid', 'out', 'cr0', 'rdmsr', 'mmio', 'hlt', 'none'] as const;
 export type ExitKind = (typeof EXITS)[number];
 const COUNT: Partial<Record<ExitKind, number>> = { mmio: 40_000, hlt: 100, none: 1_000_000 };
 
-export function exitGuest(kind: ExitKind): Uint8Array {
-  const out = join(mkdtempSync(join(tmpdir(), 'tskvm-bench-')), `${kind}.bin`);
-  const defines = [`-DWHAT=${EXITS.indexOf(kind)}`, `-DCOUNT=${COUNT[kind] ?? 200_000}`];
-  const result = spawnSync('nasm', ['-f', 'bin', ...defines, '-o', out, join(root, 'bench/guests/exits.asm')], {
-    encoding: 'utf8',
-  });
-  if (result.status !== 0)
-    throw new Error(`nasm is needed (Debian package nasm): ${result.stderr ?? result.error?.message}`);
-  return new Uint8Array(readFileSync(out));
-}
+/** The boot sector that causes one kind of exit. */
+export const exitGuest = (kind: ExitKind): Uint8Array =>
+  assemble('exits', [`WHAT=${EXITS.indexOf(kind)}`, `COUNT=${COUNT[kind] ?? 200_000}`]);
 
-/** The best of the guest's batches, loop included. */
+/** Nanoseconds of processor time an exit, handler, re-entry and the guest's loop included: the best of the guest's batches. */
 export async function exitTime(backend: Backend, kind: ExitKind, image: Uint8Array): Promise<number> {
   let best = Number.POSITIVE_INFINITY;
   let start = 0;
@@ -76,24 +63,27 @@ export async function driverTime(backend: Backend, image: Uint8Array): Promise<n
   return best;
 }
 
+const VENDORS: readonly (readonly [string, () => Backend])[] = [
+  ['svm', () => svm()],
+  ['vmx', () => vmx()],
+];
+
+/** Both vendors in turn, three times: the best of each. */
+async function best(measured: (backend: Backend) => Promise<number>): Promise<string> {
+  const found = VENDORS.map(() => Number.POSITIVE_INFINITY);
+  for (let round = 0; round < 3; round++)
+    for (const [i, [, backend]] of VENDORS.entries()) found[i] = Math.min(found[i], await measured(backend()));
+  return VENDORS.map(([name], i) => `${name} ${found[i].toFixed(0)} ns`).join('  ');
+}
+
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const names = process.argv.slice(2).filter((a) => a in Object.fromEntries(EXITS.map((e) => [e, 1]))) as ExitKind[];
-  const rounds = Number(process.env.ROUNDS ?? 3);
-  if (names.length === 0 || process.argv.includes('driver')) {
-    const image = exitGuest('cpuid');
-    for (const v of (process.env.VENDORS ?? 'svm,vmx,svm,vmx').split(','))
-      console.log('driver', v, (await driverTime(v === 'svm' ? svm() : vmx(), image)).toFixed(0), 'ns');
-  }
-  for (const kind of process.argv.includes('driver') ? names : names.length > 0 ? names : EXITS) {
+  const wanted = process.argv.slice(2);
+  const chosen = (name: string): boolean => wanted.length === 0 || wanted.includes(name);
+  const cpuid = exitGuest('cpuid');
+  if (chosen('driver')) console.log('driver', await best((backend) => driverTime(backend, cpuid)));
+  for (const kind of EXITS.filter(chosen)) {
     const image = exitGuest(kind);
-    const vendors = (process.env.VENDORS ?? 'svm,vmx').split(',');
-    const best = new Map<string, number>();
-    for (let n = 0; n < rounds; n++)
-      for (const v of vendors) {
-        const ns = await exitTime(v === 'svm' ? svm() : vmx(), kind, image);
-        best.set(v, Math.min(best.get(v) ?? Number.POSITIVE_INFINITY, ns));
-      }
-    console.log(kind, [...best].map(([v, ns]) => `${v} ${ns.toFixed(0)} ns`).join('  '));
+    console.log(kind, await best((backend) => exitTime(backend, kind, image)));
   }
   process.exit(0);
 }

@@ -300,7 +300,7 @@ const FRAMED = new WeakSet<object>();
  * `if (unframed(vcpu, kvmSetCr0)) return inFrame(kvmSetCr0, vcpu, cr0);`, and says so below its body: `ownFrame('kvmSetCr0', kvmSetCr0)`.
  */
 export const unframed = (owner: { readonly kvm: Kvm }, fn: Framed): boolean =>
-  owner.kvm.tracer !== null && owner.kvm.tracer.lacksFrame(fn);
+  owner.kvm.tracer?.lacksFrame(fn) === true;
 export function inFrame<O extends { readonly kvm: Kvm }, A extends unknown[], R>(
   fn: (owner: O, ...rest: A) => R,
   owner: O,

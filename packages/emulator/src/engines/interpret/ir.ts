@@ -247,22 +247,57 @@ export const RECORD_READS: ReadonlySet<NodeOp> = new Set([
 ]);
 
 /**
- * Where every live value is computed: a position for each, at its own place (in a local) or with its only user.
- * `dropFlags` removes flag updates first (a later instruction overwrites them).
+ * Where every live value is computed: in a local at its own place, or with its only user if nothing in between changes what it reads.
+ * Both emitters place so; what is emitted, who uses a node and what may pass it is theirs.
  */
-export class Plan {
+export abstract class Placing {
+  /** Nodes that are computed with their only user. */
   readonly inlined = new Set<Node>();
-  readonly #index = new Map<Item, number>();
   readonly #position = new Map<Item, number>();
+
+  /** Is the item emitted at all? */
+  abstract emits(item: Item): boolean;
+  /** The node's user, if it has one only and needs no local for itself; else null. */
+  protected abstract onlyUser(node: Node): Item | null;
+  /** May the node, item `from` of its region, be computed where item `to` stands? */
+  protected abstract mayMove(region: Region, node: Node, from: number, to: number): boolean;
+
+  protected place(region: Region): void {
+    for (let i = region.items.length - 1; i >= 0; i--) {
+      const item = region.items[i];
+      if (!this.emits(item)) continue;
+      this.#position.set(item, i);
+      if (isNode(item)) this.#tryInline(region, item, i);
+      else for (const inner of innerRegions(item)) this.place(inner);
+    }
+  }
+
+  #tryInline(region: Region, node: Node, at: number): void {
+    if (node.op === 'const') {
+      this.inlined.add(node);
+      return;
+    }
+    const user = this.onlyUser(node);
+    if (user === null || user.region !== region) return;
+    const to = this.#position.get(user);
+    if (to === undefined || !this.mayMove(region, node, at, to)) return;
+    this.inlined.add(node);
+    this.#position.set(node, to);
+  }
+}
+
+/** The placement of one instruction's recording. `dropFlags` removes flag updates first (a later instruction overwrites them). */
+export class Plan extends Placing {
   readonly #dropFlags: boolean;
 
   constructor(
     readonly body: Region,
     dropFlags: boolean,
   ) {
+    super();
     this.#dropFlags = dropFlags;
     this.#mark(body);
-    this.#place(body);
+    this.place(body);
   }
 
   /** Is the item emitted at all? */
@@ -272,8 +307,7 @@ export class Plan {
 
   #mark(region: Region): boolean {
     let any = false;
-    region.items.forEach((item, i) => {
-      this.#index.set(item, i);
+    region.items.forEach((item) => {
       if (isNode(item)) {
         // A load whose value nobody wants still faults.
         if (EFFECTFUL.has(item.op)) {
@@ -305,31 +339,11 @@ export class Plan {
     for (const arg of node.args) this.#useBy(arg, node);
   }
 
-  #place(region: Region): void {
-    for (let i = region.items.length - 1; i >= 0; i--) {
-      const item = region.items[i];
-      if (!this.emits(item)) continue;
-      this.#position.set(item, i);
-      if (isNode(item)) this.#tryInline(region, item, i);
-      else for (const inner of innerRegions(item)) this.#place(inner);
-    }
+  protected onlyUser(node: Node): Item | null {
+    return node.uses === 1 ? node.users[0] : null;
   }
 
-  #tryInline(region: Region, node: Node, at: number): void {
-    if (node.op === 'const') {
-      this.inlined.add(node);
-      return;
-    }
-    if (node.uses !== 1) return;
-    const user = node.users[0];
-    if (user.region !== region) return;
-    const to = this.#position.get(user);
-    if (to === undefined || !this.#mayMove(region, node, at, to)) return;
-    this.inlined.add(node);
-    this.#position.set(node, to);
-  }
-
-  #mayMove(region: Region, node: Node, from: number, to: number): boolean {
+  protected mayMove(region: Region, node: Node, from: number, to: number): boolean {
     const ordered = EFFECTFUL.has(node.op);
     const mutable = MUTABLE.has(node.op);
     const record = RECORD_READS.has(node.op);

@@ -1,7 +1,16 @@
 /**
- * Where a node with one user is computed: with its user, if nothing in between changes what it reads; else in a local of its own.
+ * What stands between a node and its only user decides where it is computed: here with registers and variables told apart.
  */
-import { EFFECTFUL, type Effect, type Item, innerRegions, isNode, type Node, type Region } from '../interpret/ir.ts';
+import {
+  EFFECTFUL,
+  type Effect,
+  type Item,
+  innerRegions,
+  isNode,
+  type Node,
+  Placing,
+  type Region,
+} from '../interpret/ir.ts';
 import type { Liveness } from './liveness.ts';
 import { addressOf, gprAt } from './values.ts';
 
@@ -29,42 +38,26 @@ function clobbers(effect: Effect, node: Node): boolean {
 
 const READS: ReadonlySet<Node['op']> = new Set<Node['op']>(['reg', 'vector', 'var', 'flagResult', 'flagAux', 'rflags']);
 
-export class Placement {
-  readonly inlined = new Set<Node>();
-  readonly #position = new Map<Item, number>();
+/** The placement of a block's recording, by the region's liveness. */
+export class Placement extends Placing {
   readonly #live: Liveness;
 
   constructor(body: Region, live: Liveness) {
+    super();
     this.#live = live;
-    this.#region(body);
+    this.place(body);
   }
 
-  #region(region: Region): void {
-    for (let i = region.items.length - 1; i >= 0; i--) {
-      const item = region.items[i];
-      if (!this.#live.emits(item)) continue;
-      this.#position.set(item, i);
-      if (isNode(item)) this.#node(region, item, i);
-      else for (const inner of innerRegions(item)) this.#region(inner);
-    }
+  emits(item: Item): boolean {
+    return this.#live.emits(item);
   }
 
-  #node(region: Region, node: Node, at: number): void {
-    if (node.op === 'const') {
-      this.inlined.add(node);
-      return;
-    }
+  protected onlyUser(node: Node): Item | null {
     const users = this.#live.users.get(node);
-    if (this.#live.kept.has(node) || users === undefined || users.length !== 1) return;
-    const [user] = users;
-    if (user.region !== region) return;
-    const to = this.#position.get(user);
-    if (to === undefined || !this.#mayMove(region, node, at, to)) return;
-    this.inlined.add(node);
-    this.#position.set(node, to);
+    return this.#live.kept.has(node) || users?.length !== 1 ? null : users[0];
   }
 
-  #mayMove(region: Region, node: Node, from: number, to: number): boolean {
+  protected mayMove(region: Region, node: Node, from: number, to: number): boolean {
     if (EFFECTFUL.has(node.op)) return false;
     if (!READS.has(node.op)) return true;
     for (let i = from + 1; i < to; i++) {
