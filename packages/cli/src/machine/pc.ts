@@ -1,6 +1,7 @@
 /** The PC's devices and where they sit. Map: PC/AT port assignments; facts of what firmware and public test suites touch. */
 import type { Device, DeviceHost, IoBus } from './bus.ts';
 import { FwCfg } from './devices/fw-cfg.ts';
+import { HPET_BASE, HPET_LENGTH, Hpet } from './devices/hpet.ts';
 import { I8042 } from './devices/i8042.ts';
 import { AtaDisk, AtapiDrive, type BlockImage, IdeChannel } from './devices/ide.ts';
 import { PciHost, pciFunction } from './devices/pci.ts';
@@ -102,6 +103,8 @@ function addSmallDevices(bus: IoBus, host: DeviceHost, options: PcOptions): Devi
   bus.registerPorts('testdev-irq', 0x2000, 24, irqTestDevice(host));
   const iomem = new TestMemory();
   bus.registerMmio('testdev-iomem', 0xff000000, 0x10000, iomem);
+  const hpet = new Hpet(host);
+  bus.registerMmio('hpet', HPET_BASE, HPET_LENGTH, hpet);
   const latches = [
     ['dma1', 0x00, 16],
     ['dma-page', 0x80, 16],
@@ -113,7 +116,7 @@ function addSmallDevices(bus: IoBus, host: DeviceHost, options: PcOptions): Devi
     ['elcr-high', 0x4d2, 2],
     ['parallel', 0x378, 3],
   ] as const;
-  const devices: Device[] = [fwCfg, port92, apm, iomem];
+  const devices: Device[] = [fwCfg, port92, apm, iomem, hpet];
   for (const [name, first, count] of latches) {
     const latch = new Latch(name, count);
     bus.registerPorts(name, first, count, latch);
