@@ -21,13 +21,15 @@ const { values, positionals } = parseArgs({
 interface Tally {
   passed: number;
   failed: number;
+  /** Engine translate: cases that ran as regions. */
+  translated: number;
   byTemplate: Map<string, number>;
 }
 
 async function runFile(engine: VectorEngine, path: string, show: number): Promise<Tally> {
   const { header, cases } = readVectors(path);
   const machine = await engine.create(header);
-  const tally: Tally = { passed: 0, failed: 0, byTemplate: new Map() };
+  const tally: Tally = { passed: 0, failed: 0, translated: 0, byTemplate: new Map() };
   for (const test of cases) {
     const differences = attempt(() => runCase(machine, header, test));
     if (differences.length === 0) {
@@ -40,6 +42,7 @@ async function runFile(engine: VectorEngine, path: string, show: number): Promis
     tally.byTemplate.set(name, before + 1);
     if (before === 0 && tally.byTemplate.size <= show) report(header, test, differences);
   }
+  tally.translated = machine.coverage?.translated ?? 0;
   return tally;
 }
 
@@ -72,18 +75,22 @@ async function main(): Promise<number> {
   const engine = await vectorEngine(values.engine);
   let passed = 0;
   let failed = 0;
+  let translated = 0;
   for (const name of names) {
     const started = Date.now();
     const tally = await runFile(engine, join(directory, name), Number(values.show));
     passed += tally.passed;
     failed += tally.failed;
+    translated += tally.translated;
     const worst = [...tally.byTemplate].map(([template, count]) => `${template} ${count}`).join(', ');
     const seconds = ((Date.now() - started) / 1000).toFixed(1);
+    const regions = tally.translated > 0 ? `, ${tally.translated} as regions` : '';
     console.log(
-      `${name.replace('.jsonl.gz', '')}: ${tally.passed} passed, ${tally.failed} failed, ${seconds} s${worst === '' ? '' : ` [${worst}]`}`,
+      `${name.replace('.jsonl.gz', '')}: ${tally.passed} passed, ${tally.failed} failed${regions}, ${seconds} s${worst === '' ? '' : ` [${worst}]`}`,
     );
   }
-  console.log(`${engine.name}: ${passed} passed, ${failed} failed in ${names.length} groups`);
+  const regions = translated > 0 ? ` (${translated} as regions of translated code)` : '';
+  console.log(`${engine.name}: ${passed} passed, ${failed} failed in ${names.length} groups${regions}`);
   return failed === 0 && names.length > 0 ? 0 : 1;
 }
 

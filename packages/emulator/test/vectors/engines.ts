@@ -10,7 +10,7 @@ const ENGINES: Readonly<Record<string, () => Promise<VectorEngine>>> = {
   processor: async () => (await import('./processor-engine.ts')).processorEngine('processor', 'evaluate'),
   /** The whole processor with interpret inside. */
   interpret: async () => (await import('./processor-engine.ts')).processorEngine('interpret', 'interpret'),
-  /** The whole processor with translate inside; single instructions stay with its interpreter. */
+  /** The whole processor with translate inside: each case once more as a region of its own, if regions may contain it. */
   translate: async () => (await import('./processor-engine.ts')).processorEngine('translate', 'translate'),
 };
 

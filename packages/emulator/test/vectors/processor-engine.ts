@@ -6,6 +6,7 @@ import { createProcessor, type EngineName } from '../../src/cpu/create.ts';
 import { EPYC } from '../../src/cpu/models/index.ts';
 import type { Processor } from '../../src/cpu/processor.ts';
 import type { CpuModel } from '../../src/cpu-model-types.ts';
+import { TranslateEngine } from '../../src/engines/translate/translate.ts';
 import { hasErrorCode } from '../../src/exceptions.ts';
 import { PhysicalMemory } from '../../src/memory/physical.ts';
 import { CR0, CR4, RSP, S, Seg, type SegmentIndex, Vector } from '../../src/state-layout.ts';
@@ -31,6 +32,12 @@ const NX = 1n << 63n;
 const BUDGET = 200_000;
 
 const BACKGROUND = env.background();
+
+type Patches = readonly (readonly [number, Uint8Array])[];
+interface Input {
+  readonly state: IntegerState;
+  readonly patches: Patches;
+}
 
 /** Fills 4-level page tables for the environment's few pages. */
 class PageTables {
@@ -61,6 +68,9 @@ class ProcessorMachine implements VectorMachine {
   private readonly memory: PhysicalMemory;
   private final: IntegerState = { ip: 0n, rflags: 0n, gpr: [] };
   private finalSelectors: number[] = [];
+  private input: Input = { state: this.final, patches: [] };
+  /** Cases that ran as a region of their own, and those that regions can't contain. */
+  readonly coverage = { translated: 0, interpreted: 0 };
 
   constructor(
     private readonly header: Header,
@@ -90,13 +100,20 @@ class ProcessorMachine implements VectorMachine {
     state.setSegment(Seg.TR, { selector: 0x40, attrib: 0x8b, limit: 0x67, base: BigInt(env.TSS) });
   }
 
-  load(input: IntegerState, patches: readonly (readonly [number, Uint8Array])[]): void {
+  load(state: IntegerState, patches: Patches): void {
+    this.input = { state, patches };
+    this.memory.fill(CODE_PA, env.CODE_SIZE, 0xcc);
+    this.place(() => true);
+  }
+
+  /** Everything but the background of code. @param chosen which patches, by address */
+  private place(chosen: (address: number) => boolean): void {
     const { memory, cpu } = this;
     const { state } = cpu;
+    const { state: input, patches } = this.input;
     memory.writeBytes(DATA_PA, BACKGROUND);
-    memory.fill(CODE_PA, env.CODE_SIZE, 0xcc);
     memory.writeBytes(SYSTEM_PA, env.systemMemory(this.header));
-    for (const [address, bytes] of patches) this.patch(address, bytes);
+    for (const [address, bytes] of patches) if (chosen(address)) this.patch(address, bytes);
     for (let i = 0; i < 6; i++) state.setSegment(i as SegmentIndex, env.segmentOf(this.header, i));
     state.rip = input.ip;
     state.rflags = input.rflags;
@@ -119,6 +136,21 @@ class ProcessorMachine implements VectorMachine {
   }
 
   run(raisesBp: boolean): RaisedException | undefined {
+    const { engine } = this.cpu;
+    if (!(engine instanceof TranslateEngine)) return this.runOnce(raisesBp);
+    // Once by the interpreter, which decodes; then from the same state as a region, made of this instruction alone.
+    const fpu = this.fpu();
+    const area = new Uint8Array(fpu.buffer, fpu.byteOffset, fpu.byteLength);
+    const before = area.slice();
+    this.runOnce(raisesBp);
+    this.place((address) => address < env.CODE || address >= env.CODE + env.CODE_SIZE);
+    area.set(before);
+    if (engine.translateHere()) this.coverage.translated++;
+    else this.coverage.interpreted++;
+    return this.runOnce(raisesBp);
+  }
+
+  private runOnce(raisesBp: boolean): RaisedException | undefined {
     const { cpu } = this;
     cpu.deadline = cpu.tick + BUDGET;
     const stop = cpu.run();

@@ -58,6 +58,8 @@ export interface VectorMachine {
   fpu(): DataView;
   /** The data pages (environment.DATA, DATA_SIZE bytes). */
   data(): Uint8Array;
+  /** Engine translate: cases so far that ran as regions, and those that regions can't contain. */
+  readonly coverage?: { readonly translated: number; readonly interpreted: number };
 }
 
 export interface VectorEngine {

@@ -112,9 +112,9 @@ export class Predecoder {
     return insn;
   }
 
-  /** The page's records under this key, if there are any. */
-  find(hostPage: number, key: KeyState): CodePage | undefined {
-    return this.#pages.get(hostPage)?.find((page) => page.key === key);
+  /** The page's records under the key of this id, if there are any. */
+  find(hostPage: number, id: number): CodePage | undefined {
+    return this.#pages.get(hostPage)?.find((page) => page.key.id === id);
   }
   /** The page's records under this key, made if need be; `fresh` hears of a page's first. */
   page(hostPage: number, key: KeyState, fresh: (hostPage: number) => void): CodePage {

@@ -773,7 +773,9 @@ export class RegionEmitter implements Machine {
   #checkTarget(target: Node): void {
     const code = this.#body;
     if (this.#isDirect()) {
-      if (this.#instruction.ending === 'call') this.#requireTarget();
+      // What commits before its jump (CALL, LOOP) can't be left there.
+      if (this.#knowsTarget()) this.#requireTarget();
+      else if (this.#instruction.ending === 'jcc') code.br(this.#sideExit());
       return;
     }
     if (this.#mode.long) {

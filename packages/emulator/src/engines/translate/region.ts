@@ -100,7 +100,7 @@ interface Cut {
   broken: boolean;
 }
 
-function cut(code: Code, start: number): Cut | null {
+function cut(code: Code, start: number, minimum: number): Cut | null {
   const { instructions, stops } = code;
   const direct: Successors = (at) => code.successors(instructions.get(at)!).filter((to) => instructions.has(to));
   const loops = cycles(instructions.keys(), direct);
@@ -114,7 +114,7 @@ function cut(code: Code, start: number): Cut | null {
   const broken = cycles(all, through);
   const kept = broken.size > 0 ? reaching(broken, all, through) : new Set(all);
   for (const at of stops.keys()) kept.delete(at);
-  return instructions.has(start) && kept.size >= MIN_STRAIGHT ? { kept, broken: true } : null;
+  return instructions.has(start) && kept.size >= minimum ? { kept, broken: true } : null;
 }
 
 function blocksOf(code: Code, kept: ReadonlySet<number>, leaders: ReadonlySet<number>): Block[] {
@@ -174,9 +174,17 @@ function headers(start: number, blocks: readonly Block[], blockAt: ReadonlyMap<n
   return found;
 }
 
-/** The region around `start`; null if there is nothing worth translating. */
-export function regionOf(code: Code, start: number, pages: ReadonlyMap<number, CodePage>): Region | null {
-  const what = cut(code, start);
+/**
+ * The region around `start`; null if there is nothing worth translating.
+ * @param minimum instructions that make a region without loops
+ */
+export function regionOf(
+  code: Code,
+  start: number,
+  pages: ReadonlyMap<number, CodePage>,
+  minimum = MIN_STRAIGHT,
+): Region | null {
+  const what = cut(code, start, minimum);
   if (what === null) return null;
   const { kept, broken } = what;
   const entries = kept.has(start) ? [start] : [];

@@ -73,6 +73,26 @@ describe('what is translated', () => {
     }
   });
 
+  it('LOOP to a page that is not in the region counts once', () => {
+    // mov ecx, 2000; jmp to the page's end: O: in al, 80h; next page: inc ebx, ten times; loop O; hlt
+    const bytes = new Array<number>(0x1000).fill(0x90);
+    bytes.splice(0, 10, 0xb9, ...le32(2000), 0xe9, ...le32(0x1000 - 2 - 10));
+    bytes.splice(0x1000 - 2, 2, 0xe4, 0x80);
+    for (let i = 0; i < 10; i++) bytes.push(0xff, 0xc3);
+    bytes.push(0xe2, -(20 + 2 + 2) & 255, 0xf4);
+    for (const mode of ['prot32', 'long'] as const) {
+      const { machine: m, engine } = machine(bytes, mode);
+      const reference = interpreted(bytes, mode);
+      for (const x of [m, reference]) {
+        x.go(100);
+        x.state.rip = BigInt(CODE + 0x1000);
+      }
+      expect(engine.translateHere()).toBe(true);
+      expect(m.go()).toBe(reference.go());
+      expectSame(m, reference);
+    }
+  });
+
   it('every deadline is exact', () => {
     for (let ticks = 2000; ticks < 2200; ticks += 7) {
       const { machine: m } = machine(SUM, 'prot32');

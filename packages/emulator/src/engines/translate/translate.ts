@@ -33,6 +33,14 @@ export class TranslateEngine implements Engine {
   get statistics(): TranslateStatistics {
     return this.#translator.statistics;
   }
+  /**
+   * Translates the code at RIP at once, if it has run before and a region may contain its first instruction: for tests of single
+   * instructions. False: it stays with the interpreter.
+   */
+  translateHere(): boolean {
+    this.#interpret.run(0);
+    return this.#translator.translateHere();
+  }
   run(maxTicks: number): EngineStop {
     return this.#interpret.run(maxTicks);
   }

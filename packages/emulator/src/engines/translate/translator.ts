@@ -123,6 +123,18 @@ export class Translator implements HotCode {
     if (this.#isHot(run)) this.#translate(run, record);
   }
 
+  /** Translates what stands at RIP now, hot or not and however short, if it has been decoded. Answers whether a region starts there. */
+  translateHere(): boolean {
+    const page = this.#pageOfRip();
+    if (page === undefined) return false;
+    const at = Number(this.#linearRip() & 0xfffn);
+    const region = this.#explore(page, at, 1);
+    if (region === null || !region.entries.includes(at)) return false;
+    if (this.#nextSlot + region.entries.length > this.#options.maxEntries && !this.#restart()) return false;
+    this.#compile(region, page.key);
+    return true;
+  }
+
   #isHot({ page, first }: LaidRun): boolean {
     const address = page.hostPage * PAGE + this.#view.getUint16(first + R.offset, true);
     const samples = (this.#samples.get(address) ?? 0) + 1;
@@ -146,7 +158,7 @@ export class Translator implements HotCode {
     const { view, region } = { view: this.#view, region: (p: CodePage, at: number) => this.#explore(p, at) };
     const sampled = view.getUint16(record + R.offset, true);
     const rip = Number(this.#linearRip() & 0xfffn);
-    const here = this.#pageOfRip(page.key);
+    const here = this.#pageOfRip(page.key.id);
     const found =
       (here === page || here === undefined ? null : region(here, rip)) ??
       region(page, view.getUint16(first + R.offset, true)) ??
@@ -166,10 +178,10 @@ export class Translator implements HotCode {
     this.#need(address, wanted);
     return true;
   }
-  #explore(page: CodePage, at: number): Region | null {
+  #explore(page: CodePage, at: number, minimum?: number): Region | null {
     const pages = new Map<number, CodePage>();
     const code = new Explorer(this.#parts.predecoder, this.#pagesAround(page, pages)).explore(at);
-    return regionOf(code, at, pages);
+    return regionOf(code, at, pages, minimum);
   }
 
   /** Pages at a distance from the one that runs now, if the TLB maps them for fetches and they hold records. */
@@ -182,7 +194,7 @@ export class Translator implements HotCode {
       if (known !== undefined) return known;
       if (base < 0n || Math.abs(distance) > REACH || missing.has(distance)) return null;
       const hostPage = this.#fetchPage(base + BigInt(distance * PAGE));
-      const found = hostPage < 0 ? undefined : this.#parts.predecoder.find(hostPage, page.key);
+      const found = hostPage < 0 ? undefined : this.#parts.predecoder.find(hostPage, page.key.id);
       if (found === undefined) missing.add(distance);
       else pages.set(distance, found);
       return found ?? null;
@@ -194,9 +206,10 @@ export class Translator implements HotCode {
     const rip = view.getBigUint64(Layout.state + S.rip, true);
     return (rip + view.getBigUint64(P.codeBase, true)) & view.getBigUint64(P.linearMask, true);
   }
-  #pageOfRip(key: KeyState): CodePage | undefined {
+  /** @param id the key's; default: of the run that was prepared last */
+  #pageOfRip(id = this.#view.getUint32(P.key + 4, true)): CodePage | undefined {
     const hostPage = this.#fetchPage(this.#linearRip() & ~0xfffn);
-    return hostPage < 0 ? undefined : this.#parts.predecoder.find(hostPage, key);
+    return hostPage < 0 ? undefined : this.#parts.predecoder.find(hostPage, id);
   }
   /** Linear address of a page, if RIP is in it now; else -1. */
   #linearOf(page: CodePage): bigint {
