@@ -11,7 +11,18 @@ import { HELPERS } from './frame.ts';
 import { type FormInfo, type HandlerSet, handlerSet } from './handlers.ts';
 import type { HostImport } from './helpers.ts';
 import { type CodePage, type KeyState, OutOfRecords, Predecoder } from './predecode.ts';
-import { ENTRY_RECORD, MAX_RUN, P, R, RECORDS_END, SCRATCH_RECORDS, Special, Status } from './records.ts';
+import {
+  ENTRY_RECORD,
+  fetchPage,
+  MAX_RUN,
+  P,
+  R,
+  RECORDS_END,
+  SCRATCH_COUNT,
+  SCRATCH_RECORDS,
+  Special,
+  Status,
+} from './records.ts';
 import { ShapeTable } from './shape.ts';
 
 export interface InterpretOptions {
@@ -247,10 +258,25 @@ export class InterpretEngine implements Engine {
     if (status === Status.fault) return 'fault';
     if (status !== Status.instruction) return undefined;
     const pc = this.#words[P.pc >> 2];
-    const copied = pc >= SCRATCH_RECORDS && pc < SCRATCH_RECORDS + (MAX_RUN + 2) * R.size;
+    const copied = pc >= SCRATCH_RECORDS && pc < SCRATCH_RECORDS + SCRATCH_COUNT * R.size;
     const record = copied ? this.#stepped + pc - SCRATCH_RECORDS : pc;
+    if (this.#view.getUint16(record + R.plain, true) === Special.guard && this.#crosses(record)) return undefined;
     this.instruction = this.#predecoder.instructionAt(record);
     return 'instruction';
+  }
+
+  /** RIP is at a guard that has refused: can it let through from now on? By the TLB as it is: a fetch that misses is the host's. */
+  #crosses(guard: number): boolean {
+    const view = this.#view;
+    const rip = view.getBigUint64(Layout.state + S.rip, true);
+    const next = rip - BigInt(view.getUint16(guard + R.offset, true)) + BigInt(PAGE);
+    if (BigInt.asUintN(64, next) + 0xfffn > view.getBigUint64(P.codeLimit, true)) return false;
+    const linear = (next + view.getBigUint64(P.codeBase, true)) & view.getBigUint64(P.linearMask, true);
+    const hostPage = fetchPage(view, linear);
+    if (hostPage < 0 || !this.#host.memory.contains(hostPage * PAGE, PAGE)) return false;
+    const page = this.#predecoder.runAt(guard)?.page;
+    if (page === undefined) return false;
+    return this.#predecoder.cross(page, guard, this.#predecoder.page(hostPage, page.key, this.#protect));
   }
 
   /** Facts of this run, for generated code. By 32-bit words: runs are often short. */
@@ -313,13 +339,14 @@ export class InterpretEngine implements Engine {
     this.#stepped = record;
     let to = SCRATCH_RECORDS;
     let from = record;
-    for (let i = 0; i < count; i++) {
+    for (let left = count; left > 0; left--) {
       const plain = view.getUint16(from + R.plain, true);
       if (plain === Special.link || plain === Special.stale) break;
       this.#u8.copyWithin(to, from, from + R.size);
       view.setUint16(to + R.handler, plain, true);
       to += R.size;
       from += R.size;
+      if (plain === Special.guard) left++;
       if (plain === Special.instruction) return;
     }
     view.setUint16(to + R.handler, Special.stop, true);
@@ -330,11 +357,10 @@ export class InterpretEngine implements Engine {
     return this.#predecoder.holdsCode(pa, length);
   }
   invalidatePage(hostPage: number): void {
-    this.#predecoder.invalidate(hostPage);
-    this.#hot?.dropped(hostPage);
+    for (const gone of this.#predecoder.invalidate(hostPage)) this.#hot?.dropped(gone);
     // Whatever is being stepped now may come from that page: leave behind the current instruction.
     if (!this.#running) return;
-    for (let i = 0; i < MAX_RUN + 2; i++) {
+    for (let i = 0; i < SCRATCH_COUNT; i++) {
       this.#view.setUint16(SCRATCH_RECORDS + i * R.size + R.handler, Special.stale, true);
       this.#view.setUint16(SCRATCH_RECORDS + i * R.size + R.plain, Special.stale, true);
     }
@@ -343,7 +369,7 @@ export class InterpretEngine implements Engine {
   invalidateAll(): void {
     this.#predecoder.clear();
     this.#hot?.cleared();
-    this.#u8.fill(0, ENTRY_RECORD, SCRATCH_RECORDS + (MAX_RUN + 2) * R.size);
+    this.#u8.fill(0, ENTRY_RECORD, SCRATCH_RECORDS + SCRATCH_COUNT * R.size);
     this.#view.setUint16(ENTRY_RECORD + R.handler, Special.entry, true);
   }
 }

@@ -122,8 +122,8 @@ export type EffectBody =
   | { kind: 'handBack'; condition: Node }
   /** Leaves behind the instruction, at `next`; the one after it is in an interrupt shadow. */
   | { kind: 'shadowed'; next: Node }
-  /** Go on with the next record (fused handlers). */
-  | { kind: 'advance' };
+  /** Go on with the next record (fused handlers, regions). `leaves`: a region may be left there. */
+  | { kind: 'advance'; leaves: boolean };
 
 export type Item = Node | Effect;
 

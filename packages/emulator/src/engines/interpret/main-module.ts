@@ -280,6 +280,8 @@ class RunEmitter implements Frame {
       .set(L.pageBase);
     this.#left().set(L.budget);
     code.br(this.#labels.lookup);
+    code.end();
+    this.#guard();
     for (const handler of handlers) {
       code.end();
       new HandlerEmitter(this).emit(handler.record(), handler.dropFlags);
@@ -313,6 +315,32 @@ class RunEmitter implements Frame {
     this.release(link, I32);
   }
 
+  /** Not an instruction either: is the page behind this one still where the next record was decoded from? */
+  #guard(): void {
+    const { code } = this;
+    const linear = this.acquire(I64);
+    const next = this.acquire(I64);
+    const entry = this.acquire(I32);
+    const missed = code.block();
+    code.get(L.pageBase).i64(4096n).op(OP.i64Add).set(next);
+    this.#requireLimit(next, missed);
+    code.get(next);
+    this.#findEntry(linear, entry, missed);
+    code
+      .get(entry)
+      .mem(MEM.i32Load, Layout.tlb + TlbEntry.info)
+      .i32(-4096)
+      .op(OP.i32And);
+    code.get(L.pc).mem(MEM.i32Load, R.link).op(OP.i32Ne).brIf(missed);
+    code.get(L.budget).i32(R.size).op(OP.i32Add).set(L.budget);
+    this.#advance();
+    code.end();
+    this.#leaveHere(Status.instruction);
+    this.release(linear, I64);
+    this.release(next, I64);
+    this.release(entry, I32);
+  }
+
   #outOfLine(first: number): void {
     const { code } = this;
     const status = this.acquire(I32);
@@ -321,7 +349,11 @@ class RunEmitter implements Frame {
     code.get(L.pc).mem(MEM.i32Load16U, R.handler).i32(first).op(OP.i32Sub).tee(slot);
     code.i32(TABLE_SIZE).op(OP.i32GeU).if();
     this.#region(slot, status);
-    code.get(L.pc).mem(MEM.i32Load16U, R.plain).i32(first).op(OP.i32Sub).set(slot).end();
+    code.get(L.pc).mem(MEM.i32Load16U, R.plain).i32(first).op(OP.i32Sub).tee(slot);
+    // A guard's region that is not for it now.
+    code.i32(0).op(OP.i32LtS).if();
+    this.#leaveHere(Status.instruction);
+    code.end().end();
     code.get(L.pc).get(L.pageBase).get(slot).callIndirect(0, 0).set(status);
     this.release(slot, I32);
     this.#loadFlags();
@@ -422,19 +454,30 @@ class RunEmitter implements Frame {
   /** Sets `linear`, `page` and `pageBase` for `target`; branches to `missed` if the TLB or the code segment's limit does not allow it. */
   #translate(linear: number, entry: number, missed: Label): void {
     const { code } = this;
-    code.get(L.target).i32(0).mem(MEM.i64Load, P.codeBase).op(OP.i64Add);
-    code.i32(0).mem(MEM.i64Load, P.linearMask).op(OP.i64And).set(linear);
-    code.get(L.target).get(linear).i64(0xfffn).op(OP.i64And).op(OP.i64Sub).tee(L.pageBase);
-    code.i64(0xfffn).op(OP.i64Add).i32(0).mem(MEM.i64Load, P.codeLimit).op(OP.i64GtU).brIf(missed);
-    code.get(linear).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64).get(L.hash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And);
-    code.tee(entry).mem(MEM.i64Load, Layout.tlb + TlbEntry.tagExec);
-    code.get(linear).i64(-4096n).op(OP.i64And).get(L.context).op(OP.i64Or).op(OP.i64Ne).brIf(missed);
+    code.get(L.target);
+    this.#findEntry(linear, entry, missed);
+    code.get(L.target).get(linear).i64(0xfffn).op(OP.i64And).op(OP.i64Sub).set(L.pageBase);
+    this.#requireLimit(L.pageBase, missed);
     code
       .get(entry)
       .mem(MEM.i32Load, Layout.tlb + TlbEntry.info)
       .i32(-4096)
       .op(OP.i32And)
       .set(L.page);
+  }
+  /** Branches to `missed` if the code segment's limit does not allow all of the page that begins at RIP `base`. */
+  #requireLimit(base: number, missed: Label): void {
+    const { code } = this;
+    code.get(base).i64(0xfffn).op(OP.i64Add).i32(0).mem(MEM.i64Load, P.codeLimit).op(OP.i64GtU).brIf(missed);
+  }
+  /** Pops a RIP; sets its `linear` address and the TLB `entry` that maps it for fetches, or branches to `missed`. */
+  #findEntry(linear: number, entry: number, missed: Label): void {
+    const { code } = this;
+    code.i32(0).mem(MEM.i64Load, P.codeBase).op(OP.i64Add);
+    code.i32(0).mem(MEM.i64Load, P.linearMask).op(OP.i64And).set(linear);
+    code.get(linear).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64).get(L.hash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And);
+    code.tee(entry).mem(MEM.i64Load, Layout.tlb + TlbEntry.tagExec);
+    code.get(linear).i64(-4096n).op(OP.i64And).get(L.context).op(OP.i64Or).op(OP.i64Ne).brIf(missed);
   }
 }
 

@@ -1,6 +1,6 @@
 /**
  * Predecoded code: from bytes of a host page to records in linear memory.
- * Runs of records are laid down one behind the other; an instruction that crosses a page is never cached.
+ * Runs of records are laid down one behind the other. An instruction that crosses into the next page ends its run and stands behind a guard.
  */
 import { createInstruction, decode } from '../../decode/decode.ts';
 import type { DecodeMode, Instruction } from '../../decode/instruction.ts';
@@ -25,6 +25,8 @@ export interface CodePage {
   readonly covered: Uint8Array;
   /** Every run. */
   readonly runs: KeptRun[];
+  /** Pages with an instruction that ends in this one. */
+  readonly crossers: Set<CodePage>;
 }
 
 /** A code key and what follows from it. */
@@ -44,6 +46,8 @@ export interface Pending {
   shape: Shape | null;
   offset: number;
   next: number;
+  /** It did not decode because the page ends. */
+  cut: boolean;
 }
 
 /** Places for instructions that were handed to JavaScript lately. */
@@ -129,6 +133,7 @@ export class Predecoder {
         wanted: new Map(),
         covered: new Uint8Array(PAGE),
         runs: [],
+        crossers: new Set(),
       };
       if (list.length === 0) fresh(hostPage);
       list.push(page);
@@ -175,21 +180,60 @@ export class Predecoder {
     const bytes = this.#bytes;
     for (let i = 0; i < available; i++) bytes[i] = u8[at + i];
     const result = decode(bytes, available, page.key.mode, insn);
-    if (result !== 'ok') return { insn, shape: null, offset, next: offset };
-    return { insn, shape: page.key.shapes.of(insn), offset, next: offset + insn.length };
+    if (result !== 'ok') return { insn, shape: null, offset, next: offset, cut: result === 'need-more' };
+    return { insn, shape: page.key.shapes.of(insn), offset, next: offset + insn.length, cut: false };
+  }
+  /** The instruction at the end of a page with its bytes in the next one. */
+  #decodeAcross(page: CodePage, next: CodePage, offset: number): Pending {
+    const insn = this.#free.pop() ?? createInstruction();
+    const { u8 } = this.#memory;
+    const bytes = this.#bytes;
+    const here = PAGE - offset;
+    bytes.set(u8.subarray(PRIVATE + page.hostPage * PAGE + offset, PRIVATE + page.hostPage * PAGE + PAGE));
+    bytes.set(u8.subarray(PRIVATE + next.hostPage * PAGE, PRIVATE + next.hostPage * PAGE + bytes.length - here), here);
+    const decoded = decode(bytes, bytes.length, page.key.mode, insn) === 'ok';
+    return { insn, shape: decoded ? page.key.shapes.of(insn) : null, offset, next: offset + insn.length, cut: true };
+  }
+
+  /** Fills in the record behind a guard. False: that is done, or the instruction has no generated code. */
+  cross(page: CodePage, guard: number, next: CodePage): boolean {
+    const { view } = this.#memory;
+    const address = next.hostPage * PAGE;
+    if (view.getUint32(guard + R.link, true) === address) return false;
+    const pending = this.#decodeAcross(page, next, view.getUint16(guard + R.offset, true));
+    const info = pending.shape?.info ?? null;
+    if (info === null) return false;
+    const at = guard + R.size;
+    page.key.handlers.compile([pending]);
+    this.#chooseHandlers(page, [pending], at);
+    this.#write(page, pending, pending.shape!, at);
+    if (info.facts.mayHandBack) this.#keep(at, pending.insn);
+    this.#writeLink(page, pending.next, at + R.size);
+    next.covered.fill(1, 0, pending.next - PAGE);
+    next.crossers.add(page);
+    view.setUint32(guard + R.link, address, true);
+    return true;
+  }
+  /** The instruction behind a page's guard, with its record, if it is there and ends in `next`. */
+  crossing(page: CodePage, offset: number, next: CodePage): { pending: Pending; record: number } | null {
+    const guard = page.records[offset];
+    const { view } = this.#memory;
+    if (guard === 0 || view.getUint32(guard + R.link, true) !== next.hostPage * PAGE) return null;
+    return { pending: this.#decodeAcross(page, next, offset), record: guard + R.size };
   }
 
   #lay(page: CodePage, run: readonly Pending[]): number {
     const first = this.#next;
     const last = run[run.length - 1];
     const open = last.shape !== null && !last.shape.ends;
-    const count = run.length + (open ? 1 : 0);
+    const count = run.length + (last.cut ? 2 : open ? 1 : 0);
     if (first + count * R.size > RECORDS_END) throw new OutOfRecords();
     this.#next += count * R.size;
     for (let i = 0; i < run.length; i++) page.records[run[i].offset] = first + i * R.size;
     this.#chooseHandlers(page, run, first);
     for (let i = 0; i < run.length; i++) this.#finish(page, run[i], first + i * R.size);
     if (open) this.#writeLink(page, last.next, first + run.length * R.size);
+    if (last.cut) this.#writeGuard(last.offset, first + (run.length - 1) * R.size);
     const laid: KeptRun = { page, first, count };
     page.runs.push(laid);
     this.#laid.push(laid);
@@ -247,7 +291,7 @@ export class Predecoder {
     words[word + (R.scale >> 2)] = offset << 16;
   }
 
-  #write(page: CodePage, { insn, offset, next }: Pending, shape: Shape, at: number): void {
+  #write(page: CodePage, { insn, offset, next, cut }: Pending, shape: Shape, at: number): void {
     const { normal } = shape;
     const { rex } = insn;
     const words = this.#words;
@@ -269,7 +313,8 @@ export class Predecoder {
     words[word + 4] = shape.direct ? 0 : displacement(insn, shape);
     words[word + 5] = insn.scale | (insn.seg << 8) | (offset << 16);
     this.#quads[(at + R.imm) >> 3] = insn.imm;
-    if (shape.direct) this.#linkBranch(page, insn, next, at);
+    // What crosses a page may be written again for another page behind it.
+    if (shape.direct && !cut) this.#linkBranch(page, insn, next, at);
   }
 
   #linkBranch(page: CodePage, insn: Instruction, next: number, at: number): void {
@@ -303,6 +348,17 @@ export class Predecoder {
     if (offset < PAGE) this.#link(page, offset, at);
   }
 
+  /** Behind it there is room for the instruction and a link. */
+  #writeGuard(offset: number, at: number): void {
+    this.#writePlace(at, offset, offset);
+    this.#words[at >> 2] = Special.guard | (Special.guard << 16);
+    this.#words[(at + R.link) >> 2] = -1;
+    for (const behind of [at + R.size, at + 2 * R.size]) {
+      this.#writePlace(behind, offset, offset);
+      this.#words[behind >> 2] = Special.stale | (Special.stale << 16);
+    }
+  }
+
   /** Backwards through the run: flags that nobody can see are not computed; a comparison goes with the jump behind it. */
   #chooseHandlers(page: CodePage, run: readonly Pending[], first: number): void {
     const { handlers } = page.key;
@@ -334,16 +390,26 @@ export class Predecoder {
     const from = pa % PAGE;
     const list = this.#pages.get(Math.floor(pa / PAGE));
     if (list === undefined) return false;
-    if (length === PAGE) return list.some(({ runs }) => runs.length > 0);
+    if (length === PAGE) return list.some(({ runs, crossers }) => runs.length > 0 || crossers.size > 0);
     return list.some(({ covered }) => covered.subarray(from, from + length).includes(1));
   }
 
-  /** Drops a page's records: all become stale, links and jump cache entries with them. */
-  invalidate(hostPage: number): void {
+  /**
+   * Drops a page's records: all become stale, links and jump cache entries with them. Pages whose instructions reach into it go, too.
+   * Returns the host pages that went.
+   */
+  invalidate(hostPage: number): number[] {
     const list = this.#pages.get(hostPage);
-    if (list === undefined) return;
+    if (list === undefined) return [];
     this.#pages.delete(hostPage);
-    for (const page of list) this.#drop(page);
+    const gone = [hostPage];
+    for (const page of list) {
+      this.#drop(page);
+      for (const crosser of page.crossers) {
+        if (this.#pages.get(crosser.hostPage)?.includes(crosser)) gone.push(...this.invalidate(crosser.hostPage));
+      }
+    }
+    return gone;
   }
 
   #drop(page: CodePage): void {

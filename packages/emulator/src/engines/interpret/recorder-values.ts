@@ -74,8 +74,8 @@ export abstract class ValueRecorder {
   }
 
   /** What follows is the next record's instruction. */
-  advance(form: Form): void {
-    this.effect({ kind: 'advance' });
+  advance(form: Form, leaves = false): void {
+    this.effect({ kind: 'advance', leaves });
     this.#advances++;
     this.form = form;
   }

@@ -2,7 +2,7 @@
  * Layout of what the interpreter keeps in linear memory: predecoded records, private slots of the state block, the jump cache.
  * A record is one instruction: a handler and all that varies between instructions of the handler's form.
  */
-import { Layout } from '../../memory/layout.ts';
+import { Layout, TlbEntry } from '../../memory/layout.ts';
 import { PRIVATE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
 
@@ -22,7 +22,7 @@ export const R = {
   /** u16 each: byte offsets of base and index register (S.zero if absent). */
   base: 12,
   index: 14,
-  /** i32: displacement. A direct branch has none and keeps here the address of its target's record (0: not linked). */
+  /** i32: displacement. A direct branch has none and keeps here the address of its target's record (0: not linked); a guard its page. */
   disp: 16,
   link: 16,
   /** u8: scale as a shift. */
@@ -72,9 +72,10 @@ export const P = {
 export const Jump = { base: Layout.code, entries: 32768, size: 16 } as const;
 /** A record that looks up S.rip. */
 export const ENTRY_RECORD = Jump.base + Jump.entries * Jump.size;
-/** Copies of records for exact stepping, one more for the stop. */
+/** Copies of records for exact stepping: a run with the guard and the link that may stand in it, one more for the stop. */
 export const SCRATCH_RECORDS = ENTRY_RECORD + R.size;
-export const FIRST_RECORD = SCRATCH_RECORDS + R.size * (MAX_RUN + 2);
+export const SCRATCH_COUNT = MAX_RUN + 3;
+export const FIRST_RECORD = SCRATCH_RECORDS + R.size * SCRATCH_COUNT;
 /** Records end here; the last megabyte is the translator's. */
 export const RECORDS_END = PRIVATE - 0x100000;
 
@@ -93,7 +94,12 @@ export const Special = {
   link: 3,
   /** Look up S.rip. */
   entry: 4,
-  count: 5,
+  /**
+   * Not an instruction: the guard in front of one that crosses into the next page. Goes on behind itself if the TLB maps that page for
+   * fetches to the host physical address in `link`; else the instruction is for JavaScript.
+   */
+  guard: 5,
+  count: 6,
 } as const;
 
 /** What `run` returns. */
@@ -111,3 +117,12 @@ export const Status = {
 
 /** What an out-of-line handler returns. */
 export const Outcome = { next: 0, fault: 1, jumped: 2, repeat: 3, handBack: 4, shadowed: 5 } as const;
+
+/** Host page that the TLB maps a linear page to for fetches in the running context, or -1; nothing is filled in. */
+export function fetchPage(view: DataView, linear: bigint): number {
+  const context = view.getUint32(P.context, true);
+  const index = (Number((linear >> 12n) & BigInt(Layout.tlbEntries - 1)) ^ (context * 37)) & (Layout.tlbEntries - 1);
+  const entry = Layout.tlb + index * TlbEntry.size;
+  const hit = view.getBigUint64(entry + TlbEntry.tagExec, true) === (linear | BigInt(context));
+  return hit ? view.getUint32(entry + TlbEntry.info, true) >>> 12 : -1;
+}

@@ -45,9 +45,9 @@ export class BoundRecorder extends VectorRecorder {
     this.#view = view;
   }
 
-  /** What is recorded next is the instruction of this record. */
-  bind(record: number, page: number, form: Form): void {
-    this.advance(form);
+  /** What is recorded next is the instruction of this record. `leaves`: the region may be left in front of it. */
+  bind(record: number, page: number, form: Form, leaves: boolean): void {
+    this.advance(form, leaves);
     this.#record = record;
     this.#page = page;
     Object.assign(this, { codeSize: form.codeSize, stackSize: form.stackSize });

@@ -15,12 +15,16 @@ export interface RegionInstruction {
   /** Offset of its page, a multiple of the size of pages. */
   readonly page: number;
   readonly record: number;
+  /** The record that control comes to: the guard in front of `record` if the instruction crosses into the next page. */
+  readonly lead: number;
   readonly info: FormInfo;
   readonly next: number;
   readonly ending: Ending;
   /** Target of a direct branch. */
   readonly target: number;
 }
+
+export const crossesPage = ({ record, lead }: RegionInstruction): boolean => record !== lead;
 
 /** The code page at a distance from the first one, if it is known and mapped there. */
 export type PageLookup = (distance: number) => CodePage | null;
@@ -95,7 +99,7 @@ export class Explorer {
     const distance = Math.floor(at / PAGE);
     const from = this.#page(distance)!;
     const base = distance * PAGE;
-    const pending = this.#predecoder.decodeAt(from, at - base);
+    const { pending, record } = this.#decode(from, at - base, distance);
     const { shape, insn } = pending;
     const next = base + pending.next;
     const info = shape?.info ?? null;
@@ -105,7 +109,12 @@ export class Explorer {
       this.code.stops.set(at, shape !== null && insn.row.mnemonic !== 'jmp' && insn.row.mnemonic !== 'ret' ? next : -1);
       return null;
     }
-    return { at, page: base, record: from.records[at - base], info, next, ending, target };
+    return { at, page: base, record, lead: from.records[at - base], info, next, ending, target };
+  }
+  #decode(from: CodePage, offset: number, distance: number): { pending: Pending; record: number } {
+    const pending = this.#predecoder.decodeAt(from, offset);
+    const next = pending.cut ? this.#page(distance + 1) : null;
+    return (next && this.#predecoder.crossing(from, offset, next)) ?? { pending, record: from.records[offset] };
   }
 
   /** null: regions end in front of it. */

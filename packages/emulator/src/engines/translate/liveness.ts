@@ -116,6 +116,7 @@ export class Liveness {
       case 'advance':
         this.#live.add(effect);
         this.#index--;
+        if (effect.leaves) this.#see('cold');
         return;
       case 'flags':
         this.#flags(effect, top);

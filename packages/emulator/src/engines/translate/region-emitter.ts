@@ -21,12 +21,12 @@ import { vectorMem } from '../interpret/vector-emit.ts';
 import { Code, type FuncBody, I32, I64, type Label, MEM, OP, V128, type ValType } from '../wasm/emitter.ts';
 import { V128_LOAD, V128_STORE } from '../wasm/simd.ts';
 import { BoundRecorder } from './bound-recorder.ts';
-import type { RegionInstruction } from './explore.ts';
+import { crossesPage, type RegionInstruction } from './explore.ts';
 import { type FlagPlan, operandsOf, planFlags, type Ways } from './flag-sites.ts';
 import { analyse, type Flow } from './flow.ts';
 import { CARRY, type Liveness } from './liveness.ts';
 import { Placement } from './placement.ts';
-import type { Block, Region } from './region.ts';
+import { type Block, pageOffsets, type Region } from './region.ts';
 import { addressOf, gprAt, type Machine, Values, vectorAt } from './values.ts';
 
 /** Functions of the main module that regions call, in the order of their imports. */
@@ -125,7 +125,7 @@ export class RegionEmitter implements Machine {
     const entries = region.entries.map((at) => region.blockAt.get(at)!.index);
     const successors = region.blocks.map((b) => b.successors.map((at) => region.blockAt.get(at)!.index));
     this.#flow = analyse(successors, entries);
-    const pages = new Set(region.blocks.map((block) => block.instructions[0].page));
+    const pages = pageOffsets(region);
     if (pages.size > 1 || !pages.has(0)) for (const page of pages) this.#checked.set(page, this.#local(I32));
     const bodies = region.blocks.map((block) => recordBlock(block, view));
     this.#findRegisters(bodies);
@@ -650,6 +650,8 @@ export class RegionEmitter implements Machine {
       case 'advance':
         this.#index++;
         this.#exit = null;
+        if (effect.leaves)
+          this.#requirePage(this.#current.block, this.#instruction.page + PAGE, () => this.#sideExit());
         return;
       case 'setReg':
         this.#setReg(effect);
@@ -850,9 +852,10 @@ export class RegionEmitter implements Machine {
 
 function recordBlock(block: Block, view: DataView): IrRegion {
   const recorder = new BoundRecorder(view, block.instructions[0].info.form);
-  for (const { record, page, info } of block.instructions) {
-    recorder.bind(record, page, info.form);
-    recordInto(recorder, info.form);
+  for (const insn of block.instructions) {
+    const { form } = insn.info;
+    recorder.bind(insn.record, insn.page, form, crossesPage(insn));
+    recordInto(recorder, form);
   }
   return recorder.recording().body;
 }

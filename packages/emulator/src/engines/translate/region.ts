@@ -3,7 +3,7 @@
  */
 import { PAGE } from '../../memory/physical.ts';
 import type { CodePage } from '../interpret/predecode.ts';
-import type { Code, RegionInstruction } from './explore.ts';
+import { type Code, crossesPage, type RegionInstruction } from './explore.ts';
 
 export interface Block {
   readonly index: number;
@@ -21,6 +21,17 @@ export interface Region {
   /** Offsets at which the region may be entered. */
   readonly entries: readonly number[];
   readonly instructionCount: number;
+}
+
+/** Offsets of the pages that its instructions stand in. */
+export function pageOffsets({ blocks }: Pick<Region, 'blocks'>): Set<number> {
+  const offsets = new Set<number>();
+  for (const { instructions } of blocks) {
+    offsets.add(instructions[0].page);
+    const last = instructions[instructions.length - 1];
+    if (crossesPage(last)) offsets.add(last.page + PAGE);
+  }
+  return offsets;
 }
 
 /** Code without loops is worth a function if it is this long. */

@@ -2,17 +2,17 @@
  * Decides what is hot, has it translated, and keeps translations in step with the records they came from.
  * Time is sampled where calls of generated code end; that depends on guest instructions only.
  */
-import { Layout, TlbEntry } from '../../memory/layout.ts';
+import { Layout } from '../../memory/layout.ts';
 import { PAGE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
 import { HELPER_TYPES } from '../interpret/helpers.ts';
 import type { EngineParts, HotCode } from '../interpret/interpret.ts';
 import { REGION, REGION_ENTRIES, TABLE_SIZE } from '../interpret/main-module.ts';
 import type { CodePage, KeyState, LaidRun } from '../interpret/predecode.ts';
-import { P, R, Special } from '../interpret/records.ts';
+import { fetchPage, P, R, Special } from '../interpret/records.ts';
 import { Code, encodeModule, type FuncBody } from '../wasm/emitter.ts';
 import { Explorer, type PageLookup } from './explore.ts';
-import { type Region, regionOf } from './region.ts';
+import { pageOffsets, type Region, regionOf } from './region.ts';
 import { REGION_HELPERS, RegionEmitter } from './region-emitter.ts';
 
 export interface TranslateOptions {
@@ -164,7 +164,7 @@ export class Translator implements HotCode {
       region(page, view.getUint16(first + R.offset, true)) ??
       (sampled < PAGE ? region(page, sampled) : null);
     if (found === null) return;
-    if (found.entries.every((at) => this.#originals.has(found.blockAt.get(at)!.instructions[0].record))) return;
+    if (found.entries.every((at) => this.#originals.has(found.blockAt.get(at)!.instructions[0].lead))) return;
     if (this.#isTooSoon(found, page, first)) return;
     if (this.#nextSlot + found.entries.length > this.#options.maxEntries && !this.#restart()) return;
     this.#compile(found, page.key);
@@ -193,7 +193,7 @@ export class Translator implements HotCode {
       const known = pages.get(distance);
       if (known !== undefined) return known;
       if (base < 0n || Math.abs(distance) > REACH || missing.has(distance)) return null;
-      const hostPage = this.#fetchPage(base + BigInt(distance * PAGE));
+      const hostPage = fetchPage(this.#view, base + BigInt(distance * PAGE));
       const found = hostPage < 0 ? undefined : this.#parts.predecoder.find(hostPage, page.key.id);
       if (found === undefined) missing.add(distance);
       else pages.set(distance, found);
@@ -208,22 +208,13 @@ export class Translator implements HotCode {
   }
   /** @param id the key's; default: of the run that was prepared last */
   #pageOfRip(id = this.#view.getUint32(P.key + 4, true)): CodePage | undefined {
-    const hostPage = this.#fetchPage(this.#linearRip() & ~0xfffn);
+    const hostPage = fetchPage(this.#view, this.#linearRip() & ~0xfffn);
     return hostPage < 0 ? undefined : this.#parts.predecoder.find(hostPage, id);
   }
   /** Linear address of a page, if RIP is in it now; else -1. */
   #linearOf(page: CodePage): bigint {
     const linear = this.#linearRip() & ~0xfffn;
-    return this.#fetchPage(linear) === page.hostPage ? linear : -1n;
-  }
-  /** Host page of a linear page by the TLB alone, or -1. */
-  #fetchPage(linear: bigint): number {
-    const view = this.#view;
-    const context = view.getUint32(P.context, true);
-    const index = (Number((linear >> 12n) & BigInt(Layout.tlbEntries - 1)) ^ (context * 37)) & (Layout.tlbEntries - 1);
-    const entry = Layout.tlb + index * TlbEntry.size;
-    const hit = view.getBigUint64(entry + TlbEntry.tagExec, true) === (linear | BigInt(context));
-    return hit ? view.getUint32(entry + TlbEntry.info, true) >>> 12 : -1;
+    return fetchPage(this.#view, linear) === page.hostPage ? linear : -1n;
   }
 
   #compile(region: Region, key: KeyState): void {
@@ -240,7 +231,7 @@ export class Translator implements HotCode {
     const module = new WebAssembly.Module(bytes);
     const { exports } = new WebAssembly.Instance(module, { env: { memory: this.#parts.memory.memory }, helpers });
     this.#nextSlot += region.entries.length;
-    const records = region.entries.map((at) => region.blockAt.get(at)!.instructions[0].record);
+    const records = region.entries.map((at) => region.blockAt.get(at)!.instructions[0].lead);
     const translation = { region, instance: main.table, firstSlot, bytes: bytes.length, records };
     this.#install(translation, key, exports.f as () => void);
   }
@@ -251,7 +242,7 @@ export class Translator implements HotCode {
     const { handlers } = key;
     const { region, firstSlot } = translation;
     region.entries.forEach((at, i) => {
-      const { record, info } = region.blockAt.get(at)!.instructions[0];
+      const { lead: record, info } = region.blockAt.get(at)!.instructions[0];
       translation.instance.set(TABLE_SIZE + firstSlot + i, run);
       handlers.compileApart(info);
       this.#parts.install(handlers, info);
@@ -259,7 +250,7 @@ export class Translator implements HotCode {
       const handler = before?.handler ?? view.getUint16(record + R.handler, true);
       const plain = before?.plain ?? view.getUint16(record + R.plain, true);
       this.#originals.set(record, { translation, handler, plain });
-      view.setUint16(record + R.plain, handlers.firstSlot + info.slot, true);
+      if (plain !== Special.guard) view.setUint16(record + R.plain, handlers.firstSlot + info.slot, true);
       view.setUint16(record + R.handler, handlers.firstSlot + TABLE_SIZE + firstSlot + i, true);
     });
     for (const hostPage of pagesOf(region)) {
@@ -348,4 +339,4 @@ export class Translator implements HotCode {
 }
 
 const pagesOf = (region: Region): Set<number> =>
-  new Set(region.blocks.map((block) => region.pages.get(block.instructions[0].page / PAGE)!.hostPage));
+  new Set([...pageOffsets(region)].map((page) => region.pages.get(page / PAGE)!.hostPage));
