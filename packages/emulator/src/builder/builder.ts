@@ -184,6 +184,22 @@ export interface Builder {
   jumpWhen(c: Cond, target: Value): void;
   /** REP: leaves RIP at this instruction, so that it executes again (one iteration per tick). */
   repeat(c: Cond): void;
+  /**
+   * REP MOVS and REP STOS, rCX not zero, in front of the element: an engine may do iterations at once here, and then go on as `repeat` does.
+   * Returns whether it does all of them, so that no element is to follow.
+   */
+  repeatBlock(block: Block): boolean;
+}
+
+/** What a repeated instruction moves: elements of `size` bytes, ascending or descending by RFLAGS.DF. Offsets and count have the size of addresses. */
+export interface Block {
+  readonly size: Size;
+  readonly addrSize: 2 | 4 | 8;
+  readonly count: Value;
+  readonly to: Value;
+  /** Offset in the operand segment, or the value of every element. */
+  readonly from: Value;
+  readonly fill: boolean;
 }
 
 /** What a semantics function may know statically about its operands. */

@@ -2,7 +2,7 @@
  * String instructions. With REP one execution is one iteration: it commits, and `repeat` leaves RIP where it is.
  * Manual: APM vol. 3 ch. 3 (CMPS, LODS, MOVS, SCAS, STOS), section 1.2.6 (repeat prefixes).
  */
-import type { Builder, Cond, Operation, Semantics, Value } from '../builder/builder.ts';
+import type { Block, Builder, Cond, Operation, Semantics, Value } from '../builder/builder.ts';
 import { Seg } from '../state-layout.ts';
 import { reg } from './support.ts';
 
@@ -18,14 +18,31 @@ const destination = (b: Builder, op: Operation): Value =>
 const storeDestination = (b: Builder, op: Operation, value: Value): void =>
   b.store(b.getReg(reg.rdi, op.addrSize), value, { seg: Seg.ES, size: op.size });
 
-/** Wraps one element's work with rCX; `goesOn` is what REPE / REPNE ask after the element. */
-function repeated(b: Builder, op: Operation, element: () => void, goesOn?: () => Cond): void {
+interface Repetition {
+  /** What REPE / REPNE ask after the element. */
+  goesOn?: () => Cond;
+  /** Elements that only move may go together. */
+  block?: 'move' | 'fill';
+}
+const blockOf = (b: Builder, op: Operation, count: Value, kind: 'move' | 'fill'): Block => ({
+  size: op.size,
+  addrSize: op.addrSize,
+  count,
+  to: b.getReg(reg.rdi, op.addrSize),
+  from: kind === 'fill' ? b.getReg(reg.rax, op.size) : b.getReg(reg.rsi, op.addrSize),
+  fill: kind === 'fill',
+});
+
+/** Wraps one element's work with rCX. */
+function repeated(b: Builder, op: Operation, element: () => void, how: Repetition = {}): void {
   if (op.rep === 0) {
     element();
     return;
   }
+  const { goesOn, block } = how;
   const count = b.getReg(reg.rcx, op.addrSize);
   b.when(b.ne(count, b.const(0)), () => {
+    if (block !== undefined && b.repeatBlock(blockOf(b, op, count, block))) return;
     element();
     const left = b.zext(b.sub(count, b.const(1)), op.addrSize);
     b.setReg(reg.rcx, op.addrSize, left);
@@ -35,18 +52,28 @@ function repeated(b: Builder, op: Operation, element: () => void, goesOn?: () =>
 }
 
 const movs: Semantics = (b, op) =>
-  repeated(b, op, () => {
-    storeDestination(b, op, source(b, op));
-    const step = b.stringStep(op.size);
-    advance(b, op, 'rsi', step);
-    advance(b, op, 'rdi', step);
-  });
+  repeated(
+    b,
+    op,
+    () => {
+      storeDestination(b, op, source(b, op));
+      const step = b.stringStep(op.size);
+      advance(b, op, 'rsi', step);
+      advance(b, op, 'rdi', step);
+    },
+    { block: 'move' },
+  );
 
 const stos: Semantics = (b, op) =>
-  repeated(b, op, () => {
-    storeDestination(b, op, b.getReg(reg.rax, op.size));
-    advance(b, op, 'rdi', b.stringStep(op.size));
-  });
+  repeated(
+    b,
+    op,
+    () => {
+      storeDestination(b, op, b.getReg(reg.rax, op.size));
+      advance(b, op, 'rdi', b.stringStep(op.size));
+    },
+    { block: 'fill' },
+  );
 
 const lods: Semantics = (b, op) =>
   repeated(b, op, () => {
@@ -69,7 +96,7 @@ const cmps: Semantics = (b, op) =>
       advance(b, op, 'rdi', step);
       b.flagsSub(x, y, b.sub(x, y), op.size);
     },
-    whileZf(b, op),
+    { goesOn: whileZf(b, op) },
   );
 
 const scas: Semantics = (b, op) =>
@@ -82,7 +109,7 @@ const scas: Semantics = (b, op) =>
       advance(b, op, 'rdi', b.stringStep(op.size));
       b.flagsSub(x, y, b.sub(x, y), op.size);
     },
-    whileZf(b, op),
+    { goesOn: whileZf(b, op) },
   );
 
 export const STRING: Record<string, Semantics> = { movs, stos, lods, cmps, scas };

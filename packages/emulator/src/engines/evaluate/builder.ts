@@ -385,6 +385,10 @@ export class EvaluateBuilder implements Computed<Builder> {
     }
     return holds !== ((cc & 1) !== 0);
   }
+  /** One element at a time. */
+  repeatBlock(): boolean {
+    return false;
+  }
   stringStep(size: Size): bigint {
     return (this.context.rflags & BigInt(Flag.DF)) === 0n ? BigInt(size) : U64 - BigInt(size - 1);
   }

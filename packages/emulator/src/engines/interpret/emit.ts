@@ -354,6 +354,9 @@ export class HandlerEmitter implements VectorEmitter {
         this.#frame.handBack();
         this.#code.end();
         return;
+      case 'block':
+        this.#block(effect);
+        return;
       case 'shadowed':
         this.#frame.shadowed(() => this.#value(effect.next));
         return;
@@ -365,6 +368,19 @@ export class HandlerEmitter implements VectorEmitter {
         this.#code.end();
         this.#resume(false);
     }
+  }
+  #block({ how, seg }: Effect & { kind: 'block' }): void {
+    const code = this.#code;
+    if (seg === 'operand') {
+      this.field(MEM.i32Load8U, R.seg);
+      code.i32(8).op(OP.i32Shl).i32(how).op(OP.i32Or);
+    } else code.i32(how | (seg << 8));
+    this.#frame.ticksLeft();
+    const done = this.#frame.acquire(I32);
+    code.call(this.#frame.helper('repeatBlock')).tee(done).if();
+    this.#frame.repeatAfter(done);
+    code.end();
+    this.#frame.release(done, I32);
   }
   /** RFLAGS.RF is set between the iterations of a repeated instruction (APM vol. 2 section 13.1.3.2). */
   #resume(set: boolean): void {

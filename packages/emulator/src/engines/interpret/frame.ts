@@ -22,6 +22,9 @@ export const HELPERS = [
   'div128',
   'mulHighU',
   'mulHighS',
+  /** (how, most iterations) → iterations of REP MOVS or STOS that were done (block-moves.ts). */
+  'block',
+  'repeatBlock',
 ] as const;
 export type Helper = (typeof HELPERS)[number];
 
@@ -49,6 +52,10 @@ export interface Frame {
   jump(target: () => void, direct: boolean, check: ((local: number) => void) | null): void;
   /** This record again. */
   repeat(): void;
+  /** The same behind as many ticks as the local says. */
+  repeatAfter(ticks: number): void;
+  /** Pushes the ticks that are left before this instruction. */
+  ticksLeft(): void;
   /** JavaScript executes this instruction. */
   handBack(): void;
   /** Leaves behind this instruction; `next` pushes the RIP. */

@@ -15,6 +15,7 @@ import {
   OP,
   type ValType,
 } from '../wasm/emitter.ts';
+import { BLOCK_TYPES, blockFunctions } from './block-moves.ts';
 import type { Helper } from './frame.ts';
 import { P } from './records.ts';
 
@@ -31,6 +32,7 @@ export const HELPER_TYPES: Record<Helper, FuncType> = {
   div128: type([I64, I64, I64], [I64]),
   mulHighU: type([I64, I64], [I64]),
   mulHighS: type([I64, I64], [I64]),
+  ...BLOCK_TYPES,
 };
 
 /** What the module imports from JavaScript. */
@@ -291,6 +293,7 @@ export function helperFunctions(): FuncBody[] {
     div128,
     mulHighU,
     mulHighS,
+    ...blockFunctions(helperIndex('block')),
   };
   return [canonical(), refused(), untag(), ...NAMES.map((name) => ({ ...bodies[name](), export: name }))];
 }

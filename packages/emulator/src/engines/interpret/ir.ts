@@ -62,7 +62,8 @@ export type NodeOp =
   | 'i64FromF32x4'
   /** Mutable read of 16 bytes of the state block: (address or none), absolute `k`. */
   | 'vector'
-  /** Effects with a value. */
+  /** Effects with a value. `block` (source or value, destination, count) gives iterations done; `k`: block-moves.ts. */
+  | 'block'
   | 'load'
   | 'load128'
   | 'linear';
@@ -119,6 +120,10 @@ export type EffectBody =
   | { kind: 'checkTarget'; target: Node; direct: boolean }
   | { kind: 'jump'; condition: Node | null; target: Node; direct: boolean; check: boolean }
   | { kind: 'repeat'; condition: Node }
+  /** Iterations of this record at once (`how`: block-moves.ts), if there are any; then this record again. */
+  | { kind: 'block'; how: number; seg: number | 'operand' }
+  /** So many ticks more (in regions). */
+  | { kind: 'spend'; ticks: Node }
   | { kind: 'handBack'; condition: Node }
   /** Leaves behind the instruction, at `next`; the one after it is in an interrupt shadow. */
   | { kind: 'shadowed'; next: Node }
@@ -168,7 +173,7 @@ export const isNode = (item: Item): item is Node => item instanceof Node;
 /** Reads that a write may change. */
 export const MUTABLE: ReadonlySet<NodeOp> = new Set(['reg', 'vector', 'var', 'flagResult', 'flagAux', 'rflags']);
 /** Nodes that must stay where they stand. */
-export const EFFECTFUL: ReadonlySet<NodeOp> = new Set(['load', 'load128', 'linear']);
+export const EFFECTFUL: ReadonlySet<NodeOp> = new Set(['load', 'load128', 'linear', 'block']);
 
 /** Regions inside an effect. */
 export function innerRegions(effect: Effect): Region[] {
@@ -199,6 +204,8 @@ export function effectArgs(effect: Effect): Node[] {
       return [effect.condition];
     case 'shadowed':
       return [effect.next];
+    case 'spend':
+      return [effect.ticks];
     case 'raiseWhen':
       return [effect.condition, effect.errorCode].filter((n) => n !== null);
     case 'checkTarget':
@@ -207,6 +214,7 @@ export function effectArgs(effect: Effect): Node[] {
       return effect.condition ? [effect.condition, effect.target] : [effect.target];
     case 'loop':
     case 'advance':
+    case 'block':
       return [];
   }
 }

@@ -166,8 +166,18 @@ class RunEmitter implements Frame {
   }
 
   repeat(): void {
+    this.code.get(L.budget).i32(R.size).op(OP.i32Sub).set(L.budget);
+    this.#again();
+  }
+  repeatAfter(ticks: number): void {
+    this.code.get(L.budget).get(ticks).i32(RECORD_SHIFT).op(OP.i32Shl).op(OP.i32Sub).set(L.budget);
+    this.#again();
+  }
+  ticksLeft(): void {
+    this.#left().i32(RECORD_SHIFT).op(OP.i32ShrS);
+  }
+  #again(): void {
     const { code } = this;
-    code.get(L.budget).i32(R.size).op(OP.i32Sub).set(L.budget);
     this.#left()
       .i32(MAX_RUN * R.size)
       .op(OP.i32LtS)
@@ -354,6 +364,9 @@ class RunEmitter implements Frame {
     code.i32(0).op(OP.i32LtS).if();
     this.#leaveHere(Status.instruction);
     code.end().end();
+    code.i32(0);
+    this.ticksLeft();
+    code.mem(MEM.i32Store, P.left);
     code.get(L.pc).get(L.pageBase).get(slot).callIndirect(0, 0).set(status);
     this.release(slot, I32);
     this.#loadFlags();
@@ -374,7 +387,8 @@ class RunEmitter implements Frame {
     code.get(status).i32(Outcome.shadowed).op(OP.i32Eq).if();
     this.shadowed(() => code.i32(0).mem(MEM.i64Load, Layout.state + S.rip));
     code.end();
-    this.repeat();
+    code.get(status).i32(RECORD_SHIFT).op(OP.i32ShrU).set(status);
+    this.repeatAfter(status);
     this.release(status, I32);
   }
 

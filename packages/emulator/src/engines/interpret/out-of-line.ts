@@ -22,7 +22,7 @@ import { type Frame, HELPERS, type Helper, pushContext, pushContextHash } from '
 import { HELPER_TYPES } from './helpers.ts';
 import type { Recording } from './ir.ts';
 import { OUT_OF_LINE } from './main-module.ts';
-import { Outcome } from './records.ts';
+import { Outcome, P, RECORD_SHIFT } from './records.ts';
 
 const PARAMS = 2;
 
@@ -80,7 +80,13 @@ class FunctionFrame implements Frame {
     this.release(local, I64);
   }
   repeat(): void {
-    this.code.i32(Outcome.repeat).op(OP.return);
+    this.code.i32(Outcome.repeat | (1 << RECORD_SHIFT)).op(OP.return);
+  }
+  repeatAfter(ticks: number): void {
+    this.code.get(ticks).i32(RECORD_SHIFT).op(OP.i32Shl).i32(Outcome.repeat).op(OP.i32Or).op(OP.return);
+  }
+  ticksLeft(): void {
+    this.code.i32(0).mem(MEM.i32Load, P.left);
   }
   handBack(): void {
     this.code.i32(Outcome.handBack).op(OP.return);

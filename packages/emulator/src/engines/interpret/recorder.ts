@@ -2,10 +2,11 @@
  * The Builder that records: it folds constants, shares equal values and writes down effects in order. Registers, memory, flags, endings.
  * Manual: none; the contract is builder/builder.ts.
  */
-import type { Access, Builder, Cond, FlagName, FlagUpdate, RegRef, Size, Value } from '../../builder/builder.ts';
+import type { Access, Block, Builder, Cond, FlagName, FlagUpdate, RegRef, Size, Value } from '../../builder/builder.ts';
 import { AssertionError } from '../../exceptions.ts';
 import { Layout } from '../../memory/layout.ts';
 import { Flag, S, Vector } from '../../state-layout.ts';
+import { How } from './block-moves.ts';
 import type { FlagArithmetic, FlagUpdateNodes } from './flags.ts';
 import * as lazy from './flags.ts';
 import type { MemoryAccess, Node, Region } from './ir.ts';
@@ -384,6 +385,16 @@ export class Recorder extends ValueRecorder implements Builder {
   }
   /** Handlers write through: what an access left behind stays. */
   checkpoint(): void {}
+  repeatBlock(block: Block): boolean {
+    this.facts.mayLeave = true;
+    const { special } = this.form;
+    this.effect({ kind: 'block', how: this.blockHow(block), seg: special >= 0 ? special : 'operand' });
+    return false;
+  }
+  /** All of a block that is static but its segment (block-moves.ts). */
+  protected blockHow({ size, addrSize, fill }: Block): number {
+    return size | (addrSize << 4) | (fill ? How.fill : 0) | (this.form.segments === 'long' ? How.long : 0);
+  }
   repeat(a: Cond): void {
     this.facts.mayLeave = true;
     this.effect({ kind: 'repeat', condition: n(a) });

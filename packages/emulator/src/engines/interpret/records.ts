@@ -64,6 +64,8 @@ export const P = {
   flagsIntercepted: slot + 60,
   /** u32: bit 0 SSE instructions do not run as they are (CR0.EM, CR0.TS, CR4.OSFXSR), bit 1 AVX instructions do not, bit 2 x87 ones. */
   vectors: slot + 64,
+  /** i32: ticks that an out-of-line handler may use. */
+  left: slot + 72,
   /** u64: code key id << 32, upper half of the jump cache's tags. */
   key: slot + 48,
 } as const;
@@ -115,7 +117,7 @@ export const Status = {
   shadowed: 5,
 } as const;
 
-/** What an out-of-line handler returns. */
+/** What an out-of-line handler returns; `repeat` with the ticks that were used in the bits from {@link RECORD_SHIFT} on. */
 export const Outcome = { next: 0, fault: 1, jumped: 2, repeat: 3, handBack: 4, shadowed: 5 } as const;
 
 /** Host page that the TLB maps a linear page to for fetches in the running context, or -1; nothing is filled in. */

@@ -64,7 +64,7 @@ function missLoad(e: VectorEmitter, linear: number, access: MemoryAccess): void 
     code.call(frame.helper('missRead')).brIf(frame.fault);
     if (!upper) code.i32(0).mem(MEM.i64Load, SCRATCH).set(low);
   }
-  vectorOp(code.get(low), 0x12);
+  vectorOp(code.get(low), simd.I64X2_SPLAT);
   code.i32(0).mem(MEM.i64Load, SCRATCH);
   vectorOp(code, simd.SIMD_REPLACE.i64x2ReplaceLane).byte(1);
   frame.release(low, I64);

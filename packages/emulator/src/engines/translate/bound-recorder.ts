@@ -3,9 +3,9 @@
  * flags from one instruction to the next as values.
  * Manual: none; the contract is builder/builder.ts.
  */
-import type { Cond, FlagName, FlagUpdate, Size, Value } from '../../builder/builder.ts';
+import type { Block, Cond, FlagName, FlagUpdate, Size, Value } from '../../builder/builder.ts';
 import { Layout } from '../../memory/layout.ts';
-import { S } from '../../state-layout.ts';
+import { RCX, RDI, RSI, S } from '../../state-layout.ts';
 import type { Lazy } from '../interpret/flags.ts';
 import * as lazy from '../interpret/flags.ts';
 import type { Form } from '../interpret/form.ts';
@@ -94,6 +94,27 @@ export class BoundRecorder extends VectorRecorder {
   ): Node {
     const bound = extra?.access === undefined ? extra : { ...extra, access: this.#access(extra.access) };
     return super.push(op, type, args, k, size, bits, bound);
+  }
+
+  // ---- repeated instructions
+
+  /** All of them; if something is in the way the region is left there, and the record goes on. */
+  override repeatBlock(block: Block): boolean {
+    const { size, addrSize, count, fill } = block;
+    const seg = this.form.special >= 0 ? this.form.special : this.#view.getUint8(this.#record + R.seg);
+    const how = this.blockHow(block) | (seg << 8);
+    const done = this.push('block', 'i64', [n(block.from), n(block.to), n(count)], BigInt(how), 8, 32);
+    this.effect({ kind: 'spend', ticks: done });
+    const moved = this.mul(v(done), this.const(size));
+    for (const register of fill ? [RDI] : [RSI, RDI]) {
+      this.setReg({ fixed: register }, addrSize, this.add(this.getReg({ fixed: register }, addrSize), moved));
+    }
+    const left = this.sub(count, v(done));
+    this.setReg({ fixed: RCX }, addrSize, left);
+    this.handBackWhen(this.notC(this.isZero(left)));
+    // The last one is the instruction's own tick.
+    this.effect({ kind: 'spend', ticks: this.n64(-1n) });
+    return true;
   }
 
   // ---- vectors

@@ -142,7 +142,9 @@ export class Liveness {
         break;
       }
       case 'store':
+      case 'store128':
       case 'probe':
+      case 'handBack':
       case 'raiseWhen':
       case 'checkTarget':
         this.#see('cold');

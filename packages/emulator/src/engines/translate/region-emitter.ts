@@ -30,7 +30,7 @@ import { type Block, pageOffsets, type Region } from './region.ts';
 import { addressOf, gprAt, type Machine, Values, vectorAt } from './values.ts';
 
 /** Functions of the main module that regions call, in the order of their imports. */
-export const REGION_HELPERS = ['div128', 'mulHighU', 'mulHighS'] as const;
+export const REGION_HELPERS = ['div128', 'mulHighU', 'mulHighS', 'block'] as const;
 
 const PARAM = { pageBase: 1, left: 2, slot: 3 } as const;
 const PARAMS = 4;
@@ -175,6 +175,11 @@ export class RegionEmitter implements Machine {
   }
   helper(name: (typeof REGION_HELPERS)[number]): number {
     return REGION_HELPERS.indexOf(name);
+  }
+
+  /** Every way on needs as many ticks as the region has instructions at most. */
+  spare(code: Code): void {
+    code.get(PARAM.left).i32(this.#region.instructionCount).op(OP.i32Sub);
   }
 
   // ---- what the blocks use
@@ -671,6 +676,11 @@ export class RegionEmitter implements Machine {
       case 'handBack':
         values.push(effect.condition, I32);
         code.brIf(this.#sideExit());
+        return;
+      case 'spend':
+        code.get(PARAM.left);
+        values.push(effect.ticks, I32);
+        code.op(OP.i32Sub).set(PARAM.left);
         return;
       case 'probe':
         this.#translate(effect.linear, effect.access.size, TlbEntry.tagWrite);

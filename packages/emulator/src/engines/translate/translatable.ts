@@ -3,6 +3,7 @@
  */
 import { Layout } from '../../memory/layout.ts';
 import { S } from '../../state-layout.ts';
+import type { Form } from '../interpret/form.ts';
 import type { FormInfo } from '../interpret/handlers.ts';
 import { EFFECTFUL, type Effect, innerRegions, isNode, type Node, type NodeOp, type Region } from '../interpret/ir.ts';
 import { recordForms } from '../interpret/operation.ts';
@@ -138,12 +139,19 @@ class Check {
   }
 }
 
+/** REP MOVS, REP STOS: regions do them by the block. */
+const isBlock = ({ mnemonic, rep }: Form): boolean => rep !== 0 && (mnemonic === 'movs' || mnemonic === 'stos');
+
 const known = new WeakMap<FormInfo, boolean>();
 
 /** May a region contain instructions of this form? */
 export function isTranslatable(info: FormInfo): boolean {
   let answer = known.get(info);
   if (answer === undefined) {
+    if (isBlock(info.form)) {
+      known.set(info, true);
+      return true;
+    }
     const check = new Check();
     // What vector instructions hand back is left to their records; system instructions have effects of their own.
     const handsBack = info.facts.mayHandBack && info.form.vector === undefined;

@@ -22,7 +22,9 @@ export interface Machine {
   readonly aux: number;
   variable(id: number): number;
   /** Function index of a shared subroutine. */
-  helper(name: 'div128' | 'mulHighU' | 'mulHighS'): number;
+  helper(name: 'div128' | 'mulHighU' | 'mulHighS' | 'block'): number;
+  /** Pushes the ticks that a repeated instruction may use. */
+  spare(code: Code): void;
 }
 
 const GPR = Layout.state + S.gpr;
@@ -312,6 +314,11 @@ export class Values {
         return;
       case 'segmentBase':
         code.i32(0).mem(MEM.i64Load, Layout.state + S.segments + Number(node.k) * 16 + 8);
+        return;
+      case 'block':
+        for (const arg of node.args) this.push(arg, I64);
+        this.#machine.spare(code);
+        code.i32(Number(node.k)).call(this.#machine.helper('block')).op(OP.i64ExtendI32U);
         return;
       case 'div128':
       case 'mulHighU':

@@ -117,11 +117,12 @@ const image = (m: TestMachine): string =>
   Buffer.from(m.state.u8.subarray(S.ymm, S.mxcsr + 4)).toString('hex') +
   Buffer.from(m.memory.readBytes(DATA, 0x1100)).toString('hex');
 
+const options = (m: TestMachine) =>
+  ({ vendor: 'amd', features: featureSet((leaf, subleaf) => m.cpu.cpuid(leaf, subleaf)) }) as const;
+
 describe('random vector programs on evaluate, interpret and translate', () => {
   it.each(Array.from({ length: 20 }, (_, i) => 0x1234567 + i * 7919))('seed %i', (seed) => {
     const code = program(generator(seed));
-    const options = (m: TestMachine) =>
-      ({ vendor: 'amd', features: featureSet((leaf, subleaf) => m.cpu.cpuid(leaf, subleaf)) }) as const;
     let translated = 0;
     const machines = [
       machine(code, seed, () => null),
@@ -137,5 +138,23 @@ describe('random vector programs on evaluate, interpret and translate', () => {
       expect(image(m)).toBe(image(machines[0]!));
     }
     expect(translated).toBeGreaterThan(0);
+  });
+});
+
+describe('a region left by a vector instruction', () => {
+  it('shows the flags of the instruction in front of it', () => {
+    // mov ecx, 1000; L: cvtsi2sd xmm1, ecx; cmp eax, ecx; sqrtsd xmm0, xmm1; xor edx, edx; dec ecx; jmp L
+    const loop = [0xf2, 0x0f, 0x2a, 0xc9, 0x39, 0xc8, 0xf2, 0x0f, 0x51, 0xc1, 0x31, 0xd2, 0xff, 0xc9, 0xeb, 0xf0];
+    const results = [null, { sample: 100, hot: 1 }].map((translate) => {
+      const m = machine([0xb9, 0xe8, 3, 0, 0, ...loop], 1, (x) =>
+        translate === null ? null : new TranslateEngine(x.cpu, { ...options(x), translate }),
+      );
+      // Invalid operations are not masked: the root of -1 raises #XM, for which there is no handler.
+      m.state.block.setUint32(S.mxcsr, 0x1f20, true);
+      m.state.gpr[0] = 5n;
+      expect(m.go(100_000)).toBe('shutdown');
+      return [m.state.gpr[1], m.state.rip, m.state.rflags];
+    });
+    expect(results[1]).toEqual(results[0]);
   });
 });

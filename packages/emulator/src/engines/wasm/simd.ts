@@ -155,6 +155,7 @@ export const V128_LOAD = 0x00;
 export const V128_STORE = 0x0b;
 export const V128_CONST = 0x0c;
 export const I8X16_SHUFFLE = 0x0d;
+export const I64X2_SPLAT = 0x12;
 export const F32X4_SPLAT = 0x13;
 export const F64X2_SPLAT = 0x14;
 export const F32X4_EXTRACT_LANE = 0x1f;
