@@ -34,9 +34,16 @@ export function nsPerCall(call: () => void, batch: number, batches = 15): number
   return median(results);
 }
 
+/** A line of the result. */
 export interface Row {
   what: string;
   value: string;
   target: string;
+  /** null: nothing to meet, or a peer isn't there. */
   met: boolean | null;
+  /** The numbers in `value`, for tools. */
+  figures?: Readonly<Record<string, number>>;
 }
+
+/** Says on standard error what is being measured. */
+export const progress = (text: string): void => void process.stderr.write(`bench: ${text}\n`);
