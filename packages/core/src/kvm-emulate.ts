@@ -29,7 +29,6 @@ const GUESTDBG_SINGLESTEP = 2;
 const DR6_BS = 0x4000n;
 const DR6_INIT = 0xffff0ff0n;
 const RF = BigInt(Flag.RF);
-const TF = BigInt(Flag.TF);
 const IF = BigInt(Flag.IF);
 /** Iterations of a string instruction after which the guest is entered again, so that events get their turn. */
 const MAX_REP_ITERATIONS = 1024;
@@ -86,6 +85,14 @@ function doSinglestep(vcpu: Vcpu): number {
   return 1;
 }
 
+/** A bigint's low word without a bigint for the answer: this is asked at every exit. */
+const FLAGS = new BigUint64Array(1);
+const FLAG_WORDS = new Int32Array(FLAGS.buffer);
+function hasTrapFlag(rflags: bigint): boolean {
+  FLAGS[0] = rflags;
+  return (FLAG_WORDS[0] & Flag.TF) !== 0;
+}
+
 /** RIP past the instruction, shadow cleared, TF → #DB. KVM: kvm_skip_emulated_instruction. */
 export function kvmSkipEmulatedInstruction(vcpu: Vcpu): number {
   if (unframed(vcpu, kvmSkipEmulatedInstruction)) return inFrame(kvmSkipEmulatedInstruction, vcpu);
@@ -93,7 +100,7 @@ export function kvmSkipEmulatedInstruction(vcpu: Vcpu): number {
   const r = vcpu.kvm.calls.skipEmulatedInstruction(vcpu);
   if (r === 0) return 0;
   retire(vcpu);
-  return (rflags & TF) !== 0n ? doSinglestep(vcpu) : 1;
+  return hasTrapFlag(rflags) ? doSinglestep(vcpu) : 1;
 }
 ownFrame('kvmSkipEmulatedInstruction', kvmSkipEmulatedInstruction);
 

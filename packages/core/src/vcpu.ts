@@ -59,6 +59,8 @@ export interface VcpuArch {
   cr0: bigint;
   cr0GuestOwnedBits: bigint;
   cr2: bigint;
+  /** CR2 as an array's only element: from typed array to typed array no bigint is made on the way. */
+  readonly cr2Quad: BigUint64Array;
   cr3: bigint;
   cr4: bigint;
   cr4GuestOwnedBits: bigint;
@@ -160,6 +162,7 @@ const noException = (): QueuedException => ({
 
 function newArch(): VcpuArch {
   const regs = new BigUint64Array(17);
+  const cr2Quad = new BigUint64Array(1);
   return {
     regs,
     regs32: new Uint32Array(regs.buffer),
@@ -167,7 +170,13 @@ function newArch(): VcpuArch {
     regsDirty: new RegSet(),
     cr0: 0n,
     cr0GuestOwnedBits: 0n,
-    cr2: 0n,
+    get cr2() {
+      return cr2Quad[0];
+    },
+    set cr2(value) {
+      cr2Quad[0] = value;
+    },
+    cr2Quad,
     cr3: 0n,
     cr4: 0n,
     cr4GuestOwnedBits: 0n,

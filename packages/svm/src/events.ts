@@ -26,7 +26,7 @@ import {
   type Vcpu,
 } from '@tskvm/core';
 import { Flag, Vector } from '@tskvm/emulator';
-import { Clean, EventInfo, IntCtl, IntState, SvmExit, V } from './hardware/index.ts';
+import { Clean, EventInfo, IntCtl, IntState, SvmExit, V, W } from './hardware/index.ts';
 import { svmGetIfFlag, svmGetRflags } from './registers.ts';
 import { sevEsGuest, svmModule, toSvm } from './vcpu-svm.ts';
 
@@ -41,8 +41,10 @@ const softException = (vector: number): boolean => vector === Vector.BP || vecto
 function skipInstruction(vcpu: Vcpu, emulType: number, commit: boolean): number {
   const svm = toSvm(vcpu);
   if (!sevEsGuest(vcpu)) {
-    if (svmModule(vcpu).params.nrips && !svm.vmcb.isZero64(V.nextRip)) {
-      svm.vmcb.copyOut(V.nextRip, svm.regWords, VCPU_REGS_RIP * 2);
+    const { words } = svm.vmcb;
+    if (svmModule(vcpu).params.nrips && (words[W.nextRip] | words[W.nextRip + 1]) !== 0) {
+      svm.regWords[VCPU_REGS_RIP * 2] = words[W.nextRip];
+      svm.regWords[VCPU_REGS_RIP * 2 + 1] = words[W.nextRip + 1];
     } else if (svm.nextRip !== 0n) kvmRipWrite(vcpu, svm.nextRip);
     else if (!decodeToSkip(vcpu, emulType, commit)) return 0;
   }
@@ -124,8 +126,8 @@ export function svmCompleteInterrupts(vcpu: Vcpu): void {
   arch.nmiInjected = false;
   if (arch.exception.injected || kvmIsExceptionPending(vcpu)) kvmClearExceptionQueue(vcpu);
   kvmClearInterruptQueue(vcpu);
-  const info = svm.vmcb.get32(V.exitIntInfo);
-  if ((info & EventInfo.VALID) === 0) return;
+  const info = svm.vmcb.words[W.exitIntInfo];
+  if (info >= 0) return;
   kvmMakeRequest(Req.EVENT, vcpu);
   if (soft) completeSoftInterrupt(vcpu, info);
   requeue(vcpu, info);
@@ -244,8 +246,8 @@ export function disableNmiSinglestep(vcpu: Vcpu): void {
 /** KVM: svm_set_interrupt_shadow: the VMCB does not tell STI from MOV SS. */
 export function svmSetInterruptShadow(vcpu: Vcpu, mask: number): void {
   const { vmcb } = toSvm(vcpu);
-  if (mask === 0) vmcb.andNot32(V.intState, IntState.SHADOW);
-  else vmcb.or32(V.intState, IntState.SHADOW);
+  if (mask === 0) vmcb.words[W.intState] &= ~IntState.SHADOW;
+  else vmcb.words[W.intState] |= IntState.SHADOW;
 }
 /** 3 (STI and MOV SS) or 0. KVM: svm_get_interrupt_shadow. */
 export const svmGetInterruptShadow = (vcpu: Vcpu): number => (shadowed(vcpu) ? 3 : 0);

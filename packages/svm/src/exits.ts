@@ -72,7 +72,7 @@ import {
 } from '@tskvm/core';
 import { EFER, Vector } from '@tskvm/emulator';
 import { disableNmiSinglestep, svmClearVintr } from './events.ts';
-import { EventInfo, MSR_EFER, SvmExit, V } from './hardware/index.ts';
+import { EventInfo, MSR_EFER, SvmExit, V, W } from './hardware/index.ts';
 import { setDrIntercepts } from './intercepts.ts';
 import { nestedInstruction } from './nested.ts';
 import { DR6_ACTIVE_LOW, svmSetCr0, svmSetCr4 } from './registers.ts';
@@ -492,8 +492,13 @@ function failEntry(vcpu: Vcpu): ExitOutcome {
 
 /** What the guest may write without an exit is picked up now; an encrypted guest's is out of reach. */
 export function svmReadGuestOwnedCr(vcpu: Vcpu, { vmcb, seen }: VcpuSvm): void {
-  if (!vmcb.hasIntercept(SvmExit.WRITE_CR0) && vmcb.copyOut(V.cr0, seen, SEEN.CR0)) vcpu.arch.cr0 = vmcb.get64(V.cr0);
-  if (svmModule(vcpu).params.npt && vmcb.copyOut(V.cr3, seen, SEEN.CR3)) vcpu.arch.cr3 = vmcb.get64(V.cr3);
+  const { words } = vmcb;
+  if (words[W.cr0] !== seen[SEEN.CR0] || words[W.cr0 + 1] !== seen[SEEN.CR0 + 1]) {
+    if (!vmcb.hasIntercept(SvmExit.WRITE_CR0) && vmcb.copyOut(V.cr0, seen, SEEN.CR0)) vcpu.arch.cr0 = vmcb.get64(V.cr0);
+  }
+  if (words[W.cr3] !== seen[SEEN.CR3] || words[W.cr3 + 1] !== seen[SEEN.CR3 + 1]) {
+    if (svmModule(vcpu).params.npt && vmcb.copyOut(V.cr3, seen, SEEN.CR3)) vcpu.arch.cr3 = vmcb.get64(V.cr3);
+  }
 }
 
 /** KVM: svm_handle_exit. */

@@ -4,7 +4,7 @@
  */
 import { type DtPtr, frame, type KvmSegment, kvmPdptrWrite, kvmReadCr3, type RegName, type Vcpu } from '@tskvm/core';
 import { CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '@tskvm/emulator';
-import { Clean, IntState, SvmExit, segmentOffset, V } from './hardware/index.ts';
+import { Clean, IntState, SvmExit, segmentOffset, V, W } from './hardware/index.ts';
 import { recalcIntercepts, setDrIntercepts } from './intercepts.ts';
 import { sevEsGuest, svmModule, toSvm, type VcpuSvm, vmloading, vmsaved } from './vcpu-svm.ts';
 
@@ -183,8 +183,9 @@ export const svmSetGdt = (vcpu: Vcpu, dt: DtPtr): void => writeTable(vcpu, V.gdt
 // Flags
 
 function readRflags({ vmcb, rflags }: VcpuSvm): bigint {
-  const low = vmcb.get32(V.rflags);
-  if (low === rflags.low && vmcb.get32(V.rflags + 4) === 0) return rflags.value;
+  const { words } = vmcb;
+  const low = words[W.rflags];
+  if (low === rflags.low && words[W.rflags + 1] === 0) return rflags.value;
   const value = vmcb.get64(V.rflags);
   if (value >> 32n === 0n) {
     rflags.low = low;

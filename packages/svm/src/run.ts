@@ -20,11 +20,11 @@ import { RAX, RSP, S } from '@tskvm/emulator';
 import { svmCompleteInterrupts } from './events.ts';
 import { svmExitName } from './exit-names.ts';
 import { svmHandleExit, svmReadGuestOwnedCr } from './exits.ts';
-import { EventInfo, IntCtl, SvmExit, TlbCtl, V } from './hardware/index.ts';
+import { EventInfo, IntCtl, Q, SvmExit, V, W } from './hardware/index.ts';
 import { assignAsid } from './mmu.ts';
 import { DR6_ACTIVE_LOW, svmSetDr6 } from './registers.ts';
 import { sevEsUnmapGhcb, sevLaunchUpdateVmsa } from './sev.ts';
-import { SEEN, svmModule, toSvm, type VcpuSvm } from './vcpu-svm.ts';
+import { svmModule, toSvm, type VcpuSvm } from './vcpu-svm.ts';
 
 /** Guest-only host state: TSC_AUX, XCR0 and DR0-3 are not VMRUN's. KVM: svm_prepare_switch_to_guest. */
 export function svmPrepareSwitchToGuest(vcpu: Vcpu): void {
@@ -54,39 +54,31 @@ function loadTscAux(vcpu: Vcpu, { tscAux }: VcpuSvm): void {
 const guestTpr = (vcpu: Vcpu): number =>
   vcpu.arch.apic ? (vcpu.arch.apic.get(Apic.TPR) >>> 4) & 0xf : Number(vcpu.arch.cr8 & 0xfn);
 
-/** V_TPR from the local APIC, and back. KVM: sync_lapic_to_cr8, sync_cr8_to_lapic. */
-function syncLapicToCr8(vcpu: Vcpu, svm: VcpuSvm): void {
-  svm.vmcb.set8(V.intCtl, guestTpr(vcpu));
-}
-function syncCr8ToLapic(vcpu: Vcpu, svm: VcpuSvm): void {
-  if (svm.vmcb.hasIntercept(SvmExit.WRITE_CR8)) return;
-  const tpr = svm.vmcb.get32(V.intCtl) & IntCtl.V_TPR_MASK;
-  if (tpr !== guestTpr(vcpu)) kvmSetCr8(vcpu, BigInt(tpr));
+/** V_TPR back to the local APIC. KVM: sync_cr8_to_lapic. */
+function syncCr8ToLapic(vcpu: Vcpu, { vmcb }: VcpuSvm): void {
+  if (vmcb.hasIntercept(SvmExit.WRITE_CR8)) return;
+  kvmSetCr8(vcpu, BigInt(vmcb.words[W.intCtl] & IntCtl.V_TPR_MASK));
 }
 
 /** VMLOAD, VMRUN; VMSAVE comes when it is needed. A protected guest's registers stay in its VMSA. KVM: svm_vcpu_enter_exit. */
 function enterExit(vcpu: Vcpu, svm: VcpuSvm): void {
   const { hw } = svmModule(vcpu);
-  const { vmcb } = svm;
-  const { regs } = vcpu.arch;
+  const { quads, pa } = svm.vmcb;
+  const { regs, cr2Quad } = vcpu.arch;
   if (svm.sev !== null) {
-    hw.vmrun(vmcb.pa, regs);
+    hw.vmrun(pa, regs);
     return;
   }
-  const { seen } = svm;
-  vmcb.copyIn(V.rax, regs, RAX);
-  vmcb.copyIn(V.rsp, regs, RSP);
-  vmcb.copyIn(V.rip, regs, VCPU_REGS_RIP);
-  vmcb.set64(V.cr2, vcpu.arch.cr2);
-  if (svm.vmloadDue) hw.vmload(vmcb.pa);
+  quads[Q.rax] = regs[RAX];
+  quads[Q.rsp] = regs[RSP];
+  quads[Q.rip] = regs[VCPU_REGS_RIP];
+  quads[Q.cr2] = cr2Quad[0];
+  if (svm.vmloadDue) hw.vmload(pa);
   svm.vmloadDue = false;
-  vmcb.copyOut(V.cr2, seen, SEEN.CR2);
-  vmcb.copyOut(V.cr0, seen, SEEN.CR0);
-  vmcb.copyOut(V.cr3, seen, SEEN.CR3);
-  hw.vmrun(vmcb.pa, regs);
+  hw.vmrun(pa, regs);
   // RAX, RSP and RIP come back in the array as they stand in the VMCB.
   svm.vmsaveDue = true;
-  if (vmcb.copyOut(V.cr2, seen, SEEN.CR2)) vcpu.arch.cr2 = vmcb.get64(V.cr2);
+  cr2Quad[0] = quads[Q.cr2];
 }
 function traceExit(vcpu: Vcpu): void {
   const { tracer } = vcpu.kvm;
@@ -114,39 +106,43 @@ function traceExit(vcpu: Vcpu): void {
 export function svmVcpuRun(vcpu: Vcpu, runFlags: number): FastPath {
   if (unframed(vcpu, svmVcpuRun)) return inFrame(svmVcpuRun, vcpu, runFlags);
   const svm = toSvm(vcpu);
-  const { vmcb } = svm;
+  const { words } = svm.vmcb;
   const { hw } = svmModule(vcpu);
   // A self-IPI that arrives as soon as the guest has been entered (KVM: smp_send_reschedule).
   if ((runFlags & RunFlag.FORCE_IMMEDIATE_EXIT) !== 0) vcpu.kvm.processor.interruptPending = true;
   if (svm.sev !== null) sevLaunchUpdateVmsa(vcpu);
   assignAsid(vcpu);
-  syncLapicToCr8(vcpu, svm);
+  // KVM: sync_lapic_to_cr8.
+  const tpr = guestTpr(vcpu);
+  words[W.intCtl] = (words[W.intCtl] & ~0xff) | tpr;
   if ((runFlags & RunFlag.LOAD_GUEST_DR6) !== 0) svmSetDr6(vcpu, vcpu.arch.dr6);
-  else if (vmcb.get32(V.dr6) !== DR6_INACTIVE) svmSetDr6(vcpu, DR6_ACTIVE_LOW);
+  else if (words[W.dr6] !== DR6_INACTIVE) svmSetDr6(vcpu, DR6_ACTIVE_LOW);
   hw.clgi();
   enterExit(vcpu, svm);
   hw.stgi();
-  if (svm.sev === null) syncCr8ToLapic(vcpu, svm);
-  svm.nextRip = 0n;
-  vmcb.set8(V.tlbCtl, TlbCtl.NONE);
-  vmcb.set32(V.clean, ALWAYS_CLEAN);
+  if ((words[W.intCtl] & IntCtl.V_TPR_MASK) !== tpr && svm.sev === null) syncCr8ToLapic(vcpu, svm);
+  if (svm.nextRip !== 0n) svm.nextRip = 0n;
+  // TLB_CONTROL_DO_NOTHING.
+  words[W.tlbCtl] &= ~0xff;
+  words[W.clean] = ALWAYS_CLEAN;
   vcpu.arch.regsAvail.deleteBit(RegBit.pdptr);
-  traceExit(vcpu);
+  if (vcpu.kvm.tracer !== null) traceExit(vcpu);
   svmCompleteInterrupts(vcpu);
   return svmExitHandlersFastpath(vcpu, svm);
 }
 ownFrame('svmVcpuRun', svmVcpuRun);
 /** KVM: svm_exit_handlers_fastpath. */
 function svmExitHandlersFastpath(vcpu: Vcpu, svm: VcpuSvm): FastPath {
-  const code = svm.vmcb.get32(V.exitCode);
+  const { words } = svm.vmcb;
+  const code = words[W.exitCode];
   if ((code !== SvmExit.CPUID && code !== SvmExit.MSR) || svm.sev !== null) return FastPath.NONE;
-  if (code === SvmExit.MSR && !svm.vmcb.isZero64(V.exitInfo1)) return FastPath.NONE;
+  if (code === SvmExit.MSR && words[W.exitInfo1] !== 0) return FastPath.NONE;
   if (!kvmMayUseFastpath(vcpu, svmHandleExit)) return FastPath.NONE;
   svmReadGuestOwnedCr(vcpu, svm);
   const outcome = code === SvmExit.CPUID ? kvmEmulateCpuid(vcpu) : kvmEmulateRdmsr(vcpu);
   return outcome > 0 ? FastPath.REENTER_GUEST : FastPath.EXIT_USERSPACE;
 }
-const DR6_INACTIVE = Number(DR6_ACTIVE_LOW);
+const DR6_INACTIVE = Number(DR6_ACTIVE_LOW) | 0;
 /** All groups but the two that KVM always treats as dirty: int_ctl (3) and CR2 (9). */
 const ALWAYS_CLEAN = 0xffff_ffff & ~((1 << 3) | (1 << 9));
 

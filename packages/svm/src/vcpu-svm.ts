@@ -49,7 +49,7 @@ export interface VcpuSvm {
   vmcb: Vmcb;
   /** arch.regs as 32-bit words. */
   readonly regWords: Int32Array;
-  /** CR0, CR2 and CR3 of the VMCB at the last entry, two words each: what the guest has not changed costs no bigint. */
+  /** CR0 and CR3 of the VMCB as last taken over, two words each: what has not changed costs no bigint. */
   readonly seen: Int32Array;
   /** RFLAGS as `svmGetRflags` last gave them, by their low half: what is asked at every exit is made once. */
   readonly rflags: { low: number; value: bigint };
@@ -79,7 +79,7 @@ export interface VcpuSvm {
 }
 
 /** Words in `VcpuSvm.seen`. */
-export const SEEN = { CR2: 0, CR0: 2, CR3: 4 } as const;
+export const SEEN = { CR0: 0, CR3: 2 } as const;
 
 export const svmModule = (owner: { readonly kvm: Kvm }): SvmModule => owner.kvm.vendor as SvmModule;
 export const toSvm = (vcpu: Vcpu): VcpuSvm => vcpu.vendor as VcpuSvm;

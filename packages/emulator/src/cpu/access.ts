@@ -131,6 +131,8 @@ export class MemoryAccess implements WalkMemory {
     const state = this.#state;
     const guest = this.#host.guest;
     state.derivedStale = false;
+    state.runStale = true;
+    state.touched = true;
     const { keysStale } = state;
     state.keysStale = false;
     const change = this.#inputsChanged(guest);

@@ -138,6 +138,28 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     this.#guest = guest;
     this.state.touchControls();
   }
+  /** The guest that an exit took off, if everything derived from its state was up to date then. */
+  #left: GuestMode | null = null;
+
+  leaveGuest(): void {
+    const { state } = this;
+    this.#left = state.isSettled ? this.#guest : null;
+    this.guest = null;
+    state.touched = false;
+  }
+  resumeGuest(guest: GuestMode): void {
+    const { state } = this;
+    this.#guest = guest;
+    if (this.#left === guest && !state.touched) {
+      state.settle();
+      // DR0-DR3 are the host's to load.
+      if (this.#armed.length !== 0) this.armBreakpoints();
+      return;
+    }
+    state.touchControls();
+    this.armBreakpoints();
+    this.noticeMode('vmentry');
+  }
 
   /** Does the model have a feature? Static: dynamic CPUID bits don't count. */
   has(feature: FeatureName): boolean {
@@ -205,7 +227,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     const reason = engine.run(budget);
     this.tick += engine.retired;
     // Generated code writes RFLAGS past the accessors; AC belongs to the TLB context.
-    if ((state.words[RFLAGS] & Flag.AC) !== alignment) state.derivedStale = true;
+    if ((state.words[RFLAGS] & Flag.AC) !== alignment) state.touchRights();
     if (reason === 'budget') return undefined;
     return reason === 'instruction' ? this.#handedBack(engine.instruction) : this.#fault();
   }
@@ -420,6 +442,14 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   // EngineHost
 
+  takeStale(): boolean {
+    const { state } = this;
+    if (!state.runStale) return false;
+    // The key and the context are made now, if need be, and that makes nothing stale again.
+    if (state.derivedStale) this.access.refresh();
+    state.runStale = false;
+    return true;
+  }
   tlbContext(): number {
     return this.access.context();
   }

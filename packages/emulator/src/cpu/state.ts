@@ -27,6 +27,10 @@ export class StateBlock implements ProcessorState {
   modeStale = true;
   /** CS..DS or what else the code key derives from was written as such (not only CR0, EFER, RFLAGS, CPL, which are compared). */
   segmentsStale = true;
+  /** What an engine prepared for its last run may not hold any more: everything that makes something else here stale, and XCR0. */
+  runStale = true;
+  /** Something was made stale, or derived anew, since whoever cares set this to false. */
+  touched = true;
 
   constructor(memory: PhysicalMemory) {
     const { buffer } = memory.memory;
@@ -42,11 +46,32 @@ export class StateBlock implements ProcessorState {
     this.derivedStale = true;
     this.modeStale = true;
     this.segmentsStale = true;
+    this.#touched();
+  }
+  #touched(): void {
+    this.runStale = true;
+    this.touched = true;
   }
   /** As `touch`, by who knows that the segments are what they were. */
   touchControls(): void {
     this.derivedStale = true;
     this.modeStale = true;
+    this.#touched();
+  }
+  /** As `touch`, by who knows that it was RFLAGS.AC alone. */
+  touchRights(): void {
+    this.derivedStale = true;
+    this.#touched();
+  }
+  /** Everything is derived from what the block holds, and nobody has to look at the mode. */
+  get isSettled(): boolean {
+    return !(this.runStale || this.derivedStale || this.modeStale || this.segmentsStale || this.keysStale);
+  }
+  /** What was settled when `touched` became false is so again. */
+  settle(): void {
+    this.derivedStale = false;
+    this.modeStale = false;
+    this.runStale = false;
   }
 
   get64(offset: number): bigint {
@@ -55,6 +80,7 @@ export class StateBlock implements ProcessorState {
   set64(offset: number, value: bigint): void {
     this.block.setBigUint64(offset, value, true);
     if (offset >= S.segments && offset <= S.cr8) this.touch();
+    else if (offset === S.xcr0) this.#touched();
   }
 
   get rip(): bigint {
@@ -128,6 +154,7 @@ export class StateBlock implements ProcessorState {
   #keysWritten(): void {
     this.keysStale = true;
     this.derivedStale = true;
+    this.#touched();
   }
   get cpl(): number {
     return this.u8[S.cpl];

@@ -22,6 +22,11 @@ export interface CodeKey {
 export interface EngineHost {
   readonly memory: PhysicalMemory;
   readonly state: ProcessorState;
+  /**
+   * May the context, the key, the segments, the control registers, XCR0 or what is intercepted of flag images be others than when this was
+   * last asked? Asking answers for what the host shows from now on.
+   */
+  takeStale(): boolean;
   /** TLB context id of data accesses now (tags of TlbEntry). */
   tlbContext(): number;
   codeKey(): CodeKey;

@@ -9,6 +9,7 @@ import {
   AssertionError,
   type CpuModel,
   EFER,
+  Flag,
   NotImplementedError,
   type PendingEvent,
   type PhysicalMemory,
@@ -28,9 +29,22 @@ import { SvmExit } from './exit-codes.ts';
 import { entryLimits, type OptionalFeature, type SvmSiliconFeatures, siliconFeatures } from './features.ts';
 import { SvmGuest } from './intercepts.ts';
 import { reservedHighMask } from './nested-paging.ts';
-import { EVENT_TYPE, pa64 } from './rules.ts';
-import { Clean, EventInfo, IntCtl, IntState, SAVE_AREA, TlbCtl, V, VMSA } from './vmcb.ts';
-import { type SaveMemory, saveMemory, WorldSwitch } from './world-switch.ts';
+import { EVENT_TYPE } from './rules.ts';
+import {
+  Clean,
+  EventInfo,
+  IntCtl,
+  IntState,
+  SAVE_AREA,
+  type SaveArea,
+  saveArea,
+  TlbCtl,
+  V,
+  Vmcb,
+  VMSA,
+  W,
+} from './vmcb.ts';
+import { WorldSwitch } from './world-switch.ts';
 
 export const MSR_EFER = 0xc000_0080;
 export const MSR_VM_CR = 0xc001_0114;
@@ -48,6 +62,12 @@ const CHECKED_GROUPS =
   (1 << Clean.DR) |
   (1 << Clean.SEG);
 
+/** With all these clean, an entry has nothing to look at but what it loads always. */
+const RESUMED_GROUPS =
+  CHECKED_GROUPS | (1 << Clean.INTERCEPTS) | (1 << Clean.DT) | (1 << Clean.SEG) | (1 << Clean.DR) | (1 << Clean.CR);
+/** RFLAGS bits from which mode and rights follow. */
+const MODE_FLAGS = Flag.VM | Flag.AC;
+
 const INTEGRITY_SECTION = 'APM vol. 2 15.35.2';
 
 /** One processor's AMD-V. */
@@ -62,7 +82,8 @@ export class SvmHardware {
 
   readonly #processor: ProcessorApi;
   readonly #memory: PhysicalMemory;
-  readonly #save: SaveMemory;
+  /** The state block. */
+  readonly #words: Int32Array;
   readonly #switch: WorldSwitch;
   readonly #fused: FusedLimits;
   readonly #view: EntryView;
@@ -75,7 +96,7 @@ export class SvmHardware {
   /** VMCB whose guest state the block holds since its last #VMEXIT, -1: none. */
   #cachedPa = -1;
   /** Sealed VMSAs: out of reach of everything but this class. */
-  readonly #vmsas = new Map<number, SaveMemory>();
+  readonly #vmsas = new Map<number, SaveArea>();
   readonly #tampered = new Set<number>();
 
   constructor(
@@ -87,7 +108,7 @@ export class SvmHardware {
     this.#processor = processor;
     this.#memory = memory;
     this.#maxphyaddr = model.maxphyaddr;
-    this.#save = saveMemory(memory.memory.buffer);
+    this.#words = new Int32Array(memory.memory.buffer, processor.state.base, S.size / 4);
     this.features = siliconFeatures(processor, without);
     this.limits = entryLimits(processor, model.maxphyaddr, this.features);
     this.#fused = fuseLimits(this.limits);
@@ -183,13 +204,12 @@ export class SvmHardware {
   /** VMLOAD: FS, GS, LDTR, TR and the system-call MSRs from a VMCB. @param pa host physical address of the VMCB */
   vmload(pa: number): void {
     this.#needSvme('VMLOAD');
-    const at = this.#memory.offset(pa, 4096);
-    if (this.#switch.vmload(this.#save, at + SAVE_AREA)) this.#segmentsChanged = true;
+    if (this.#switch.vmload(this.#vmcbAt(pa).save)) this.#segmentsChanged = true;
   }
   /** VMSAVE. */
   vmsave(pa: number): void {
     this.#needSvme('VMSAVE');
-    this.#switch.vmsave(this.#save, this.#memory.offset(pa, 4096) + SAVE_AREA);
+    this.#switch.vmsave(this.#vmcbAt(pa).save);
   }
   #segmentsChanged = true;
 
@@ -211,35 +231,82 @@ export class SvmHardware {
    */
   vmrun(pa: number, gprs: BigUint64Array): void {
     this.#needSvme('VMRUN');
-    const at = this.#memory.offset(pa, 4096);
+    const vmcb = this.#vmcbAt(pa);
+    const { words } = vmcb;
     const { guest } = this;
     const known = this.#cachedPa === pa && this.features.vmcbClean;
-    const clean = known ? this.#memory.view.getInt32(at + V.clean, true) : 0;
-    guest.loadControl(at, clean);
-    this.#saveHost();
+    const clean = known ? words[W.clean] : 0;
+    const plain = words[W.eventInj] >= 0 && (words[W.tlbCtl] & 0xff) === TlbCtl.NONE && !guest.sevEs;
     this.gif = true;
-    const vmsa = guest.sevEs ? this.#openVmsa(at) : undefined;
-    if (!this.#entryAllowed(at, vmsa, clean)) {
-      guest.record(SvmExit.INVALID, 0n);
-      this.#cachedPa = -1;
-      this.gif = false;
-      return;
-    }
-    if (vmsa === undefined) this.#switch.loadGprs(gprs);
-    this.#enter(pa, at, vmsa, clean);
-    this.#leave(at, vmsa);
-    if (vmsa === undefined) this.#switch.saveGprs(gprs);
+    if ((clean & RESUMED_GROUPS) === RESUMED_GROUPS && plain && !this.#segmentsChanged) this.#resume(vmcb, gprs);
+    else this.#enter(vmcb, gprs, clean);
     this.gif = false;
   }
+  #vmcb: Vmcb | null = null;
+  readonly #vmcbs = new Map<number, Vmcb>();
+  #vmcbAt(pa: number): Vmcb {
+    if (this.#vmcb !== null && this.#vmcb.pa === pa) return this.#vmcb;
+    let vmcb = this.#vmcbs.get(pa);
+    if (vmcb === undefined) this.#vmcbs.set(pa, (vmcb = new Vmcb(this.#memory, pa)));
+    this.#vmcb = vmcb;
+    return vmcb;
+  }
 
-  #entryAllowed(at: number, vmsa: SaveMemory | undefined, clean: number): boolean {
+  /** The guest that left last comes back, and its VMCB says that nothing of what is loaded and checked has changed but what is loaded here. */
+  #resume(vmcb: Vmcb, gprs: BigUint64Array): void {
+    const { guest } = this;
+    const processor = this.#processor;
+    const block = this.#words;
+    const { save } = vmcb;
+    guest.resume();
+    const flags = block[S.rflags >> 2];
+    this.#switch.loadGprs(gprs);
+    this.#switch.loadAlways(save);
+    if ((guest.intCtl & IntCtl.V_INTR_MASKING) !== 0) this.#loadTpr();
+    // Shadow, NMI blocking and activity stand behind CPL.
+    block[S.cpl >> 2] = (block[S.cpl >> 2] & 0xff) | ((vmcb.words[W.intState] & IntState.SHADOW) << 8);
+    processor.eventInDelivery = undefined;
+    if (((flags ^ block[S.rflags >> 2]) & MODE_FLAGS) === 0) processor.resumeGuest(guest);
+    else {
+      processor.guest = guest;
+      processor.stateReplaced('vmentry', false);
+    }
+    this.#run();
+    this.#leave(vmcb, save, false);
+    this.#switch.saveGprs(gprs);
+  }
+  #loadTpr(): void {
+    const block = this.#words;
+    block[S.cr8 >> 2] = this.guest.intCtl & IntCtl.V_TPR_MASK;
+  }
+
+  #enter(vmcb: Vmcb, gprs: BigUint64Array, known: number): void {
+    const { guest } = this;
+    guest.loadControl(vmcb, known);
+    this.#saveHost();
+    const vmsa = guest.sevEs ? this.#openVmsa(vmcb) : undefined;
+    if (!this.#entryAllowed(vmcb, vmsa, known)) {
+      guest.record(SvmExit.INVALID, 0n);
+      this.#cachedPa = -1;
+      return;
+    }
+    const save = vmsa ?? vmcb.save;
+    const isSealed = vmsa !== undefined;
+    if (!isSealed) this.#switch.loadGprs(gprs);
+    this.#load(vmcb, save, isSealed, known);
+    this.#execute(vmcb);
+    this.#leave(vmcb, save, isSealed);
+    if (!isSealed) this.#switch.saveGprs(gprs);
+  }
+
+  #entryAllowed(vmcb: Vmcb, vmsa: SaveArea | undefined, clean: number): boolean {
     // What passed the last time and is clean passes again: no guest can make its own save area illegal.
-    if ((clean & CHECKED_GROUPS) === CHECKED_GROUPS && this.#memory.view.getInt32(at + V.eventInj, true) >= 0)
-      return true;
+    if ((clean & CHECKED_GROUPS) === CHECKED_GROUPS && vmcb.words[W.eventInj] >= 0) return true;
     const view = this.#view;
+    const at = this.#memory.offset(vmcb.pa, 4096);
     view.at = at;
     if (this.guest.sevEs && vmsa === undefined) {
-      this.failures = [this.#vmsaFailure(at)];
+      this.failures = [this.#vmsaFailure(vmcb)];
       return false;
     }
     view.save = vmsa === undefined ? this.#memory.view : new DataView(vmsa.words.buffer);
@@ -252,103 +319,91 @@ export class SvmHardware {
     return this.failures.length === 0;
   }
 
-  #enter(pa: number, at: number, vmsa: SaveMemory | undefined, known: number): void {
+  #load(vmcb: Vmcb, save: SaveArea, isSealed: boolean, known: number): void {
     const { guest } = this;
-    const memory = this.#memory;
-    const { u8, base } = this.#processor.state;
-    const save = vmsa ?? this.#save;
-    const saveAt = vmsa === undefined ? at + SAVE_AREA : 0;
+    const { u8 } = this.#processor.state;
     // A VMSA is always loaded whole.
-    const clean = vmsa === undefined ? known : 0;
-    let segments = this.#switch.loadGuest(save, saveAt, clean) || this.#segmentsChanged;
-    if (vmsa !== undefined) {
-      segments = this.#switch.vmload(save, saveAt) || segments;
+    let segments = this.#switch.loadGuest(save, isSealed ? 0 : known) || this.#segmentsChanged;
+    if (isSealed) {
+      segments = this.#switch.vmload(save) || segments;
       this.#switch.loadProtected(save);
-      guest.ghcb = memory.view.getBigUint64(at + V.ghcbGpa, true);
+      guest.ghcb = vmcb.get64(V.ghcbGpa);
     }
-    if (guest.nestedRoot !== 0) this.#switch.loadPat(save, saveAt);
-    if ((guest.intCtl & IntCtl.V_INTR_MASKING) !== 0) {
-      memory.view.setUint32(base + S.cr8, guest.intCtl & IntCtl.V_TPR_MASK, true);
-    }
-    u8[S.shadow] = memory.view.getUint8(at + V.intState) & IntState.SHADOW;
+    if (guest.nestedRoot !== 0) this.#switch.loadPat(save);
+    if ((guest.intCtl & IntCtl.V_INTR_MASKING) !== 0) this.#loadTpr();
+    u8[S.shadow] = vmcb.get8(V.intState) & IntState.SHADOW;
     u8[S.nmiBlocked] = 0;
     u8[S.activity] = 0;
     this.#segmentsChanged = false;
-    this.#cachedPa = pa;
-    this.#tlbControl(at);
+    this.#cachedPa = vmcb.pa;
+    this.#tlbControl(vmcb);
     this.#processor.eventInDelivery = undefined;
     this.#processor.guest = guest;
     this.#processor.stateReplaced('vmentry', segments);
-    this.#execute(at);
   }
 
   /** EVENTINJ first, then instructions, until an exit was recorded. */
-  #execute(at: number): void {
-    const { guest } = this;
-    const info = this.#memory.view.getInt32(at + V.eventInj, true);
+  #execute(vmcb: Vmcb): void {
+    const info = vmcb.words[W.eventInj];
     if (info < 0) {
-      this.#memory.view.setInt32(at + V.eventInj, info & 0x7fff_ffff, true);
-      if (!this.#processor.injectEvent(this.#injectedEvent(at, info)) && guest.exited) return;
+      vmcb.words[W.eventInj] = info & 0x7fff_ffff;
+      if (!this.#processor.injectEvent(this.#injectedEvent(vmcb, info)) && this.guest.exited) return;
     }
+    this.#run();
+  }
+  #run(): void {
+    const { guest } = this;
     const stop = this.#processor.run();
     // Without the matching intercept a host would stop too: give the processor back to it.
     if (!guest.exited) guest.record(stop === 'shutdown' ? SvmExit.SHUTDOWN : SvmExit.INTR, 0n);
   }
 
-  #injectedEvent(at: number, info: number): PendingEvent {
-    const { view } = this.#memory;
+  #injectedEvent(vmcb: Vmcb, info: number): PendingEvent {
     const vector = info & EventInfo.VECTOR;
     const type = (info & EventInfo.TYPE_MASK) >>> EventInfo.TYPE_SHIFT;
     const soft = type === 4 || (type === 3 && (vector === 3 || vector === 4));
-    const nextRip = view.getBigUint64(at + V.nextRip, true);
+    const nextRip = vmcb.get64(V.nextRip);
     const length = soft && this.features.nextRip ? Number(BigInt.asIntN(32, nextRip - this.#processor.state.rip)) : 0;
     const kind =
       type === 0 ? 'external' : type === 2 ? 'nmi' : type === 4 ? 'softint' : soft ? 'softexception' : 'exception';
-    const errorCode = (info & EventInfo.ERROR_VALID) !== 0 ? view.getUint32(at + V.eventInjErr, true) : undefined;
+    const errorCode = (info & EventInfo.ERROR_VALID) !== 0 ? vmcb.get32(V.eventInjErr) : undefined;
     return { kind, vector, errorCode, instructionLength: length > 0 && length <= 15 ? length : 0 };
   }
 
-  #leave(at: number, vmsa: SaveMemory | undefined): void {
+  #leave(vmcb: Vmcb, save: SaveArea, isSealed: boolean): void {
     const { guest } = this;
-    const { view } = this.#memory;
-    const { state } = this.#processor;
-    const { u8, base } = state;
+    const { words } = vmcb;
+    const block = this.#words;
     if (guest.bytesDue) guest.saveInstructionBytes();
-    this.#processor.guest = null;
-    if (guest.advanceTo !== undefined) state.rip = guest.advanceTo;
-    const save = vmsa ?? this.#save;
-    const saveAt = vmsa === undefined ? at + SAVE_AREA : 0;
-    this.#switch.saveGuest(save, saveAt);
-    if (vmsa !== undefined) {
-      this.#switch.vmsave(save, saveAt);
+    this.#processor.leaveGuest();
+    if (guest.advanceTo !== undefined) this.#processor.state.rip = guest.advanceTo;
+    this.#switch.saveGuest(save);
+    if (isSealed) {
+      this.#switch.vmsave(save);
       this.#switch.saveProtected(save);
-      view.setBigUint64(at + V.ghcbGpa, guest.ghcb, true);
+      vmcb.set64(V.ghcbGpa, guest.ghcb);
     }
-    if (guest.nestedRoot !== 0) this.#switch.savePat(save, saveAt);
-    let intCtl = guest.intCtl;
+    if (guest.nestedRoot !== 0) this.#switch.savePat(save);
+    let { intCtl } = guest;
     if ((intCtl & IntCtl.V_INTR_MASKING) !== 0) {
-      intCtl = (intCtl & ~0xff) | (view.getUint8(base + S.cr8) & IntCtl.V_TPR_MASK);
+      intCtl = (intCtl & ~0xff) | (block[S.cr8 >> 2] & IntCtl.V_TPR_MASK);
     }
-    view.setInt32(at + V.intCtl, intCtl, true);
-    const guestIf = vmsa !== undefined && (view.getUint8(base + S.rflags + 1) & 2) !== 0 ? IntState.GUEST_IF : 0;
-    view.setUint32(at + V.intState, (u8[S.shadow] !== 0 ? IntState.SHADOW : 0) | guestIf, true);
-    this.#saveEvent(at, guest.exitEvent);
+    words[W.intCtl] = intCtl;
+    const guestIf = isSealed && (block[S.rflags >> 2] & Flag.IF) !== 0 ? IntState.GUEST_IF : 0;
+    words[W.intState] = ((block[S.cpl >> 2] & 0xff00) !== 0 ? IntState.SHADOW : 0) | guestIf;
+    if (guest.exitEvent === undefined) words[W.exitIntInfo] = 0;
+    else this.#saveEvent(words, guest.exitEvent);
   }
 
-  #saveEvent(at: number, event: PendingEvent | undefined): void {
-    const { view } = this.#memory;
-    if (event === undefined) {
-      view.setInt32(at + V.exitIntInfo, 0, true);
-      return;
-    }
+  #saveEvent(words: Int32Array, event: PendingEvent): void {
     const error = event.errorCode !== undefined ? EventInfo.ERROR_VALID : 0;
-    view.setInt32(at + V.exitIntInfo, event.vector | EVENT_TYPE[event.kind] | error | EventInfo.VALID, true);
-    view.setUint32(at + V.exitIntInfoErr, event.errorCode ?? 0, true);
+    words[W.exitIntInfo] = event.vector | EVENT_TYPE[event.kind] | error | EventInfo.VALID;
+    words[W.exitIntInfoErr] = event.errorCode ?? 0;
     this.#processor.eventInDelivery = undefined;
   }
 
-  #tlbControl(at: number): void {
-    const what = this.#memory.view.getUint8(at + V.tlbCtl);
+  #tlbControl(vmcb: Vmcb): void {
+    const what = vmcb.get8(V.tlbCtl);
     if (what === TlbCtl.NONE) return;
     const { asid } = this.guest;
     if (what === TlbCtl.ALL || !this.features.flushByAsid) this.#processor.flushTlb({ kind: 'all' });
@@ -360,7 +415,7 @@ export class SvmHardware {
     if (this.#hostSaved) return;
     this.#hostSaved = true;
     if (this.#hsavePa === 0) throw new AssertionError('VMRUN with VM_HSAVE_PA=0');
-    this.#switch.saveGuest(this.#save, this.#memory.offset(this.#hsavePa, 4096) + SAVE_AREA);
+    this.#switch.saveGuest(this.#vmcbAt(this.#hsavePa).save);
   }
 
   // SEV-ES
@@ -372,7 +427,7 @@ export class SvmHardware {
    */
   launchUpdateVmsa(pa: number): void {
     const plain = this.#memory.readBytes(pa, 4096);
-    this.#vmsas.set(pa, saveMemory(plain.slice().buffer));
+    this.#vmsas.set(pa, saveArea(plain.slice().buffer, 0));
     this.#memory.writeBytes(pa, ciphertext(pa));
     this.#tampered.delete(pa);
   }
@@ -382,12 +437,12 @@ export class SvmHardware {
     this.#tampered.delete(pa);
   }
 
-  #openVmsa(at: number): SaveMemory | undefined {
-    const pa = pa64(this.#memory.view, at + V.vmsaPa);
+  #openVmsa(vmcb: Vmcb): SaveArea | undefined {
+    const pa = vmcb.address(V.vmsaPa);
     return this.#tampered.has(pa) ? undefined : this.#vmsas.get(pa);
   }
-  #vmsaFailure(at: number): EntryFailure {
-    const value = this.#memory.view.getBigUint64(at + V.vmsaPa, true);
+  #vmsaFailure(vmcb: Vmcb): EntryFailure {
+    const value = vmcb.get64(V.vmsaPa);
     const rule = 'the VMSA must be the sealed one that the last #VMEXIT left';
     return { code: 'svm.sev-es.vmsa-integrity', field: 'vmsaPa', value, rule, section: INTEGRITY_SECTION };
   }

@@ -24,8 +24,8 @@ import {
 import { SvmDirectExits } from './direct-exits.ts';
 import { NpfErrorHigh, SvmExit } from './exit-codes.ts';
 import { type HostPaging, NestedWalker } from './nested-paging.ts';
-import { AUTOMATIC_EXITS, cr0Illegal, MSR_SEV_ES_GHCB, msrpmBit, pa64 } from './rules.ts';
-import { Clean, IntCtl, V } from './vmcb.ts';
+import { AUTOMATIC_EXITS, cr0Illegal, MSR_SEV_ES_GHCB, msrpmBit } from './rules.ts';
+import { Clean, IntCtl, MiscCtl, V, type Vmcb, W } from './vmcb.ts';
 
 /** What of AMD-V the processor has (CPUID Fn8000_000A_EDX), as far as a guest's exits depend on it. */
 export interface SvmFeatures {
@@ -130,7 +130,7 @@ export class SvmGuest implements GuestMode {
   readonly #access = { write: false, fetch: false, pageWalk: false };
   /** The six intercept words. */
   readonly #words = new Int32Array(6);
-  #at = 0;
+  #vmcb!: Vmcb;
   #iopm = 0;
   #msrpm = 0;
   #pauses = 0;
@@ -154,38 +154,43 @@ export class SvmGuest implements GuestMode {
 
   /**
    * Takes the control area over.
-   * @param at offset of the VMCB in linear memory
    * @param clean groups that are as this object has them already
    */
-  loadControl(at: number, clean: number): void {
-    const view = this.#view;
-    this.#at = at;
-    if ((clean & CONTROL_GROUPS) !== CONTROL_GROUPS) this.#loadGroups(at);
-    this.#pauses = view.getUint16(at + V.pauseFilterCount, true);
-    this.intCtl = view.getUint32(at + V.intCtl, true);
-    this.boundaryWork = (this.intCtl & IntCtl.V_IRQ) !== 0;
+  loadControl(vmcb: Vmcb, clean: number): void {
+    this.#vmcb = vmcb;
+    if ((clean & CONTROL_GROUPS) !== CONTROL_GROUPS) this.#loadGroups(vmcb);
+    this.resume();
+  }
+  /** What no clean bit keeps from being loaded. */
+  resume(): void {
+    const { words } = this.#vmcb;
+    const intCtl = words[W.intCtl];
+    this.#pauses = words[W.pauseFilter] >>> 16;
+    this.intCtl = intCtl;
+    this.boundaryWork = (intCtl & IntCtl.V_IRQ) !== 0;
     this.exited = false;
-    this.advanceTo = undefined;
-    this.exitEvent = undefined;
     this.bytesDue = false;
+    if (this.advanceTo !== undefined) this.advanceTo = undefined;
+    if (this.exitEvent !== undefined) this.exitEvent = undefined;
   }
 
-  #loadGroups(at: number): void {
-    const view = this.#view;
+  #loadGroups(vmcb: Vmcb): void {
+    const { words } = vmcb;
     let changed = 0;
     for (let word = 0; word < 6; word += 1) {
-      const bits = view.getInt32(at + word * 4, true);
+      const bits = words[word];
       // The window for virtual interrupts opens and closes often, and no instruction asks for it.
       changed |= (bits ^ this.#words[word]) & (word === 3 ? ~(1 << (SvmExit.VINTR & 31)) : -1);
       this.#words[word] = bits;
     }
     if (changed !== 0) this.#direct.update();
-    this.#iopm = pa64(view, at + V.iopmBasePa);
-    this.#msrpm = pa64(view, at + V.msrpmBasePa);
-    this.asid = view.getUint32(at + V.asid, true);
-    this.nestedRoot = view.getUint32(at + V.miscCtl, true) & 1 ? pa64(view, at + V.nestedCr3) : 0;
-    this.sevEs = (view.getUint32(at + V.miscCtl, true) & 4) !== 0;
-    this.tscOffset = view.getBigUint64(at + V.tscOffset, true);
+    this.#iopm = vmcb.address(V.iopmBasePa);
+    this.#msrpm = vmcb.address(V.msrpmBasePa);
+    this.asid = vmcb.get32(V.asid);
+    const control = vmcb.get32(V.miscCtl);
+    this.nestedRoot = control & MiscCtl.NP ? vmcb.address(V.nestedCr3) : 0;
+    this.sevEs = (control & MiscCtl.SEV_ES) !== 0;
+    this.tscOffset = vmcb.get64(V.tscOffset);
     this.interceptsFlagImages = this.has(SvmExit.PUSHF) || this.has(SvmExit.POPF);
   }
 
@@ -197,49 +202,41 @@ export class SvmGuest implements GuestMode {
 
   /** Records a #VMEXIT; EXITINFO as 32-bit halves. Always true. */
   record(code: number, nextRip: bigint, low1 = 0, high1 = 0): true {
-    const view = this.#view;
-    const at = this.#at;
-    view.setInt32(at + V.exitCode, code, true);
-    view.setInt32(at + V.exitCode + 4, code < 0 ? -1 : 0, true);
-    view.setInt32(at + V.exitInfo1, low1, true);
-    view.setInt32(at + V.exitInfo1 + 4, high1, true);
-    view.setInt32(at + V.exitInfo2, 0, true);
-    view.setInt32(at + V.exitInfo2 + 4, 0, true);
-    view.setBigUint64(at + V.nextRip, this.features.nextRip ? nextRip : 0n, true);
-    view.setUint8(at + V.insnLen, 0);
-    this.exited = true;
-    this.exitCode = code;
-    this.exitEvent = this.#processor.eventInDelivery;
+    this.recordWords(code, 0, 0, low1, high1);
+    if (code < 0) this.#vmcb.words[W.exitCode + 1] = -1;
+    if (nextRip !== 0n && this.features.nextRip) this.#vmcb.set64(V.nextRip, nextRip);
     return true;
   }
 
   /** As `record`, from 32-bit halves. */
   recordWords(code: number, nextLow: number, nextHigh: number, low1: number, high1: number): void {
-    const view = this.#view;
-    const at = this.#at;
-    view.setInt32(at + V.exitCode, code, true);
-    view.setInt32(at + V.exitCode + 4, 0, true);
-    view.setInt32(at + V.exitInfo1, low1, true);
-    view.setInt32(at + V.exitInfo1 + 4, high1, true);
-    view.setInt32(at + V.exitInfo2, 0, true);
-    view.setInt32(at + V.exitInfo2 + 4, 0, true);
-    view.setInt32(at + V.nextRip, this.features.nextRip ? nextLow : 0, true);
-    view.setInt32(at + V.nextRip + 4, this.features.nextRip ? nextHigh : 0, true);
-    view.setUint8(at + V.insnLen, 0);
+    const { words } = this.#vmcb;
+    const { nextRip } = this.features;
+    words[W.exitCode] = code;
+    words[W.exitCode + 1] = 0;
+    words[W.exitInfo1] = low1;
+    words[W.exitInfo1 + 1] = high1;
+    words[W.exitInfo2] = 0;
+    words[W.exitInfo2 + 1] = 0;
+    words[W.nextRip] = nextRip ? nextLow : 0;
+    words[W.nextRip + 1] = nextRip ? nextHigh : 0;
+    words[W.insnLen] &= ~0xff;
     this.exited = true;
     this.exitCode = code;
-    this.exitEvent = this.#processor.eventInDelivery;
+    const { eventInDelivery } = this.#processor;
+    if (this.exitEvent !== eventInDelivery) this.exitEvent = eventInDelivery;
   }
   recordInfo2(low: number, high: number): void {
-    this.#view.setInt32(this.#at + V.exitInfo2, low, true);
-    this.#view.setInt32(this.#at + V.exitInfo2 + 4, high, true);
+    const { words } = this.#vmcb;
+    words[W.exitInfo2] = low;
+    words[W.exitInfo2 + 1] = high;
   }
 
   #info1(value: bigint): void {
-    this.#view.setBigUint64(this.#at + V.exitInfo1, value, true);
+    this.#vmcb.set64(V.exitInfo1, value);
   }
   #info2(value: bigint): void {
-    this.#view.setBigUint64(this.#at + V.exitInfo2, value, true);
+    this.#vmcb.set64(V.exitInfo2, value);
   }
 
   /** An intercept fired: leaves, or in a SEV-ES guest raises #VC unless the exit is an automatic one. */
@@ -468,7 +465,7 @@ export class SvmGuest implements GuestMode {
     }
     this.intCtl &= ~IntCtl.V_IRQ;
     this.boundaryWork = false;
-    return this.#view.getUint32(this.#at + V.intVector, true) & 0xff;
+    return this.#vmcb.get8(V.intVector);
   }
 
   // Memory
@@ -500,8 +497,8 @@ export class SvmGuest implements GuestMode {
     this.#fetchingBytes = true;
     try {
       const length = ops.fetch(linear, this.#bytes, 15);
-      for (let n = 0; n < length; n += 1) this.#view.setUint8(this.#at + V.insnBytes + n, this.#bytes[n]);
-      this.#view.setUint8(this.#at + V.insnLen, length);
+      for (let n = 0; n < length; n += 1) this.#vmcb.set8(V.insnBytes + n, this.#bytes[n]);
+      this.#vmcb.set8(V.insnLen, length);
     } catch (error) {
       if (!(error instanceof Unwind) && !(error instanceof GuestException)) throw error;
     } finally {

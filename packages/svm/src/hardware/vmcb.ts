@@ -168,64 +168,111 @@ export const VMSA = {
 /** Offset of the state save area in the VMCB: a VMSA field stands at `V.field - SAVE_AREA`. */
 export const SAVE_AREA = 0x400;
 
+/** One save area: that of a VMCB, the host's, or a sealed VMSA. A field stands at `V.field - SAVE_AREA` bytes. */
+export interface SaveArea {
+  readonly words: Int32Array;
+  readonly quads: BigUint64Array;
+}
+/** @param at byte offset in the buffer */
+export const saveArea = (buffer: ArrayBufferLike, at: number): SaveArea => ({
+  words: new Int32Array(buffer, at, (4096 - SAVE_AREA) / 4),
+  quads: new BigUint64Array(buffer, at, (4096 - SAVE_AREA) / 8),
+});
+
 /** VMCB offset of a segment slot by the number that `S.segments` gives it. */
 export const segmentOffset = (seg: SegmentIndex): number => V.es + 16 * seg;
 
-/** One VMCB in host physical memory. Numbers are unsigned; 64-bit fields are `bigint`. */
+/** The same as a 32-bit word's number in {@link Vmcb.words}, for what every entry and exit looks at. */
+export const W = {
+  exitCode: V.exitCode >> 2,
+  exitInfo1: V.exitInfo1 >> 2,
+  exitInfo2: V.exitInfo2 >> 2,
+  exitIntInfo: V.exitIntInfo >> 2,
+  exitIntInfoErr: V.exitIntInfoErr >> 2,
+  eventInj: V.eventInj >> 2,
+  intCtl: V.intCtl >> 2,
+  intState: V.intState >> 2,
+  /** TLB control in its lowest byte. */
+  tlbCtl: V.tlbCtl >> 2,
+  clean: V.clean >> 2,
+  nextRip: V.nextRip >> 2,
+  /** Pause filter threshold, and its count in the upper half. */
+  pauseFilter: V.pauseFilterThreshold >> 2,
+  /** The length of the instruction's bytes in its lowest byte. */
+  insnLen: V.insnLen >> 2,
+  cr0: V.cr0 >> 2,
+  cr3: V.cr3 >> 2,
+  dr6: V.dr6 >> 2,
+  rflags: V.rflags >> 2,
+} as const;
+
+/** And as a quad's number in {@link Vmcb.quads}. */
+export const Q = { cr0: V.cr0 >> 3, cr2: V.cr2 >> 3, cr3: V.cr3 >> 3, rip: V.rip >> 3, rsp: V.rsp >> 3, rax: V.rax >> 3 } as const;
+
+/**
+ * One VMCB in host physical memory. Numbers are unsigned; 64-bit fields are `bigint`. The views are windows on the page: indices that are
+ * constants cost nothing, and from typed array to typed array no bigint is made on the way.
+ */
 export class Vmcb {
-  readonly #view: DataView;
-  readonly #words: Int32Array;
-  readonly #quads: BigUint64Array;
-  readonly #at: number;
   readonly pa: number;
+  readonly words: Int32Array;
+  readonly quads: BigUint64Array;
+  readonly bytes: Uint8Array;
+  readonly halves: Uint16Array;
+  /** The state save area. */
+  readonly save: SaveArea;
 
   /** @param pa host physical address, page aligned */
   constructor(memory: PhysicalMemory, pa: number) {
     this.pa = pa;
-    this.#view = memory.view;
-    this.#at = memory.offset(pa, 4096);
-    this.#words = new Int32Array(memory.memory.buffer, this.#at, 1024);
-    this.#quads = new BigUint64Array(memory.memory.buffer, this.#at, 512);
+    const { buffer } = memory.memory;
+    const at = memory.offset(pa, 4096);
+    this.words = new Int32Array(buffer, at, 1024);
+    this.quads = new BigUint64Array(buffer, at, 512);
+    this.bytes = new Uint8Array(buffer, at, 4096);
+    this.halves = new Uint16Array(buffer, at, 2048);
+    this.save = saveArea(buffer, at + SAVE_AREA);
   }
   get8(offset: number): number {
-    return this.#view.getUint8(this.#at + offset);
+    return this.bytes[offset];
   }
   get16(offset: number): number {
-    return this.#view.getUint16(this.#at + offset, true);
+    return this.halves[offset >> 1];
   }
   get32(offset: number): number {
-    return this.#view.getUint32(this.#at + offset, true);
+    return this.words[offset >> 2] >>> 0;
   }
   get64(offset: number): bigint {
-    return this.#view.getBigUint64(this.#at + offset, true);
+    return this.quads[offset >> 3];
   }
   set8(offset: number, value: number): void {
-    this.#view.setUint8(this.#at + offset, value);
+    this.bytes[offset] = value;
   }
   set16(offset: number, value: number): void {
-    this.#view.setUint16(this.#at + offset, value, true);
+    this.halves[offset >> 1] = value;
   }
   set32(offset: number, value: number): void {
-    this.#view.setUint32(this.#at + offset, value, true);
+    this.words[offset >> 2] = value;
   }
   set64(offset: number, value: bigint): void {
-    this.#view.setBigUint64(this.#at + offset, value, true);
+    this.quads[offset >> 3] = value;
   }
   /** Copies a 64-bit field to two words, without a bigint on the way; true if they differed. */
   copyOut(offset: number, to: Int32Array, word: number): boolean {
-    const low = this.#words[offset >> 2];
-    const high = this.#words[(offset >> 2) + 1];
+    const { words } = this;
+    const low = words[offset >> 2];
+    const high = words[(offset >> 2) + 1];
     if (to[word] === low && to[word + 1] === high) return false;
     to[word] = low;
     to[word + 1] = high;
     return true;
   }
   isZero64(offset: number): boolean {
-    return (this.#words[offset >> 2] | this.#words[(offset >> 2) + 1]) === 0;
+    return (this.words[offset >> 2] | this.words[(offset >> 2) + 1]) === 0;
   }
-  /** Sets a 64-bit field from an element of an array: from typed array to typed array no bigint is made on the way. */
-  copyIn(offset: number, from: BigUint64Array, index: number): void {
-    this.#quads[offset >> 3] = from[index];
+  /** Physical address of a page in a 64-bit field. */
+  address(offset: number): number {
+    return (this.words[(offset >> 2) + 1] >>> 0) * 2 ** 32 + ((this.words[offset >> 2] & ~0xfff) >>> 0);
   }
   /** Sets bits of a 32-bit field. */
   or32(offset: number, bits: number): void {
@@ -252,7 +299,7 @@ export class Vmcb {
   }
   /** All bytes zero. */
   clear(): void {
-    new Uint8Array(this.#view.buffer, this.#at, 4096).fill(0);
+    this.bytes.fill(0);
   }
   /** A field by name, whatever its size (for reports); a segment slot gives its base. */
   field(name: VmcbField): bigint {

@@ -5,17 +5,29 @@
  * Copies go from typed array to typed array, 64 bits at a time: the compiler makes no bigint on that way.
  */
 import { Attrib, type ProcessorState, S } from '@tskvm/emulator';
-import { Clean, SAVE_AREA, V, VMSA } from './vmcb.ts';
+import { Clean, SAVE_AREA, type SaveArea, V, VMSA } from './vmcb.ts';
 
-/** Memory that holds save areas: the host's physical memory, or one sealed VMSA. */
-export interface SaveMemory {
-  readonly words: Int32Array;
-  readonly quads: BigUint64Array;
-}
-export const saveMemory = (buffer: ArrayBufferLike): SaveMemory => ({
-  words: new Int32Array(buffer),
-  quads: new BigUint64Array(buffer),
-});
+/** Where fields stand in a save area. */
+const quad = (offset: number): number => (offset - SAVE_AREA) >> 3;
+const A = {
+  slots: quad(V.es),
+  efer: quad(V.efer),
+  cr0: quad(V.cr0),
+  cr2: quad(V.cr2),
+  cr3: quad(V.cr3),
+  cr4: quad(V.cr4),
+  dr6: quad(V.dr6),
+  dr7: quad(V.dr7),
+  rflags: quad(V.rflags),
+  rip: quad(V.rip),
+  rsp: quad(V.rsp),
+  rax: quad(V.rax),
+  star: quad(V.star),
+  pat: quad(V.gPat),
+} as const;
+/** The word that has CPL in its upper byte. */
+const CPL_WORD = (V.cpl - SAVE_AREA) >> 2;
+const SLOT_WORDS = A.slots * 2;
 
 /** Bit 31 of a segment slot's first word: the block's own mark of a null selector. */
 const UNUSABLE = Attrib.unusable << 16;
@@ -39,7 +51,7 @@ function loadSegment(block: Int32Array, to: number, save: Int32Array, from: numb
 }
 
 /** Block to VMCB; indices in words. */
-function saveSegment(to: SaveMemory, toWord: number, words: Int32Array, quads: BigUint64Array, fromWord: number): void {
+function saveSegment(to: SaveArea, toWord: number, words: Int32Array, quads: BigUint64Array, fromWord: number): void {
   const first = words[fromWord];
   to.words[toWord] = (first < 0 ? first & ~PRESENT : first) & 0x0fff_ffff;
   to.words[toWord + 1] = words[fromWord + 1];
@@ -75,8 +87,21 @@ function copyGprs(to: BigUint64Array, from: BigUint64Array): void {
 }
 /** Quad of the block at which the slots start. */
 const SLOTS = S.segments >> 3;
+const B = {
+  rax: S.gpr >> 3,
+  rsp: (S.gpr + 32) >> 3,
+  rip: S.rip >> 3,
+  rflags: S.rflags >> 3,
+  efer: S.efer >> 3,
+  cr0: S.cr0 >> 3,
+  cr2: S.cr2 >> 3,
+  cr3: S.cr3 >> 3,
+  cr4: S.cr4 >> 3,
+  dr6: S.dr6 >> 3,
+  dr7: S.dr7 >> 3,
+} as const;
 
-/** The copies of one processor. `saveAt`: byte offset of the save area in its memory. */
+/** The copies of one processor. */
 export class WorldSwitch {
   readonly #words: Int32Array;
   readonly #quads: BigUint64Array;
@@ -93,38 +118,41 @@ export class WorldSwitch {
    * @param clean clean-bit groups that may be skipped (0: load all)
    * @returns true if a segment or CPL changed
    */
-  loadGuest(save: SaveMemory, saveAt: number, clean: number): boolean {
+  loadGuest(save: SaveArea, clean: number): boolean {
     const block = this.#quads;
     const from = save.quads;
-    const base = (saveAt - SAVE_AREA) >> 3;
-    block[S.rflags >> 3] = from[base + (V.rflags >> 3)];
-    block[S.rip >> 3] = from[base + (V.rip >> 3)];
-    block[(S.gpr + 32) >> 3] = from[base + (V.rsp >> 3)];
-    block[S.gpr >> 3] = from[base + (V.rax >> 3)];
-    if ((clean & (1 << Clean.CR2)) === 0) block[S.cr2 >> 3] = from[base + (V.cr2 >> 3)];
+    this.loadAlways(save);
     if ((clean & (1 << Clean.DR)) === 0) {
-      block[S.dr7 >> 3] = from[base + (V.dr7 >> 3)];
-      block[S.dr6 >> 3] = from[base + (V.dr6 >> 3)];
+      block[B.dr7] = from[A.dr7];
+      block[B.dr6] = from[A.dr6];
     }
     if ((clean & (1 << Clean.CR)) === 0) {
-      block[S.efer >> 3] = from[base + (V.efer >> 3)];
-      block[S.cr4 >> 3] = from[base + (V.cr4 >> 3)];
-      block[S.cr3 >> 3] = from[base + (V.cr3 >> 3)];
-      block[S.cr0 >> 3] = from[base + (V.cr0 >> 3)];
+      block[B.efer] = from[A.efer];
+      block[B.cr4] = from[A.cr4];
+      block[B.cr3] = from[A.cr3];
+      block[B.cr0] = from[A.cr0];
     }
-    return (clean & SEGMENT_MASK) !== SEGMENT_MASK && this.#loadSegments(save.words, saveAt, VMRUN_SLOTS);
+    return (clean & SEGMENT_MASK) !== SEGMENT_MASK && this.#loadSegments(save.words, VMRUN_SLOTS);
+  }
+  /** What no clean bit keeps VMRUN from loading, or none that KVM ever sets (CR2). */
+  loadAlways({ quads }: SaveArea): void {
+    const block = this.#quads;
+    block[B.rflags] = quads[A.rflags];
+    block[B.rip] = quads[A.rip];
+    block[B.rsp] = quads[A.rsp];
+    block[B.rax] = quads[A.rax];
+    block[B.cr2] = quads[A.cr2];
   }
 
-  #loadSegments(save: Int32Array, saveAt: number, slots: readonly number[]): boolean {
-    const base = (saveAt - SAVE_AREA) >> 2;
+  #loadSegments(save: Int32Array, slots: readonly number[]): boolean {
     let changed = false;
     for (const slot of slots) {
       const to = (S.segments >> 2) + slot * 4;
-      const from = base + (V.es >> 2) + slot * 4;
+      const from = SLOT_WORDS + slot * 4;
       if (loadSegment(this.#words, to, save, from, slot === 1 || isTable(slot)) && !isTable(slot)) changed = true;
     }
     if (slots === VMRUN_SLOTS) {
-      const cpl = (save[base + (V.cpl >> 2)] >>> 24) & 3;
+      const cpl = (save[CPL_WORD] >>> 24) & 3;
       if (this.#bytes[S.cpl] !== cpl) {
         this.#bytes[S.cpl] = cpl;
         changed = true;
@@ -133,48 +161,43 @@ export class WorldSwitch {
     return changed;
   }
 
-  /** #VMEXIT's part. */
-  saveGuest(save: SaveMemory, saveAt: number): void {
+  /** #VMEXIT's part. ES, CS, SS, DS, GDTR and IDTR have the same slots on both sides. */
+  saveGuest(save: SaveArea): void {
     const block = this.#quads;
-    const to = save.quads;
-    const base = (saveAt - SAVE_AREA) >> 3;
-    to[base + (V.rflags >> 3)] = block[S.rflags >> 3];
-    to[base + (V.rip >> 3)] = block[S.rip >> 3];
-    to[base + (V.rsp >> 3)] = block[(S.gpr + 32) >> 3];
-    to[base + (V.rax >> 3)] = block[S.gpr >> 3];
-    to[base + (V.cr2 >> 3)] = block[S.cr2 >> 3];
-    to[base + (V.dr7 >> 3)] = block[S.dr7 >> 3];
-    to[base + (V.dr6 >> 3)] = block[S.dr6 >> 3];
-    to[base + (V.efer >> 3)] = block[S.efer >> 3];
-    to[base + (V.cr4 >> 3)] = block[S.cr4 >> 3];
-    to[base + (V.cr3 >> 3)] = block[S.cr3 >> 3];
-    to[base + (V.cr0 >> 3)] = block[S.cr0 >> 3];
-    this.#saveSegments(save, base);
-    const cpl = base * 2 + (V.cpl >> 2);
-    save.words[cpl] = (save.words[cpl] & 0x00ff_ffff) | (this.#bytes[S.cpl] << 24);
-  }
-
-  /** ES, CS, SS, DS, GDTR and IDTR. Both sides have the same slots; only a null selector's mark stands in the block alone. */
-  #saveSegments(save: SaveMemory, base: number): void {
-    const block = this.#quads;
-    const to = save.quads;
-    const slots = base + (V.es >> 3);
-    to[slots] = block[SLOTS];
-    to[slots + 1] = block[SLOTS + 1];
-    to[slots + 2] = block[SLOTS + 2];
-    to[slots + 3] = block[SLOTS + 3];
-    to[slots + 4] = block[SLOTS + 4];
-    to[slots + 5] = block[SLOTS + 5];
-    to[slots + 6] = block[SLOTS + 6];
-    to[slots + 7] = block[SLOTS + 7];
-    to[slots + 12] = block[SLOTS + 12];
-    to[slots + 13] = block[SLOTS + 13];
-    to[slots + 16] = block[SLOTS + 16];
-    to[slots + 17] = block[SLOTS + 17];
     const words = this.#words;
+    const to = save.quads;
+    to[A.rflags] = block[B.rflags];
+    to[A.rip] = block[B.rip];
+    to[A.rsp] = block[B.rsp];
+    to[A.rax] = block[B.rax];
+    to[A.cr2] = block[B.cr2];
+    to[A.dr7] = block[B.dr7];
+    to[A.dr6] = block[B.dr6];
+    to[A.efer] = block[B.efer];
+    to[A.cr4] = block[B.cr4];
+    to[A.cr3] = block[B.cr3];
+    to[A.cr0] = block[B.cr0];
+    to[A.slots] = block[SLOTS];
+    to[A.slots + 1] = block[SLOTS + 1];
+    to[A.slots + 2] = block[SLOTS + 2];
+    to[A.slots + 3] = block[SLOTS + 3];
+    to[A.slots + 4] = block[SLOTS + 4];
+    to[A.slots + 5] = block[SLOTS + 5];
+    to[A.slots + 6] = block[SLOTS + 6];
+    to[A.slots + 7] = block[SLOTS + 7];
+    to[A.slots + 12] = block[SLOTS + 12];
+    to[A.slots + 13] = block[SLOTS + 13];
+    to[A.slots + 16] = block[SLOTS + 16];
+    to[A.slots + 17] = block[SLOTS + 17];
+    save.words[CPL_WORD] = (save.words[CPL_WORD] & 0x00ff_ffff) | (words[S.cpl >> 2] << 24);
     const marks = words[SEGMENTS] | words[SEGMENTS + 4] | words[SEGMENTS + 8] | words[SEGMENTS + 12];
-    if ((marks | words[SEGMENTS + 24] | words[SEGMENTS + 32]) >>> 28 === 0) return;
-    for (const slot of VMRUN_SLOTS) saveSegment(save, slots * 2 + slot * 4, words, block, SEGMENTS + slot * 4);
+    if ((marks | words[SEGMENTS + 24] | words[SEGMENTS + 32]) >>> 28 !== 0) this.#saveMarked(save);
+  }
+  /** A null selector's mark stands in the block alone. */
+  #saveMarked(save: SaveArea): void {
+    for (const slot of VMRUN_SLOTS) {
+      saveSegment(save, SLOT_WORDS + slot * 4, this.#words, this.#quads, SEGMENTS + slot * 4);
+    }
   }
 
   /** The general registers and RIP, as the host hands them in. */
@@ -186,32 +209,29 @@ export class WorldSwitch {
   }
 
   /** VMLOAD (APM 15.5.2). True if FS, GS, LDTR or TR changed. */
-  vmload(save: SaveMemory, saveAt: number): boolean {
-    const from = (saveAt + V.star - SAVE_AREA) >> 3;
-    for (let n = 0; n < VMLOAD_MSRS; n += 1) this.#quads[(S.star >> 3) + n] = save.quads[from + n];
-    return this.#loadSegments(save.words, saveAt, VMLOAD_SLOTS);
+  vmload(save: SaveArea): boolean {
+    for (let n = 0; n < VMLOAD_MSRS; n += 1) this.#quads[(S.star >> 3) + n] = save.quads[A.star + n];
+    return this.#loadSegments(save.words, VMLOAD_SLOTS);
   }
 
   /** VMSAVE (APM 15.5.2). */
-  vmsave(save: SaveMemory, saveAt: number): void {
-    const to = (saveAt + V.star - SAVE_AREA) >> 3;
-    for (let n = 0; n < VMLOAD_MSRS; n += 1) save.quads[to + n] = this.#quads[(S.star >> 3) + n];
-    const segments = (saveAt + V.es - SAVE_AREA) >> 2;
+  vmsave(save: SaveArea): void {
+    for (let n = 0; n < VMLOAD_MSRS; n += 1) save.quads[A.star + n] = this.#quads[(S.star >> 3) + n];
     for (const slot of VMLOAD_SLOTS) {
-      saveSegment(save, segments + slot * 4, this.#words, this.#quads, SEGMENTS + slot * 4);
+      saveSegment(save, SLOT_WORDS + slot * 4, this.#words, this.#quads, SEGMENTS + slot * 4);
     }
   }
 
   /** G_PAT under nested paging. */
-  loadPat(save: SaveMemory, saveAt: number): void {
-    this.#quads[S.pat >> 3] = save.quads[(saveAt + V.gPat - SAVE_AREA) >> 3];
+  loadPat(save: SaveArea): void {
+    this.#quads[S.pat >> 3] = save.quads[A.pat];
   }
-  savePat(save: SaveMemory, saveAt: number): void {
-    save.quads[(saveAt + V.gPat - SAVE_AREA) >> 3] = this.#quads[S.pat >> 3];
+  savePat(save: SaveArea): void {
+    save.quads[A.pat] = this.#quads[S.pat >> 3];
   }
 
   /** What only a VMSA holds: the other general registers, DR0-3, XCR0 and the FPU (APM table B-4). */
-  loadProtected({ words }: SaveMemory): void {
+  loadProtected({ words }: SaveArea): void {
     for (const [at, to, count] of PROTECTED) {
       for (let n = 0; n < count; n += 1) this.#words[(to >> 2) + n] = words[(at >> 2) + n];
     }
@@ -222,7 +242,7 @@ export class WorldSwitch {
       this.#bytes.set(bytes.subarray(VMSA.x87 + n * 10, VMSA.x87 + n * 10 + 10), S.fpr + n * 16);
   }
 
-  saveProtected({ words }: SaveMemory): void {
+  saveProtected({ words }: SaveArea): void {
     for (const [at, from, count] of PROTECTED) {
       for (let n = 0; n < count; n += 1) words[(at >> 2) + n] = this.#words[(from >> 2) + n];
     }

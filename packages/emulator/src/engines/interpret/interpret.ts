@@ -142,6 +142,8 @@ export class InterpretEngine implements Engine {
   #codeKey: CodeKey | null = null;
   #keyState: KeyState | null = null;
   #run: Run | null = null;
+  /** Alignment is checked. */
+  #aligned = false;
   #follow(codeKey: CodeKey): void {
     this.#keyState = this.#key(codeKey);
     this.#run = this.#instance(this.#keyState.handlers).run;
@@ -208,12 +210,11 @@ export class InterpretEngine implements Engine {
   run(maxTicks: number): EngineStop {
     this.instruction = null;
     this.retired = 0;
-    const codeKey = this.#host.codeKey();
-    if (codeKey.alignmentCheck) return 'instruction';
-    if (codeKey !== this.#codeKey) this.#follow(codeKey);
+    if (this.#host.takeStale()) this.#prepare();
+    if (this.#aligned) return 'instruction';
     const key = this.#keyState!;
     const run = this.#run!;
-    this.#prepare(key);
+    this.#words[P.awaited >> 2] = this.#host.awaitsInterrupts() ? 1 : 0;
     this.#running = true;
     const resume = this.#words[RFLAGS >> 2] & Flag.RF;
     if (resume !== 0) this.#words[RFLAGS >> 2] &= ~Flag.RF;
@@ -279,10 +280,15 @@ export class InterpretEngine implements Engine {
     return this.#predecoder.cross(page, guard, this.#predecoder.page(hostPage, page.key, this.#protect));
   }
 
-  /** Facts of this run, for generated code. By 32-bit words: runs are often short. */
-  #prepare({ key, id }: KeyState): void {
+  /** Facts for generated code that hold until the host says otherwise. By 32-bit words: runs are often short. */
+  #prepare(): void {
     const words = this.#words;
     const host = this.#host;
+    const codeKey = host.codeKey();
+    this.#aligned = codeKey.alignmentCheck;
+    if (this.#aligned) return;
+    if (codeKey !== this.#codeKey) this.#follow(codeKey);
+    const { key, id } = this.#keyState!;
     const long = key.codeSize === 8;
     const context = host.tlbContext();
     words[P.context >> 2] = context;
@@ -293,7 +299,6 @@ export class InterpretEngine implements Engine {
     words[(P.linearMask >> 2) + 1] = long ? -1 : 0;
     words[P.codeLimit >> 2] = long ? -1 : words[CS_LIMIT >> 2];
     words[(P.codeLimit >> 2) + 1] = long ? -1 : 0;
-    words[P.awaited >> 2] = host.awaitsInterrupts() ? 1 : 0;
     words[P.flagsIntercepted >> 2] = host.plainFlagImages() ? 0 : 1;
     words[P.vectors >> 2] = vectorGates(words);
     words[(P.key >> 2) + 1] = id;

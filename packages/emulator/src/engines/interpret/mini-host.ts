@@ -43,6 +43,9 @@ export class MiniHost implements EngineHost {
   get state(): ProcessorState {
     throw new Error('engines reach the state through memory');
   }
+  takeStale(): boolean {
+    return true;
+  }
   tlbContext(): number {
     return CONTEXT;
   }
