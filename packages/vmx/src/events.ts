@@ -131,7 +131,7 @@ export function vmxCancelInjection(vcpu: Vcpu): void {
 
 const interruptibility = (vcpu: Vcpu): number => {
   const v = vmcsOf(vcpu);
-  return v.u32[v.region + Word.interruptibility];
+  return v.words[Word.interruptibility];
 };
 const SHADOW = Interruptibility.sti | Interruptibility.movSs;
 

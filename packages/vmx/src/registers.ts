@@ -165,7 +165,7 @@ export function vmxCacheReg(vcpu: Vcpu, reg: RegName): void {
       v.copyOut(F.GUEST_RSP, arch.regs, RSP);
       break;
     case 'rip':
-      v.copyOut(F.GUEST_RIP, arch.regs, 16);
+      v.readRip(arch.regs, 16);
       break;
     case 'cr0': {
       const owned = arch.cr0GuestOwnedBits;
@@ -202,12 +202,14 @@ export function vmxEptLoadPdptrs(vcpu: Vcpu): void {
   for (let i = 0; i < 4; i++) v.write64(F.GUEST_PDPTR0 + 2 * i, vcpu.arch.pdptrs[i]);
 }
 
+/** GUEST_RFLAGS is one of the fields that live in the processor's state block. */
+const RFLAGS_WORD = S.rflags >> 2;
 /** What is asked at every exit is made once. */
 function readRflags(vcpu: Vcpu): bigint {
   const v = vmcsOf(vcpu);
   const { rflags } = toVmx(vcpu);
-  const low = v.readLow(F.GUEST_RFLAGS);
-  if (low === rflags.low && v.readHigh(F.GUEST_RFLAGS) === 0) return rflags.value;
+  const low = v.block[RFLAGS_WORD];
+  if (low === rflags.low && v.block[RFLAGS_WORD + 1] === 0) return rflags.value;
   const value = v.read64(F.GUEST_RFLAGS);
   if (value >> 32n === 0n) {
     rflags.low = low;

@@ -23,7 +23,7 @@ import {
   VCPU_REGS_RIP,
   type Vcpu,
 } from '@tskvm/core';
-import { type ProcessorState, RSP, S } from '@tskvm/emulator';
+import { RSP, S } from '@tskvm/emulator';
 import { vmxCompleteInterrupts, vmxGetInterruptShadow, vmxSetInterruptShadow } from './events.ts';
 import { vmxHandleExit } from './exits.ts';
 import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, PendingDebug, Reason } from './hardware/bits.ts';
@@ -57,40 +57,13 @@ function copyRegisters(to: BigUint64Array, from: BigUint64Array): void {
   to[14] = from[14];
   to[15] = from[15];
 }
-/** General registers and CR2 into the processor. */
-function loadRegisters(vmx: VcpuVmx, vcpu: Vcpu): void {
-  copyRegisters(vmx.silicon.gprs, vcpu.arch.regs);
-  loadCr2(vmx, vcpu);
-}
-/** The processor's CR2 is compared in words, so that nothing is allocated while it stays the same. */
-function loadCr2(vmx: VcpuVmx, vcpu: Vcpu): void {
-  const { state } = vcpu.kvm.processor;
-  const { cr2 } = vcpu.arch;
-  if (cr2 !== vmx.cr2.value) noteCr2(vmx, cr2);
-  if (!holdsCr2(vmx, state)) state.set64(S.cr2, cr2);
-}
-const holdsCr2 = (vmx: VcpuVmx, { view, base }: ProcessorState): boolean =>
-  view.getUint32(base + S.cr2, true) === vmx.cr2.low && view.getUint32(base + S.cr2 + 4, true) === vmx.cr2.high;
-function noteCr2(vmx: VcpuVmx, value: bigint): void {
-  vmx.cr2.value = value;
-  vmx.cr2.low = Number(value & 0xffffffffn);
-  vmx.cr2.high = Number((value >> 32n) & 0xffffffffn);
-}
-function saveRegisters(vmx: VcpuVmx, vcpu: Vcpu): void {
-  copyRegisters(vcpu.arch.regs, vmx.silicon.gprs);
-  const { state } = vcpu.kvm.processor;
-  if (holdsCr2(vmx, state)) return;
-  vcpu.arch.cr2 = state.get64(S.cr2);
-  noteCr2(vmx, vcpu.arch.cr2);
-}
-
 /** Registers that were changed since the last exit, into the VMCS. */
 function flushRegisters(vcpu: Vcpu): void {
   const { regs, regsDirty } = vcpu.arch;
   if (regsDirty.isEmpty) return;
   const v = vmcsOf(vcpu);
   if (regsDirty.hasBit(RegBit.rsp)) v.copyIn(F.GUEST_RSP, regs, RSP);
-  if (regsDirty.hasBit(RegBit.rip)) v.copyIn(F.GUEST_RIP, regs, VCPU_REGS_RIP);
+  if (regsDirty.hasBit(RegBit.rip)) v.writeRip(regs, VCPU_REGS_RIP);
   if (regsDirty.hasBit(RegBit.pdptr)) vmxEptLoadPdptrs(vcpu);
   regsDirty.clear();
 }
@@ -141,9 +114,11 @@ ownFrame('vmxVcpuRun', vmxVcpuRun);
 /** KVM: vmx_vcpu_enter_exit. */
 function enter(vcpu: Vcpu, vmx: VcpuVmx): void {
   const { silicon } = vmx;
-  const v = vmcsOf(vcpu);
+  const { regs, cr2Quad } = vcpu.arch;
+  const { words } = vmcsOf(vcpu);
   vmxLoadGuestMsrs(vcpu);
-  loadRegisters(vmx, vcpu);
+  copyRegisters(silicon.gprs, regs);
+  silicon.cr2[0] = cr2Quad[0];
   vmx.fail = vmx.launched ? silicon.vmresume() : silicon.vmlaunch();
   if (vmx.fail !== 0) {
     vmx.failures = silicon.failures;
@@ -152,10 +127,11 @@ function enter(vcpu: Vcpu, vmx: VcpuVmx): void {
     vmx.exitIntrInfo = 0;
     return;
   }
-  saveRegisters(vmx, vcpu);
-  vmx.exitReason = v.u32[v.region + Word.exitReason];
-  vmx.idtVectoringInfo = v.u32[v.region + Word.idtVectoringInfo];
-  vmx.exitIntrInfo = v.u32[v.region + Word.exitIntrInfo];
+  copyRegisters(regs, silicon.gprs);
+  cr2Quad[0] = silicon.cr2[0];
+  vmx.exitReason = words[Word.exitReason] >>> 0;
+  vmx.idtVectoringInfo = words[Word.idtVectoringInfo] >>> 0;
+  vmx.exitIntrInfo = words[Word.exitIntrInfo] >>> 0;
 }
 
 function afterExit(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
@@ -219,7 +195,7 @@ function advanceRip(vcpu: Vcpu, vmx: VcpuVmx, length: number): void {
   const { arch } = vcpu;
   if (!arch.regsAvail.hasBit(RegBit.rip)) {
     arch.regsAvail.addBit(RegBit.rip);
-    vmcsOf(vcpu).copyOut(F.GUEST_RIP, arch.regs, VCPU_REGS_RIP);
+    vmcsOf(vcpu).readRip(arch.regs, VCPU_REGS_RIP);
   }
   const low = vmx.regs32[RIP_WORD];
   const next = (low + length) | 0;
@@ -239,8 +215,7 @@ export function vmxSkipEmulatedInstruction(vcpu: Vcpu): number {
     // Hardware gives no length there; and a RIP that was written since the exit (a snapshot was loaded) is not the one whose length it gave.
     if (!kvmEmulateInstruction(vcpu, EmulType.SKIP)) return 0;
   } else {
-    const v = vmcsOf(vcpu);
-    advanceRip(vcpu, vmx, v.u32[v.region + Word.exitInstructionLen]);
+    advanceRip(vcpu, vmx, vmcsOf(vcpu).words[Word.exitInstructionLen]);
   }
   vmxSetInterruptShadow(vcpu, 0);
   return 1;

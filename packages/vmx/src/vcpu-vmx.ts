@@ -91,8 +91,6 @@ export class VcpuVmx {
   msrs: GuestMsrs = { star: 0n, lstar: 0n, cstar: 0n, sfmask: 0n, kernelGsBase: 0n, tscAux: 0n };
   /** What the last failed entry broke. */
   failures: readonly FailedCheck[] = [];
-  /** CR2 as last handed to or taken from the processor, with its halves. */
-  readonly cr2 = { value: 0n, low: 0, high: 0 };
   /** RFLAGS as last read, by their low half. */
   readonly rflags = { low: 0, value: 0n };
   /** `arch.regs` as words, for the copies around an entry. */

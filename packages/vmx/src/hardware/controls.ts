@@ -196,7 +196,21 @@ export class VmxGuest implements GuestMode {
   loadControls(dirty: number): void {
     if (dirty & Dirty.controls) this.#reload();
     else if (dirty & Dirty.masks) this.#reloadMasks();
+    this.resume();
+  }
+  /** What each entry arms anew. */
+  resume(): void {
     const armed = this.primary & (Primary.interruptWindow | Primary.nmiWindow | Primary.monitorTrap);
+    if (armed === 0 && (this.pin & Pin.preemptionTimer) === 0) {
+      this.trapAfter = -1;
+      this.deadline = Number.POSITIVE_INFINITY;
+      this.boundaryWork = false;
+      this.boundaryNeedsIf = false;
+      return;
+    }
+    this.#arm(armed);
+  }
+  #arm(armed: number): void {
     this.trapAfter = this.primary & Primary.monitorTrap ? this.#processor.tick : -1;
     this.deadline = Number.POSITIVE_INFINITY;
     if (this.pin & Pin.preemptionTimer) {
@@ -235,13 +249,15 @@ export class VmxGuest implements GuestMode {
 
   /** Records a VM exit whose qualification is a number. Always true. */
   record(reason: number, length = 0, qualification = 0): true {
-    const { u32, region } = this.#vmcs;
-    u32[region + Word.exitReason] = reason;
-    u32[region + Word.exitQualification] = qualification;
-    u32[region + Word.exitQualification + 1] = qualification / 2 ** 32;
-    u32[region + Word.exitIntrInfo] = 0;
-    u32[region + Word.exitInstructionLen] = length;
-    this.recordVectoring(this.#processor.eventInDelivery);
+    const { words } = this.#vmcs;
+    words[Word.exitReason] = reason;
+    words[Word.exitQualification] = qualification;
+    words[Word.exitQualification + 1] = qualification < 2 ** 32 ? 0 : qualification / 2 ** 32;
+    words[Word.exitIntrInfo] = 0;
+    words[Word.exitInstructionLen] = length;
+    const { eventInDelivery } = this.#processor;
+    if (eventInDelivery === undefined) words[Word.idtVectoringInfo] = 0;
+    else this.recordVectoring(eventInDelivery);
     return true;
   }
   setQualification(value: bigint): void {

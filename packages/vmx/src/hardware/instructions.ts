@@ -21,6 +21,7 @@ import {
   VMFAIL_INVALID,
   VmError,
   VmxMsr,
+  Secondary,
   VpidCap,
 } from './bits.ts';
 import { readCapabilities, type VmxCapabilities } from './capabilities.ts';
@@ -39,6 +40,8 @@ import { clearRegion, Dirty, F, fieldExists, fieldReadOnly, regionRevision, Vmcs
 import { hostImage, WorldSwitch } from './world-switch.ts';
 
 const CR4_VMXE = 1n << 13n;
+/** With these the page tables' entries come from the VMCS, and the TLB keeps the guest apart. */
+const PLAIN_SECONDARY = Secondary.ept | Secondary.vpid;
 const NO_FAILURES: readonly FailedCheck[] = [];
 
 /** Kinds of the events that entry injects, by interruption type (SDM table 24-13). */
@@ -61,6 +64,8 @@ export class VmxSilicon {
 
   /** The sixteen general registers: what a driver's assembly saves and loads around an entry. */
   readonly gprs: BigUint64Array;
+  /** CR2, which no entry or exit moves, as an array's only element. */
+  readonly cr2: BigUint64Array;
   readonly processor: ProcessorApi;
   readonly memory: PhysicalMemory;
   readonly #model: CpuModel;
@@ -80,6 +85,7 @@ export class VmxSilicon {
     this.memory = memory;
     this.#model = model;
     this.gprs = new BigUint64Array(memory.memory.buffer, processor.state.base + S.gpr, 16);
+    this.cr2 = new BigUint64Array(memory.memory.buffer, processor.state.base + S.cr2, 1);
     this.caps = readCapabilities(model);
     this.vmcs = new Vmcs(memory, processor.state.base);
     this.guest = new VmxGuest(processor, memory, this.vmcs, this.caps);
@@ -216,9 +222,13 @@ export class VmxSilicon {
   #enter(launch: boolean): number {
     const v = this.vmcs;
     if (v.pa < 0) return VMFAIL_INVALID;
-    if (this.processor.state.shadow & Interruptibility.movSs) return this.#fail(VmError.ENTRY_MOV_SS);
+    if (((v.block[S.cpl >> 2] >> 8) & Interruptibility.movSs) !== 0) return this.#fail(VmError.ENTRY_MOV_SS);
     if (launch && v.launched) return this.#fail(VmError.VMLAUNCH_NOT_CLEAR);
     if (!launch && !v.launched) return this.#fail(VmError.VMRESUME_NOT_LAUNCHED);
+    if (v.dirty === 0 && this.#isPlain()) {
+      this.#resume();
+      return 0;
+    }
     const error = this.#checkControlsAndHost();
     if (error !== 0) return error;
     if (this.#check(this.#guestRows)) {
@@ -259,6 +269,27 @@ export class VmxSilicon {
     this.#exited = true;
     this.processor.guest = null;
     this.processor.stateReplaced('vmexit');
+  }
+
+  /** Nothing to inject, no MSRs to load, and no part of the guest's state that is not in the VMCS. */
+  #isPlain(): boolean {
+    const { words } = this.vmcs;
+    return (
+      words[Word.entryIntrInfo] >= 0 &&
+      words[Word.pendingDebug] === 0 &&
+      words[Word.entryMsrLoadCount] === 0 &&
+      (this.#controls.secondary & PLAIN_SECONDARY) === PLAIN_SECONDARY &&
+      this.guest.asid !== 0
+    );
+  }
+  /** The guest that left last comes back, and no rule and no control has to be looked at again. */
+  #resume(): void {
+    const { processor, guest } = this;
+    guest.resume();
+    this.#switch.loadGuest(this.#controls);
+    processor.resumeGuest(guest);
+    this.#execute();
+    this.#exit();
   }
 
   #run(dirty: number, launch: boolean): void {
@@ -331,20 +362,20 @@ export class VmxSilicon {
   /** SDM 27: saves the guest, loads the host. */
   #exit(): void {
     const { processor, vmcs, guest } = this;
+    const { words } = vmcs;
     const controls = this.#controls;
-    vmcs.u32[vmcs.region + Word.entryIntrInfo] &= 0x7fffffff;
+    words[Word.entryIntrInfo] &= 0x7fffffff;
+    processor.leaveGuest();
     this.#switch.saveGuest(controls);
-    if (controls.exit & ExitCtl.savePreemptionTimer) this.#saveTimer();
-    const stores = vmcs.u32[vmcs.region + Word.exitMsrStoreCount];
-    if (stores !== 0) this.#storeMsrs(vmcs.readAddress(F.VM_EXIT_MSR_STORE_ADDR), stores);
-    this.#switch.loadHost(this.#controls);
+    if ((controls.exit & ExitCtl.savePreemptionTimer) !== 0) this.#saveTimer();
+    const stores = words[Word.exitMsrStoreCount];
+    if (stores !== 0) this.#storeMsrs(vmcs.readAddress(F.VM_EXIT_MSR_STORE_ADDR), stores >>> 0);
+    this.#switch.loadHost(controls);
     this.#exited = true;
-    const loads = vmcs.u32[vmcs.region + Word.exitMsrLoadCount];
-    if (loads !== 0 && this.#loadMsrs(vmcs.readAddress(F.VM_EXIT_MSR_LOAD_ADDR), loads) >= 0) vmcs.abort = 4;
+    const loads = words[Word.exitMsrLoadCount];
+    if (loads !== 0 && this.#loadMsrs(vmcs.readAddress(F.VM_EXIT_MSR_LOAD_ADDR), loads >>> 0) >= 0) vmcs.abort = 4;
     if (guest.asid === 0) processor.flushTlb({ kind: 'asid', asid: 0, keepGlobal: false });
-    processor.guest = null;
-    processor.eventInDelivery = undefined;
-    processor.stateReplaced('vmexit');
+    if (processor.eventInDelivery !== undefined) processor.eventInDelivery = undefined;
   }
   #saveTimer(): void {
     const left = Math.max(0, this.guest.deadline - this.processor.tick) * this.processor.tscPerTick;

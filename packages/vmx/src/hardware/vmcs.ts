@@ -411,6 +411,12 @@ export class Vmcs {
   readonly u16: Uint16Array;
   readonly u32: Uint32Array;
   readonly u64: BigUint64Array;
+  /** The current region alone: a field of {@link Word} stands at its number. */
+  words: Int32Array;
+  /** The processor's state block. */
+  readonly block: Int32Array;
+  readonly #blockQuads: BigUint64Array;
+  readonly #windows = new Map<number, Int32Array>();
   readonly #memory: PhysicalMemory;
   /** Word index of the state block, and what to add to a mirrored field's offset to get there. */
   readonly #block: number;
@@ -426,16 +432,30 @@ export class Vmcs {
     this.u16 = new Uint16Array(memory.memory.buffer);
     this.u32 = new Uint32Array(memory.memory.buffer);
     this.u64 = new BigUint64Array(memory.memory.buffer);
+    this.block = new Int32Array(memory.memory.buffer, stateBase, S.size / 4);
+    this.#blockQuads = new BigUint64Array(memory.memory.buffer, stateBase, S.size / 8);
+    this.words = this.#window(0);
+  }
+  #window(base: number): Int32Array {
+    let window = this.#windows.get(base);
+    if (window === undefined) {
+      this.#windows.set(base, (window = new Int32Array(this.#memory.memory.buffer, base, 1024)));
+    }
+    return window;
+  }
+  #place(pa: number): void {
+    this.pa = pa;
+    this.base = pa < 0 ? 0 : this.#memory.offset(pa, 4096);
+    this.region = this.base >>> 2;
+    this.words = this.#window(this.base);
+    this.dirty = Dirty.all;
   }
 
   /** Makes the region at `pa` the current one; -1: none. What was current goes back to its region. */
   bind(pa: number): void {
     if (this.pa >= 0) this.#writeBack();
     else for (let i = 0; i < LIVE.length; i++) this.#host[i] = this.u32[this.#block + LIVE[i]];
-    this.pa = pa;
-    this.base = pa < 0 ? 0 : this.#memory.offset(pa, 4096);
-    this.region = this.base >>> 2;
-    this.dirty = Dirty.all;
+    this.#place(pa);
     if (pa >= 0) this.#fetch();
     else for (let i = 0; i < LIVE.length; i++) this.u32[this.#block + LIVE[i]] = this.#host[i];
   }
@@ -444,11 +464,8 @@ export class Vmcs {
     return { pa: this.pa, host: [...this.#host] };
   }
   load(saved: { pa: number; host: readonly number[] }): void {
-    this.pa = saved.pa;
-    this.base = saved.pa < 0 ? 0 : this.#memory.offset(saved.pa, 4096);
-    this.region = this.base >>> 2;
+    this.#place(saved.pa);
     this.#host.set(saved.host);
-    this.dirty = Dirty.all;
   }
   /** Where the state block's words would start in the region. */
   get #mirror(): number {
@@ -494,6 +511,15 @@ export class Vmcs {
     this.u64[at] = from[index];
     this.dirty |= GROUP[key(encoding)];
     this.#markOthers(encoding, before ^ this.u32[at * 2]);
+  }
+  /** GUEST_RIP to an element of an array, and back. What the rule about RIP looks at is the upper half. */
+  readRip(to: BigUint64Array, index: number): void {
+    to[index] = this.#blockQuads[S.rip >> 3];
+  }
+  writeRip(from: BigUint64Array, index: number): void {
+    const high = this.block[(S.rip >> 2) + 1];
+    this.#blockQuads[S.rip >> 3] = from[index];
+    if (this.block[(S.rip >> 2) + 1] !== high) this.dirty |= Dirty.guestRip;
   }
   /** The low 32 bits of a wide field, without a bigint. */
   readLow(encoding: number): number {

@@ -17,7 +17,21 @@ const CR4_PAE = 0x20;
 const RFLAGS_TF = 0x100;
 const DEBUGCTL_BTF = 2;
 const PENDING_BS = Number(PendingDebug.bs);
-const SS_WORD = word(S.segments) + 8;
+/** Words of the state block. */
+const B = {
+  ss: word(S.segments) + 8,
+  efer: word(S.efer),
+  cr0: word(S.cr0),
+  cr3: word(S.cr3),
+  cr4: word(S.cr4),
+  rflags: word(S.rflags),
+  dr7: word(S.dr7),
+  debugctl: word(S.debugctl),
+  pat: word(S.pat),
+  pdpte: word(S.pdpte),
+  /** CPL, shadow, NMI blocking and activity: a byte each. */
+  status: word(S.cpl),
+} as const;
 const DPL_SHIFT = 16 + Attrib.dplShift;
 
 /** Controls that decide what is switched. */
@@ -28,148 +42,141 @@ export interface SwitchControls {
 }
 
 export class WorldSwitch {
-  readonly #u32: Int32Array;
+  readonly #block: Int32Array;
   readonly #processor: ProcessorApi;
   readonly #memory: PhysicalMemory;
   readonly #vmcs: Vmcs;
-  /** Word index of the state block. */
-  readonly #block: number;
 
   constructor(processor: ProcessorApi, memory: PhysicalMemory, vmcs: Vmcs) {
-    this.#u32 = new Int32Array(memory.memory.buffer);
+    this.#block = vmcs.block;
     this.#processor = processor;
     this.#memory = memory;
     this.#vmcs = vmcs;
-    this.#block = processor.state.base >> 2;
-  }
-
-  /** Field (a `Word`) to register. */
-  #load(stateOffset: number, field: number): void {
-    const from = this.#vmcs.region + field;
-    const to = this.#block + word(stateOffset);
-    this.#u32[to] = this.#u32[from];
-    this.#u32[to + 1] = this.#u32[from + 1];
-  }
-  /** Register to field. */
-  #save(stateOffset: number, field: number): void {
-    const to = this.#vmcs.region + field;
-    const from = this.#block + word(stateOffset);
-    this.#u32[to] = this.#u32[from];
-    this.#u32[to + 1] = this.#u32[from + 1];
   }
 
   // Entry
 
   /** Loads guest state (26.3.2); MSR areas, events and the TLB are the caller's. */
-  loadGuest(c: SwitchControls): void {
-    const cr0 = this.#block + word(S.cr0);
+  loadGuest({ entry, secondary }: SwitchControls): void {
+    const block = this.#block;
+    const { words } = this.#vmcs;
     // ET is always 1 and the host runs with caches on: that is what the bits that entry keeps hold.
-    this.#u32[cr0] = (this.#u32[cr0] & ~CR0_KEPT) | CR0_ET;
-    if (c.entry & EntryCtl.loadDebug) {
-      this.#load(S.dr7, Word.dr7);
-      this.#load(S.debugctl, Word.debugctl);
+    block[B.cr0] = (block[B.cr0] & ~CR0_KEPT) | CR0_ET;
+    if ((entry & EntryCtl.loadDebug) !== 0) {
+      block[B.dr7] = words[Word.dr7];
+      block[B.dr7 + 1] = words[Word.dr7 + 1];
+      block[B.debugctl] = words[Word.debugctl];
+      block[B.debugctl + 1] = words[Word.debugctl + 1];
     }
-    if (c.entry & EntryCtl.loadPat) this.#load(S.pat, Word.pat);
-    if (c.entry & EntryCtl.loadEfer) this.#load(S.efer, Word.efer);
-    else this.#derivedEfer(c.entry);
-    if (!(c.secondary & Secondary.ept)) this.#loadPdptes();
-    this.#loadNonRegister();
+    if ((entry & EntryCtl.loadPat) !== 0) {
+      block[B.pat] = words[Word.pat];
+      block[B.pat + 1] = words[Word.pat + 1];
+    }
+    if ((entry & EntryCtl.loadEfer) !== 0) {
+      block[B.efer] = words[Word.efer];
+      block[B.efer + 1] = words[Word.efer + 1];
+    } else this.#derivedEfer(entry);
+    if ((secondary & Secondary.ept) === 0) this.#loadPdptes();
+    // CPL is the DPL of SS (SDM 24.4.1), in virtual-8086 mode too; shadow, NMI blocking and activity stand behind it.
+    const blocking = words[Word.interruptibility];
+    const nmi = (blocking & Interruptibility.nmi) !== 0 ? 1 : 0;
+    block[B.status] =
+      ((block[B.ss] >> DPL_SHIFT) & 3) | ((blocking & 3) << 8) | (nmi << 16) | (words[Word.activity] << 24);
   }
 
   /** Without "load IA32_EFER" only LMA, and with PG LME, follow "IA-32e mode guest" (26.3.2.1). */
   #derivedEfer(entry: number): void {
-    const at = this.#block + word(S.efer);
-    const paging = (this.#u32[this.#block + word(S.cr0)] & CR0_PG) !== 0;
+    const block = this.#block;
+    const paging = (block[B.cr0] & CR0_PG) !== 0;
     const long = (entry & EntryCtl.ia32e) !== 0;
-    let efer = this.#u32[at] & ~EFER_LMA;
+    let efer = block[B.efer] & ~EFER_LMA;
     if (long) efer |= EFER_LMA;
     if (paging) efer = long ? efer | EFER_LME : efer & ~EFER_LME;
-    this.#u32[at] = efer;
+    block[B.efer] = efer;
   }
 
   #loadPdptes(): void {
-    const u32 = this.#u32;
     const block = this.#block;
-    const pae = (u32[block + word(S.cr0)] & CR0_PG) !== 0 && (u32[block + word(S.cr4)] & CR4_PAE) !== 0;
-    if (!pae || u32[block + word(S.efer)] & EFER_LMA) return;
-    const table = (u32[block + word(S.cr3)] & 0xffffffe0) >>> 0;
+    const pae = (block[B.cr0] & CR0_PG) !== 0 && (block[B.cr4] & CR4_PAE) !== 0;
+    if (!pae || (block[B.efer] & EFER_LMA) !== 0) return;
+    const table = (block[B.cr3] & 0xffffffe0) >>> 0;
     if (!this.#memory.contains(table, 32)) return;
     const from = this.#memory.offset(table, 32) / 4;
-    for (let i = 0; i < 8; i++) u32[block + word(S.pdpte) + i] = u32[from + i];
-  }
-
-  #loadNonRegister(): void {
-    const v = this.#vmcs;
-    const { view, base } = this.#processor.state;
-    const blocking = v.u32[v.region + Word.interruptibility];
-    // CPL is the DPL of SS (SDM 24.4.1), in virtual-8086 mode too.
-    view.setUint8(base + S.cpl, (this.#u32[this.#block + SS_WORD] >> DPL_SHIFT) & 3);
-    view.setUint8(base + S.shadow, blocking & 3);
-    view.setUint8(base + S.nmiBlocked, blocking & Interruptibility.nmi ? 1 : 0);
-    view.setUint8(base + S.activity, v.u32[v.region + Word.activity]);
+    for (let i = 0; i < 8; i++) block[B.pdpte + i] = this.#vmcs.u32[from + i];
   }
 
   // Exit
 
   /** Saves guest state (27.3). */
-  saveGuest(c: SwitchControls): void {
-    const { view, base } = this.#processor.state;
-    const u32 = this.#u32;
-    const ss = this.#block + SS_WORD;
-    u32[ss] = (u32[ss] & ~(3 << DPL_SHIFT)) | (view.getUint8(base + S.cpl) << DPL_SHIFT);
-    if (c.exit & ExitCtl.saveDebug) {
-      this.#save(S.dr7, Word.dr7);
-      this.#save(S.debugctl, Word.debugctl);
+  saveGuest({ exit, entry, secondary }: SwitchControls): void {
+    const block = this.#block;
+    const { words } = this.#vmcs;
+    const status = block[B.status];
+    block[B.ss] = (block[B.ss] & ~(3 << DPL_SHIFT)) | ((status & 3) << DPL_SHIFT);
+    if ((exit & ExitCtl.saveDebug) !== 0) {
+      words[Word.dr7] = block[B.dr7];
+      words[Word.dr7 + 1] = block[B.dr7 + 1];
+      words[Word.debugctl] = block[B.debugctl];
+      words[Word.debugctl + 1] = block[B.debugctl + 1];
     }
-    if (c.exit & ExitCtl.savePat) this.#save(S.pat, Word.pat);
-    if (c.exit & ExitCtl.saveEfer) this.#save(S.efer, Word.efer);
-    if (c.secondary & Secondary.unrestrictedGuest) this.#saveLongMode(c.entry);
-    this.#saveNonRegister();
+    if ((exit & ExitCtl.savePat) !== 0) {
+      words[Word.pat] = block[B.pat];
+      words[Word.pat + 1] = block[B.pat + 1];
+    }
+    if ((exit & ExitCtl.saveEfer) !== 0) {
+      words[Word.efer] = block[B.efer];
+      words[Word.efer + 1] = block[B.efer + 1];
+    }
+    if ((secondary & Secondary.unrestrictedGuest) !== 0) this.#saveLongMode(entry);
+    const nmi = (status & 0xff_0000) !== 0 ? Interruptibility.nmi : 0;
+    words[Word.interruptibility] = ((status >> 8) & 3) | nmi;
+    words[Word.activity] = status >>> 24;
+    words[Word.pendingDebug] = (status & 0xff00) === 0 && this.#processor.pendingDebug === 0n ? 0 : this.#pending(status);
   }
 
   /** "IA-32e mode guest" follows EFER.LMA (27.2, IA32_VMX_MISC bit 5). */
   #saveLongMode(entry: number): void {
-    const long = (this.#u32[this.#block + word(S.efer)] & EFER_LMA) !== 0;
+    const long = (this.#block[B.efer] & EFER_LMA) !== 0;
     if (long === ((entry & EntryCtl.ia32e) !== 0)) return;
     this.#vmcs.write32(F.VM_ENTRY_CONTROLS, (entry ^ EntryCtl.ia32e) >>> 0);
   }
 
-  #saveNonRegister(): void {
-    const v = this.#vmcs;
-    const { view, base } = this.#processor.state;
-    const shadow = view.getUint8(base + S.shadow) & 3;
-    const nmi = view.getUint8(base + S.nmiBlocked) ? Interruptibility.nmi : 0;
-    v.u32[v.region + Word.interruptibility] = shadow | nmi;
-    v.u32[v.region + Word.activity] = view.getUint8(base + S.activity);
-    // A trap that MOV SS holds back stays pending across the exit (27.3.4).
-    let pending = shadow !== 0 && this.#stepping() ? PENDING_BS : 0;
-    if (this.#processor.pendingDebug !== 0n) {
-      pending |= Number(this.#processor.pendingDebug & 0xfn) | Number(PendingDebug.enabledBreakpoint);
-      this.#processor.pendingDebug = 0n;
+  /** A trap that MOV SS holds back stays pending across the exit (27.3.4). */
+  #pending(status: number): number {
+    const processor = this.#processor;
+    let pending = (status & 0xff00) !== 0 && this.#stepping() ? PENDING_BS : 0;
+    if (processor.pendingDebug !== 0n) {
+      pending |= Number(processor.pendingDebug & 0xfn) | Number(PendingDebug.enabledBreakpoint);
+      processor.pendingDebug = 0n;
     }
-    v.u32[v.region + Word.pendingDebug] = pending;
+    return pending;
   }
   #stepping(): boolean {
-    const debugctl = this.#u32[this.#block + word(S.debugctl)];
-    return (this.#u32[this.#block + word(S.rflags)] & RFLAGS_TF) !== 0 && !(debugctl & DEBUGCTL_BTF);
+    const block = this.#block;
+    return (block[B.rflags] & RFLAGS_TF) !== 0 && (block[B.debugctl] & DEBUGCTL_BTF) === 0;
   }
 
   /** What an exit sets at once: the registers that the next host instruction could not do without (27.5). */
-  loadHost(c: SwitchControls): void {
-    const u32 = this.#u32;
-    u32[this.#block + word(S.dr7)] = 0x400;
-    u32[this.#block + word(S.debugctl)] = 0;
-    if (c.exit & ExitCtl.loadPat) this.#load(S.pat, Word.hostPat);
-    if (c.exit & ExitCtl.loadEfer) this.#load(S.efer, Word.hostEfer);
-    else this.#hostEfer(c.exit);
-    // cpl, shadow, nmiBlocked and activity stand in one word.
-    u32[this.#block + word(S.cpl)] = 0;
+  loadHost({ exit }: SwitchControls): void {
+    const block = this.#block;
+    const { words } = this.#vmcs;
+    block[B.dr7] = 0x400;
+    block[B.debugctl] = 0;
+    if ((exit & ExitCtl.loadPat) !== 0) {
+      block[B.pat] = words[Word.hostPat];
+      block[B.pat + 1] = words[Word.hostPat + 1];
+    }
+    if ((exit & ExitCtl.loadEfer) !== 0) {
+      block[B.efer] = words[Word.hostEfer];
+      block[B.efer + 1] = words[Word.hostEfer + 1];
+    } else this.#hostEfer(exit);
+    block[B.status] = 0;
   }
   /** Only LMA and LME follow the size of the host (27.5.1). */
   #hostEfer(exit: number): void {
-    const at = this.#block + word(S.efer);
+    const block = this.#block;
     const long = EFER_LMA | EFER_LME;
-    this.#u32[at] = exit & ExitCtl.host64 ? this.#u32[at] | long : this.#u32[at] & ~long;
+    block[B.efer] = (exit & ExitCtl.host64) !== 0 ? block[B.efer] | long : block[B.efer] & ~long;
   }
 }
 
