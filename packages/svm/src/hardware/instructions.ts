@@ -40,8 +40,8 @@ import {
   saveArea,
   TlbCtl,
   V,
-  Vmcb,
   VMSA,
+  Vmcb,
   W,
 } from './vmcb.ts';
 import { WorldSwitch } from './world-switch.ts';

@@ -207,7 +207,14 @@ export const W = {
 } as const;
 
 /** And as a quad's number in {@link Vmcb.quads}. */
-export const Q = { cr0: V.cr0 >> 3, cr2: V.cr2 >> 3, cr3: V.cr3 >> 3, rip: V.rip >> 3, rsp: V.rsp >> 3, rax: V.rax >> 3 } as const;
+export const Q = {
+  cr0: V.cr0 >> 3,
+  cr2: V.cr2 >> 3,
+  cr3: V.cr3 >> 3,
+  rip: V.rip >> 3,
+  rsp: V.rsp >> 3,
+  rax: V.rax >> 3,
+} as const;
 
 /**
  * One VMCB in host physical memory. Numbers are unsigned; 64-bit fields are `bigint`. The views are windows on the page: indices that are

@@ -18,10 +18,10 @@ import {
   Interruptibility,
   IntrType,
   Reason,
+  Secondary,
   VMFAIL_INVALID,
   VmError,
   VmxMsr,
-  Secondary,
   VpidCap,
 } from './bits.ts';
 import { readCapabilities, type VmxCapabilities } from './capabilities.ts';

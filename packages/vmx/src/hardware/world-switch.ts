@@ -131,7 +131,8 @@ export class WorldSwitch {
     const nmi = (status & 0xff_0000) !== 0 ? Interruptibility.nmi : 0;
     words[Word.interruptibility] = ((status >> 8) & 3) | nmi;
     words[Word.activity] = status >>> 24;
-    words[Word.pendingDebug] = (status & 0xff00) === 0 && this.#processor.pendingDebug === 0n ? 0 : this.#pending(status);
+    words[Word.pendingDebug] =
+      (status & 0xff00) === 0 && this.#processor.pendingDebug === 0n ? 0 : this.#pending(status);
   }
 
   /** "IA-32e mode guest" follows EFER.LMA (27.2, IA32_VMX_MISC bit 5). */
