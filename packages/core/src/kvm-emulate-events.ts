@@ -8,7 +8,7 @@ import {
   Unwind,
   X86Emul,
 } from '@tskvm/emulator';
-import { kvmClearExceptionQueue } from './exceptions.ts';
+import { kvmClearExceptionQueue, kvmInjectEmulatedException } from './exceptions.ts';
 import { kvmRipRead, kvmRipWrite } from './kvm-cache-regs.ts';
 import { type EmulateCtxt, emulateCtxt, kvmPrepareEmulationFailureExit } from './kvm-emulate.ts';
 import { kvmSetRflags } from './regs.ts';
@@ -30,10 +30,27 @@ function eventContext(vcpu: Vcpu, ctxt: EmulateCtxt) {
   return context;
 }
 
+/** A fault in the old task finds RIP at its instruction again, one in the new task finds that task's first. */
+function injectTaskFault(vcpu: Vcpu, ctxt: EmulateCtxt, fault: GuestException, oldRip: bigint): number {
+  const { context } = ctxt.evaluator;
+  if (!context.modeChanged) kvmRipWrite(vcpu, oldRip);
+  else kvmSetRflags(vcpu, context.rflags);
+  kvmInjectEmulatedException(vcpu, {
+    vector: fault.vector,
+    errorCodeValid: fault.errorCode !== undefined,
+    errorCode: fault.errorCode ?? 0,
+    nestedPageFault: ctxt.ops.memory.nestedFault,
+    address: fault.payload,
+  });
+  return 1;
+}
+
 /**
- * Task switch. Failure is an internal-error exit. KVM: kvm_task_switch.
+ * Task switch. What can't be emulated is an internal-error exit. KVM: kvm_task_switch, which loses the faults of a switch (its result says
+ * only whether the emulator could do it); here they are injected, as a processor raises them.
  * @param idtIndex vector of a task gate that software used, or -1
  * @param reason 0 CALL, 1 IRET, 2 JMP, 3 gate
+ * @param oldRip where the old task stands if the switch faults before it has left it
  * @returns as an exit handler
  */
 export const kvmTaskSwitch = frame(
@@ -45,6 +62,7 @@ export const kvmTaskSwitch = frame(
     reason: number,
     hasErrorCode: boolean,
     errorCode: number,
+    oldRip: bigint,
   ): number => {
     const ctxt = emulateCtxt(vcpu);
     const context = eventContext(vcpu, ctxt);
@@ -56,7 +74,8 @@ export const kvmTaskSwitch = frame(
         return 1;
       }
     } catch (error) {
-      if (!(error instanceof GuestException) && !(error instanceof Unwind)) throw error;
+      if (error instanceof GuestException) return injectTaskFault(vcpu, ctxt, error, oldRip);
+      if (!(error instanceof Unwind)) throw error;
     }
     kvmPrepareEmulationFailureExit(vcpu);
     return 0;

@@ -369,10 +369,11 @@ const taskSwitchInterception = frame('taskSwitchInterception', (vcpu: Vcpu): Exi
   const errorCode = reason === TASK_SWITCH_GATE ? takeGateEvent(vcpu, type, info) : undefined;
   const softException = type === EventInfo.TYPE_EXCEPTION && (vector === Vector.OF || vector === Vector.BP);
   const ofInstruction = reason !== TASK_SWITCH_GATE || type === EventInfo.TYPE_SOFT || softException;
+  const rip = kvmRipRead(vcpu);
   if (ofInstruction && !vcpu.kvm.calls.skipEmulatedInstruction(vcpu)) return 0;
   const idtIndex = type === EventInfo.TYPE_SOFT ? vector : -1;
   const selector = Number(info1(vcpu) & 0xffffn);
-  return kvmTaskSwitch(vcpu, selector, idtIndex, reason, errorCode !== undefined, errorCode ?? 0);
+  return kvmTaskSwitch(vcpu, selector, idtIndex, reason, errorCode !== undefined, errorCode ?? 0, rip);
 });
 
 // SVM's own instructions in a guest

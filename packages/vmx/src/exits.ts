@@ -342,9 +342,10 @@ export const handleTaskSwitch = frame('handleTaskSwitch', (vcpu: Vcpu): number =
   const reason = qual >>> 30;
   const error = reason === GATE && vectored ? consumeVectoredEvent(vcpu, type) : { has: false, code: 0 };
   const restarts = type === IntrType.hardException || type === IntrType.external || type === IntrType.nmi;
+  const rip = kvmRipRead(vcpu);
   if (!vectored || !restarts) vmxSkipEmulatedInstruction(vcpu);
   const index = vectored && type === IntrType.softInterrupt ? vmx.idtVectoringInfo & 0xff : -1;
-  return kvmTaskSwitch(vcpu, qual & 0xffff, index, reason, error.has, error.code);
+  return kvmTaskSwitch(vcpu, qual & 0xffff, index, reason, error.has, error.code, rip);
 });
 
 // The rest

@@ -14,6 +14,7 @@ import { CR0_SCENARIOS, type Cr0Scenario } from './cr0-scenarios.ts';
 import { bytes, finish, type Guest, makeGuest, type Outcome, Place } from './guest.ts';
 import { irqSuite } from './irq-suite.ts';
 import { stateSuite } from './state-suite.ts';
+import { taskSuite } from './task-suite.ts';
 
 export { CR0_SCENARIOS, type Cr0Scenario } from './cr0-scenarios.ts';
 export * from './guest.ts';
@@ -38,6 +39,7 @@ export function backendSuite(make: () => Backend, differences: readonly Differen
     smmSuite(make);
     irqSuite(make);
     stateSuite(make);
+    taskSuite(make);
   });
 }
 
