@@ -128,7 +128,9 @@ export class Pair {
   }
   /** Differences that were not there before: one that stays is told once. */
   #news(ours: State, theirs: State, undefinedFlags: bigint): string[] {
-    return differences(ours, theirs, undefinedFlags).filter((name) => {
+    const differ = differences(ours, theirs, undefinedFlags);
+    for (const name of this.#known.keys()) if (!differ.includes(name)) this.#known.delete(name);
+    return differ.filter((name) => {
       const values = `${ours.get(name)} ${theirs.get(name)}`;
       const isNew = this.#known.get(name) !== values;
       this.#known.set(name, values);

@@ -4,6 +4,7 @@ import {
   emulateMode,
   emulatorTaskSwitch,
   GuestException,
+  Seg,
   type TaskSwitchReason,
   Unwind,
   X86Emul,
@@ -30,6 +31,10 @@ function eventContext(vcpu: Vcpu, ctxt: EmulateCtxt) {
   return context;
 }
 
+/** Could the guest be entered: a switch that faulted on its CS or SS has none. */
+const hasCodeAndStack = (vcpu: Vcpu): boolean =>
+  [Seg.CS, Seg.SS].every((seg) => vcpu.kvm.calls.getSegment(vcpu, seg).unusable === 0);
+
 /** A fault in the old task finds RIP at its instruction again, one in the new task finds that task's first. */
 function injectTaskFault(vcpu: Vcpu, ctxt: EmulateCtxt, fault: GuestException, oldRip: bigint): number {
   const { context } = ctxt.evaluator;
@@ -47,7 +52,7 @@ function injectTaskFault(vcpu: Vcpu, ctxt: EmulateCtxt, fault: GuestException, o
 
 /**
  * Task switch. What can't be emulated is an internal-error exit. KVM: kvm_task_switch, which loses the faults of a switch (its result says
- * only whether the emulator could do it); here they are injected, as a processor raises them.
+ * only whether the emulator could do it); here they are injected, as a processor raises them, unless the new task has no code or stack segment yet.
  * @param idtIndex vector of a task gate that software used, or -1
  * @param reason 0 CALL, 1 IRET, 2 JMP, 3 gate
  * @param oldRip where the old task stands if the switch faults before it has left it
@@ -74,8 +79,8 @@ export const kvmTaskSwitch = frame(
         return 1;
       }
     } catch (error) {
-      if (error instanceof GuestException) return injectTaskFault(vcpu, ctxt, error, oldRip);
-      if (!(error instanceof Unwind)) throw error;
+      if (!(error instanceof GuestException) && !(error instanceof Unwind)) throw error;
+      if (error instanceof GuestException && hasCodeAndStack(vcpu)) return injectTaskFault(vcpu, ctxt, error, oldRip);
     }
     kvmPrepareEmulationFailureExit(vcpu);
     return 0;

@@ -66,6 +66,10 @@ export function taskSuite(make: () => Backend): void {
       expect(frameOf(guest)).toEqual([SELECTOR, JUMP, 8]);
       expect(guest.vcpu.getSregs().tr.selector).toBe(0x28);
     });
+    test('a bad code segment: there is nothing to enter, user space is told', async () => {
+      const guest = await jumper(make, { cs: 0x70 });
+      expect(finish(guest)).toBe('internal_error');
+    });
     test('a bad data segment: #TS in the new task, in front of its first instruction', async () => {
       const guest = await jumper(make, { ds: 0x70 });
       expect(finish(guest)).toBe('fault');
