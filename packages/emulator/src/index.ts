@@ -15,6 +15,7 @@ export * from './decode/decode.ts';
 export * from './decode/instruction.ts';
 export type * from './engines/engine.ts';
 export * from './engines/evaluate/index.ts';
+export * from './engines/sampling.ts';
 export * from './exceptions.ts';
 export * from './guest-mode.ts';
 export * from './intercepts.ts';

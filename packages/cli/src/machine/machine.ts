@@ -96,6 +96,7 @@ export class Machine {
   readonly memory: number;
   readonly #image: LoadPlan;
   readonly #timers = new Map<string, Timer>();
+  #idleTicks = 0;
   #stop: MachineStop | null = null;
   #resetWanted = false;
   readonly #all: Device[];
@@ -164,6 +165,11 @@ export class Machine {
   /** Ticks since power-on: instructions retired, and idle time that was skipped. */
   get instructions(): number {
     return this.kvm.processor.tick;
+  }
+
+  /** Those of {@link instructions} that were idle time, since the machine was made or loaded. */
+  get idleTicks(): number {
+    return this.#idleTicks;
   }
 
   #mapMemory(): void {
@@ -336,7 +342,9 @@ export class Machine {
     // A timer that is set for later than the clock can count never comes.
     if (!(next <= shape.MAX_TICK)) return { reason: 'idle' };
     // At least a tick: a time that is rounded must not stop the clock.
-    this.kvm.warpTo(Math.max(Math.min(next, end), this.instructions + 1));
+    const before = this.instructions;
+    this.kvm.warpTo(Math.max(Math.min(next, end), before + 1));
+    this.#idleTicks += this.instructions - before;
     return null;
   }
   #nextTimer(): number {

@@ -60,11 +60,69 @@ export type EngineStop =
   /** host recorded a fault or an exit for the instruction at RIP. */
   | 'fault';
 
+/** A translated region, for a profile. One object as long as the region stands. */
+export interface RegionFacts {
+  /** Instructions by offset from the start of the region's first page, with where each ends. */
+  readonly instructions: ReadonlyMap<number, number>;
+  /** Offsets at which it may be entered. */
+  readonly entries: readonly number[];
+  /** Bytes of its wasm module. */
+  readonly bytes: number;
+  /** How often it was entered since it was translated, modulo 2^32; undefined: it was translated while nobody asked for that. */
+  entered(): number | undefined;
+}
+
+/** Why the instruction at a place is in no region. */
+export type NotTranslated =
+  /** Its page has lost regions because its code changed, and waits the longer. */
+  | 'changes'
+  /** It was looked at, and no region was found: no loop, or an instruction that regions can't contain. */
+  | 'no-region'
+  /** Not met often enough. */
+  | 'cold'
+  /** No generated code: the processor executes it. */
+  | 'handed-back'
+  /** The TLB doesn't map it, or it has not been decoded. */
+  | 'unknown'
+  /** This engine translates nothing. */
+  | 'engine';
+
+/** What an engine knows of the instruction at RIP, for a profile. */
+export interface CodePlace {
+  readonly region: RegionFacts | null;
+  /** Offset of the instruction from the start of the region's first page. */
+  readonly at: number;
+  /** null in a region. */
+  readonly why: NotTranslated | null;
+}
+
+/** Numbers of an engine's life; {@link Engine.statistics}. */
+export interface TranslateStatistics {
+  /** Regions ever translated, their instructions and the bytes of their modules. */
+  regions: number;
+  instructions: number;
+  translated: number;
+  /** Those that stand now, and the bytes of their modules. */
+  live: number;
+  bytes: number;
+  /** Translations that were lost because code or its page changed, and because there were too many. */
+  invalidated: number;
+  evicted: number;
+  /** Host milliseconds that translating took while a clock was given: not the same in each run. */
+  milliseconds: number;
+}
+
 export interface Engine {
   /** Runs at most `maxTicks` ticks; `retired` says how many were used. */
   run(maxTicks: number): EngineStop;
   readonly retired: number;
   readonly instruction: Instruction | null;
+  /** What stands at RIP now. Nothing is decoded, filled or counted by that. */
+  place?(): CodePlace;
+  /** Of an engine that translates. */
+  readonly statistics?: TranslateStatistics;
+  /** Times translations by the host's clock (milliseconds), and has regions count their entries, from now on; null: no more. */
+  timeTranslations?(clock: (() => number) | null): void;
   /** Do any of these bytes (of one host page) belong to predecoded instructions? Writes beside them leave the page's code as it is. */
   holdsCode(pa: number, length: number): boolean;
   /** Bytes of a host page changed: drop what was predecoded from it. */

@@ -78,6 +78,9 @@ export class Tlb {
 
   /** Changes whenever context ids lose their meaning. */
   generation = 0;
+  /** Look-ups by the slow path that found nothing, and entries filled. Not part of the saved state. */
+  misses = 0;
+  fills = 0;
 
   constructor(memory: PhysicalMemory) {
     this.#u32 = new Uint32Array(memory.memory.buffer, Layout.tlb, ENTRIES * WORDS);
@@ -131,7 +134,10 @@ export class Tlb {
     const wanted = ((low & 0xfffff000) | context) >>> 0;
     if (u32[at + tag] !== wanted || u32[at + tag + 1] !== high >>> 0) {
       const withheld = tag === WRITE && (u32[at + INFO] & MAY_WRITE) !== 0;
-      if (!withheld || u32[at] !== wanted || u32[at + 1] !== high >>> 0) return -1;
+      if (!withheld || u32[at] !== wanted || u32[at + 1] !== high >>> 0) {
+        this.misses++;
+        return -1;
+      }
     }
     return ((u32[at + INFO] & 0xfffff000) | (low & 0xfff)) >>> 0;
   }
@@ -147,6 +153,7 @@ export class Tlb {
     const index = ((low >>> 12) ^ (context * 37)) & (ENTRIES - 1);
     const at = index * WORDS;
     const tag = ((low & 0xfffff000) | context) >>> 0;
+    this.fills++;
     this.#unlink(index);
     this.#setTag(at + Tag.read, fill.read, tag, high);
     this.#setTag(at + Tag.write, fill.write && !fill.code, tag, high);

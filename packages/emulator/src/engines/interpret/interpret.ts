@@ -6,7 +6,7 @@ import type { Instruction } from '../../decode/instruction.ts';
 import { Layout, TlbEntry } from '../../memory/layout.ts';
 import { PAGE, type PhysicalMemory } from '../../memory/physical.ts';
 import { Flag, S, Seg } from '../../state-layout.ts';
-import type { CodeKey, Engine, EngineHost, EngineStop } from '../engine.ts';
+import type { CodeKey, CodePlace, Engine, EngineHost, EngineStop } from '../engine.ts';
 import { HELPERS } from './frame.ts';
 import { type FormInfo, type HandlerSet, handlerSet } from './handlers.ts';
 import type { HostImport } from './helpers.ts';
@@ -52,6 +52,8 @@ export interface HotCode {
   dropped(hostPage: number): void;
   /** All records are gone. */
   cleared(): void;
+  /** What stands at RIP. */
+  place(): CodePlace;
 }
 
 /** Instructions in one wasm call: V8 does not replace a running function, so long calls would stay in slow code. */
@@ -358,6 +360,11 @@ export class InterpretEngine implements Engine {
     view.setUint16(to + R.offset, view.getUint16(to - R.size + R.next, true), true);
   }
 
+  place(): CodePlace {
+    this.#prepare();
+    if (this.#aligned) return { region: null, at: -1, why: 'handed-back' };
+    return this.#hot?.place() ?? { region: null, at: -1, why: 'engine' };
+  }
   holdsCode(pa: number, length: number): boolean {
     return this.#predecoder.holdsCode(pa, length);
   }

@@ -80,6 +80,8 @@ export const SCRATCH_COUNT = MAX_RUN + 3;
 export const FIRST_RECORD = SCRATCH_RECORDS + R.size * SCRATCH_COUNT;
 /** Records end here; the last megabyte is the translator's. */
 export const RECORDS_END = PRIVATE - 0x100000;
+/** u32 for each slot of a region's entry: how often a region was entered, by its first slot. Written only for a profile. */
+export const COUNTERS = RECORDS_END;
 
 /** Index of a host physical address in the jump cache. */
 export const jumpIndex = (pa: number): number => ((pa ^ (pa >>> 12)) & (Jump.entries - 1)) >>> 0;

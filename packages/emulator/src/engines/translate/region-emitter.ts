@@ -60,6 +60,8 @@ export interface RegionMode {
   long: boolean;
   /** No target of a near branch can be beyond the code segment's limit. */
   flatCode: boolean;
+  /** Address of a u32 that counts entries; null: nobody wants to know. */
+  counter: number | null;
 }
 
 export class RegionEmitter implements Machine {
@@ -277,6 +279,11 @@ export class RegionEmitter implements Machine {
   #prologue(code: Code): void {
     code.get(PARAM.left).i32(this.#region.instructionCount).op(OP.i32LtS).if();
     code.get(PARAM.left).op(OP.return).end();
+    const { counter } = this.#mode;
+    if (counter !== null) {
+      code.i32(0).i32(0).mem(MEM.i32Load, counter);
+      code.i32(1).op(OP.i32Add).mem(MEM.i32Store, counter);
+    }
     if (this.word === I32) this.#requireLowRegisters(code);
     code.i32(0).mem(MEM.i64Load, P.context).set(this.#context);
     code.i32(0).mem(MEM.i32Load, P.contextHash).set(this.#hash);

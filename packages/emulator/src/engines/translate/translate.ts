@@ -3,9 +3,9 @@
  * Contract: engines/engine.ts.
  */
 import type { Instruction } from '../../decode/instruction.ts';
-import type { Engine, EngineHost, EngineStop } from '../engine.ts';
+import type { CodePlace, Engine, EngineHost, EngineStop, TranslateStatistics } from '../engine.ts';
 import { InterpretEngine, type InterpretOptions } from '../interpret/interpret.ts';
-import { type TranslateOptions, type TranslateStatistics, Translator } from './translator.ts';
+import { type TranslateOptions, Translator } from './translator.ts';
 
 export class TranslateEngine implements Engine {
   readonly #interpret: InterpretEngine;
@@ -40,6 +40,12 @@ export class TranslateEngine implements Engine {
   translateHere(): boolean {
     this.#interpret.run(0);
     return this.#translator.translateHere();
+  }
+  place(): CodePlace {
+    return this.#interpret.place();
+  }
+  timeTranslations(clock: (() => number) | null): void {
+    this.#translator.clock = clock;
   }
   run(maxTicks: number): EngineStop {
     return this.#interpret.run(maxTicks);

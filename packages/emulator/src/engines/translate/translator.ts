@@ -5,11 +5,12 @@
 import { Layout } from '../../memory/layout.ts';
 import { PAGE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
+import type { CodePlace, NotTranslated, RegionFacts, TranslateStatistics } from '../engine.ts';
 import { HELPER_TYPES } from '../interpret/helpers.ts';
 import type { EngineParts, HotCode } from '../interpret/interpret.ts';
 import { REGION, REGION_ENTRIES, TABLE_SIZE } from '../interpret/main-module.ts';
 import type { CodePage, KeyState, LaidRun } from '../interpret/predecode.ts';
-import { fetchPage, P, R, Special } from '../interpret/records.ts';
+import { COUNTERS, fetchPage, P, R, Special } from '../interpret/records.ts';
 import { Code, encodeModule, type FuncBody } from '../wasm/emitter.ts';
 import { Explorer, type PageLookup } from './explore.ts';
 import { pageOffsets, type Region, regionOf } from './region.ts';
@@ -47,6 +48,8 @@ interface Translation {
   readonly firstSlot: number;
   readonly bytes: number;
   readonly records: readonly number[];
+  /** Address of a u32 that counts its entries. */
+  readonly counter: number | null;
 }
 
 /** A record as it was before a region took it over. */
@@ -56,23 +59,17 @@ interface Original {
   readonly plain: number;
 }
 
-export interface TranslateStatistics {
-  /** Regions ever translated. */
-  regions: number;
-  /** Those that stand now, and the bytes of their modules. */
-  live: number;
-  bytes: number;
-  /** Translations that were lost because code or its page changed, and because there were too many. */
-  invalidated: number;
-  evicted: number;
-}
-
 /** A region that is never for the record: stands in the slots of those that are gone. */
 const NONE: FuncBody = { type: REGION, locals: [], code: new Code().get(2), export: 'f' };
 const noneModule = new WebAssembly.Module(encodeModule({ imports: [], functions: [NONE] }));
 
 export class Translator implements HotCode {
-  readonly statistics: TranslateStatistics = { regions: 0, live: 0, bytes: 0, invalidated: 0, evicted: 0 };
+  readonly statistics: TranslateStatistics = {
+    ...{ regions: 0, instructions: 0, translated: 0, live: 0, bytes: 0 },
+    ...{ invalidated: 0, evicted: 0, milliseconds: 0 },
+  };
+  /** Milliseconds of the host, while somebody wants to know what translating takes; regions then count their entries. */
+  clock: (() => number) | null = null;
   readonly #parts: EngineParts;
   readonly #options: TranslateOptions;
   readonly #view: DataView;
@@ -218,8 +215,11 @@ export class Translator implements HotCode {
   }
 
   #compile(region: Region, key: KeyState): void {
+    const began = this.clock?.() ?? 0;
     const firstSlot = this.#nextSlot;
-    const mode = { long: key.key.codeSize === 8, flatCode: key.key.flatCode };
+    const counter = this.clock === null ? null : COUNTERS + firstSlot * 4;
+    if (counter !== null) this.#view.setUint32(counter, 0, true);
+    const mode = { long: key.key.codeSize === 8, flatCode: key.key.flatCode, counter };
     const body = new RegionEmitter(region, mode, TABLE_SIZE + firstSlot, this.#view).build('f');
     const bytes = encodeModule({
       types: [REGION],
@@ -232,8 +232,9 @@ export class Translator implements HotCode {
     const { exports } = new WebAssembly.Instance(module, { env: { memory: this.#parts.memory.memory }, helpers });
     this.#nextSlot += region.entries.length;
     const records = region.entries.map((at) => region.blockAt.get(at)!.instructions[0].lead);
-    const translation = { region, instance: main.table, firstSlot, bytes: bytes.length, records };
+    const translation = { region, instance: main.table, firstSlot, bytes: bytes.length, records, counter };
     this.#install(translation, key, exports.f as () => void);
+    this.statistics.milliseconds += this.clock === null ? 0 : this.clock() - began;
   }
 
   /** Makes the entries' records call the region. */
@@ -260,6 +261,8 @@ export class Translator implements HotCode {
     }
     this.#translations.add(translation);
     this.statistics.regions++;
+    this.statistics.instructions += region.instructionCount;
+    this.statistics.translated += translation.bytes;
     this.statistics.live++;
     this.statistics.bytes += translation.bytes;
     this.#evict();
@@ -308,6 +311,35 @@ export class Translator implements HotCode {
     return true;
   }
 
+  place(): CodePlace {
+    const page = this.#pageOfRip();
+    const offset = Number(this.#linearRip() & 0xfffn);
+    const record = page?.records[offset] ?? 0;
+    if (page === undefined || record === 0) return NOWHERE;
+    for (const translation of this.#byPage.get(page.hostPage) ?? []) {
+      const facts = this.#factsOf(translation);
+      for (const [distance, { hostPage, key }] of translation.region.pages) {
+        const at = distance * PAGE + offset;
+        if (hostPage === page.hostPage && key === page.key && facts.instructions.has(at))
+          return { region: facts, at, why: null };
+      }
+    }
+    return { region: null, at: offset, why: this.#whyNot(page, record) };
+  }
+  readonly #facts = new WeakMap<Translation, RegionFacts>();
+  #factsOf(translation: Translation): RegionFacts {
+    let facts = this.#facts.get(translation);
+    if (facts === undefined) this.#facts.set(translation, (facts = factsOf(translation, this.#view)));
+    return facts;
+  }
+  #whyNot(page: CodePage, record: number): NotTranslated {
+    if (this.#view.getUint16(record + R.plain, true) === Special.instruction) return 'handed-back';
+    if ((this.#churn.get(page.hostPage) ?? 0) > 0) return 'changes';
+    const run = this.#parts.predecoder.runAt(record);
+    const first = run === undefined ? 0 : this.#view.getUint16(run.first + R.offset, true);
+    return this.#needed.has(page.hostPage * PAGE + first) ? 'no-region' : 'cold';
+  }
+
   dropped(hostPage: number): void {
     const list = this.#byPage.get(hostPage);
     if (list === undefined) return;
@@ -340,3 +372,14 @@ export class Translator implements HotCode {
 
 const pagesOf = (region: Region): Set<number> =>
   new Set([...pageOffsets(region)].map((page) => region.pages.get(page / PAGE)!.hostPage));
+
+const NOWHERE: CodePlace = { region: null, at: -1, why: 'unknown' };
+function factsOf({ region, bytes, counter }: Translation, view: DataView): RegionFacts {
+  const all = region.blocks.flatMap((block) => block.instructions).sort((a, b) => a.at - b.at);
+  return {
+    instructions: new Map(all.map(({ at, next }) => [at, next])),
+    entries: region.entries,
+    bytes,
+    entered: () => (counter === null ? undefined : view.getUint32(counter, true)),
+  };
+}
