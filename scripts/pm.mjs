@@ -52,6 +52,7 @@ const tasks = {
     run([...pnpm, 'exec', 'tsx', '--conditions=@tskvm/source', 'bench/main.ts', ...args]);
   },
   vectors: () => run([...pnpm, 'exec', 'tsx', '--conditions=@tskvm/source', 'scripts/vectors.ts', ...args]),
+  fuzz: () => run([...pnpm, 'exec', 'tsx', '--conditions=@tskvm/source', 'scripts/fuzz.ts', ...args]),
 };
 if (!(task in tasks)) {
   process.stderr.write(`usage: node scripts/pm.mjs ${Object.keys(tasks).join('|')} [ARG...]\n`);

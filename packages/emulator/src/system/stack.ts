@@ -10,11 +10,14 @@ import { isCanonical, maskOf, untagged } from './common.ts';
 /** Address size of a stack: 8 in 64-bit mode, else by SS.B. */
 export const stackWidth = (ss: Segment, is64: boolean): 2 | 4 | 8 => (is64 ? 8 : ss.attrib & Attrib.DB ? 4 : 2);
 
-/** True if `size` bytes at `offset` lie within the limit of a (possibly expand-down) segment. */
+/**
+ * True if `size` bytes at `offset` lie within the limit of a (possibly expand-down) segment. Over the end of a 4 GiB segment they wrap, as
+ * everywhere (SDM vol. 3 section 5.3 leaves it open).
+ */
 export const withinLimit = (s: Segment, offset: number, size: number): boolean => {
   const last = offset + size - 1;
   const expandDown = (s.attrib & (Attrib.S | 12)) === (Attrib.S | 4);
-  if (!expandDown) return last <= s.limit;
+  if (!expandDown) return last <= s.limit || s.limit === 0xffff_ffff;
   return offset > s.limit && last <= (s.attrib & Attrib.DB ? 0xffff_ffff : 0xffff);
 };
 
@@ -39,7 +42,7 @@ export const currentStack = (ctx: EventContext, errorCode = 0): StackTarget => {
 const linearOf = (ctx: EventContext, t: StackTarget, offset: bigint, size: number): bigint => {
   if (t.width === 8) {
     const linear = untagged(ctx.ops, offset);
-    const inside = isCanonical(ctx.ops, linear) && isCanonical(ctx.ops, linear + BigInt(size - 1));
+    const inside = isCanonical(ctx.ops, linear) && isCanonical(ctx.ops, BigInt.asUintN(64, linear + BigInt(size - 1)));
     if (!inside) ctx.raise(Vector.SS, t.errorCode);
     return linear;
   }

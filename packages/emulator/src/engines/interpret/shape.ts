@@ -51,9 +51,13 @@ function isGenerated(insn: Instruction, allFeatures: boolean, key: CodeKey): boo
   if (isVector(row)) return allFeatures && !insn.lock && hasVectorSemantics(row) && hasPlainAddress(insn, key);
   if (!hasSemantics(row.mnemonic) || row.unit !== 'integer') return false;
   if (row.intercept !== 'none' || row.privileged || row.protectedOnly || row.blockEnd === 'system') return false;
+  // ENTER's levels store and load by turns: what a device has been told can't be done again by JavaScript.
+  if (isNested(insn)) return false;
   if (row.feature !== undefined && !allFeatures) return false;
   return !insn.lock || (row.lockable && insn.mod !== 3);
 }
+
+const isNested = ({ row, imm2 }: Instruction): boolean => row.mnemonic === 'enter' && (imm2 & 31) !== 0;
 
 /** Accesses of 16 bytes do not go through segment checks. */
 const hasPlainAddress = (insn: Instruction, key: CodeKey): boolean =>
@@ -96,6 +100,7 @@ export class ShapeTable {
       (SEGMENT_CODE[insn.seg] << 12) |
       (row.counted && countNotZero(insn) ? 0x4000 : 0) |
       (row.segment ? (insn.reg & 7) << 15 : 0) |
+      (isNested(insn) ? 1 << 27 : 0) |
       // Lanes are chosen by a static immediate.
       (row.vector ? (insn.vex.l << 18) | ((Number(insn.imm) & 0xff) << 19) : 0);
     let shape = row.shapes.get(signature);

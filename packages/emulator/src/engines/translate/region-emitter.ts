@@ -62,6 +62,8 @@ export interface RegionMode {
   flatCode: boolean;
   /** Address of a u32 that counts entries; null: nobody wants to know. */
   counter: number | null;
+  /** The last offset in the code segment before direct branches wrap; null in 64-bit code. */
+  lastOffset: bigint | null;
 }
 
 export class RegionEmitter implements Machine {
@@ -316,6 +318,20 @@ export class RegionEmitter implements Machine {
     }
     code.get(PARAM.slot).i32(this.#firstSlot).op(OP.i32Sub).set(this.#state);
     this.#enterPage(code);
+    if (this.#mode.lastOffset !== null) this.#requireReach(code, this.#mode.lastOffset);
+  }
+  /** Where a branch of the region would wrap at either end of the code segment, the region is not for that place. */
+  #requireReach(code: Code, last: bigint): void {
+    const instructions = this.#region.blocks.flatMap((block) => block.instructions);
+    const offsets = instructions.flatMap(({ ending, next, target }) =>
+      ending === 'jcc' || ending === 'jmp' || ending === 'call' ? [next, target] : [next],
+    );
+    const [low, high] = [Math.min(...offsets), Math.max(...offsets)];
+    code.get(this.base).i64(BigInt(low)).op(OP.i64Add);
+    code.i64(0n).op(OP.i64LtS);
+    code.get(this.base).i64(BigInt(high)).op(OP.i64Add);
+    code.i64(last).op(OP.i64GtS).op(OP.i32Or).if();
+    code.get(PARAM.left).op(OP.return).end();
   }
   /** RIP comes relative to the page that is entered. */
   #enterPage(code: Code): void {

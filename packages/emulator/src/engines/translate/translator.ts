@@ -40,6 +40,7 @@ const MAX_CHURN = 6;
 /** Translations that are kept at most: each is a module, which takes some 25 KB of V8's memory besides its code. */
 const MAX_LIVE = 2000;
 const MAX_NEEDED = 1024;
+const LAST_OFFSET = { 2: 0xffffn, 4: 0xffffffffn, 8: null } as const;
 
 /** A translated region in its table slots. */
 interface Translation {
@@ -219,7 +220,8 @@ export class Translator implements HotCode {
     const firstSlot = this.#nextSlot;
     const counter = this.clock === null ? null : COUNTERS + firstSlot * 4;
     if (counter !== null) this.#view.setUint32(counter, 0, true);
-    const mode = { long: key.key.codeSize === 8, flatCode: key.key.flatCode, counter };
+    const { codeSize, flatCode } = key.key;
+    const mode = { long: codeSize === 8, flatCode, lastOffset: LAST_OFFSET[codeSize], counter };
     const body = new RegionEmitter(region, mode, TABLE_SIZE + firstSlot, this.#view).build('f');
     const bytes = encodeModule({
       types: [REGION],

@@ -158,3 +158,30 @@ describe('a region left by a vector instruction', () => {
     expect(results[1]).toEqual(results[0]);
   });
 });
+
+it('a vector store that misses the TLB behind a comparison leaves its flags', () => {
+  // cmp eax, 9; movups [rbx], xmm1 (a page that is not there); inc ecx; hlt
+  const code = [0x83, 0xf8, 9, 0x0f, 0x11, 0x0b, 0xff, 0xc1, 0x90, 0xf4];
+  const run = (translated: boolean): bigint => {
+    const m = machine(
+      code,
+      1,
+      (x) => new TranslateEngine(x.cpu, { vendor: 'amd', features: featureSet((l, s) => x.cpu.cpuid(l, s)) }),
+    );
+    m.memory.writeBytes(0x11000, Uint8Array.of(0xf4));
+    m.setHandler(14, 0x11000, 'long');
+    m.go();
+    m.state.activity = 0;
+    m.state.gpr[0] = 5n;
+    m.state.gpr[RBX] = 0x7fff_0000_0000n;
+    m.state.gpr[4] = 0x9000n;
+    m.state.rip = BigInt(CODE);
+    m.state.rflags = 2n;
+    if (translated) expect((m.cpu.engine as TranslateEngine).translateHere()).toBe(true);
+    m.go();
+    // RFLAGS in the handler's frame.
+    return m.memory.read64(Number(m.state.gpr[4]) + 24);
+  };
+  expect(run(true)).toBe(run(false));
+  expect(run(true) & 1n).toBe(1n);
+});

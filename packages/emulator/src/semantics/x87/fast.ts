@@ -420,10 +420,11 @@ const storeWord =
 const loadControl = (b: X87Builder): void => {
   b.handBackWhen(b.isX87Gated());
   const status = b.state(S.fsw, 2);
+  b.handBackWhen(b.bit(status, ERROR_SUMMARY));
   const loaded = b.load(b.ea(), { seg: 'operand', size: 2 });
   const control = b.or(b.and(loaded, b.const(CW_MASK)), b.const(CW_ONES));
   const pending = b.and(b.and(status, b.not(control)), b.const(0x3f));
-  b.handBackWhen(b.orC(b.bit(status, ERROR_SUMMARY), b.notC(b.isZero(pending))));
+  b.handBackWhen(b.notC(b.isZero(pending)));
   b.setState(S.fcw, 2, control);
 };
 /** WAIT: its row is an integer one. */
