@@ -46,8 +46,8 @@ export interface EngineParts {
 export interface HotCode {
   /** Ticks of the next call at most. */
   slice(): number;
-  /** A call used so many ticks and left at (or behind) a record. */
-  ran(record: number, ticks: number): void;
+  /** A call used so many ticks, some of them in regions, and left at (or behind) a record. */
+  ran(record: number, ticks: number, translated: number): void;
   /** The records of a host page are stale. */
   dropped(hostPage: number): void;
   /** All records are gone. */
@@ -245,7 +245,11 @@ export class InterpretEngine implements Engine {
         this.#resume();
         stop ??= 'budget';
       }
-      if (!exact) this.#hot?.ran(this.#words[P.pc >> 2], used);
+      if (!exact && this.#hot !== null) {
+        const translated = this.#words[P.translated >> 2];
+        this.#words[P.translated >> 2] = 0;
+        this.#hot.ran(this.#words[P.pc >> 2], used, translated);
+      }
       // Start at the record itself: nothing says that the TLB keeps what was just fetched through it.
       if (stop === undefined && status === Status.miss && left > 0 && (at = this.#enter(key)) === 0) break;
     }

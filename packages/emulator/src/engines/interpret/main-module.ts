@@ -400,6 +400,8 @@ class RunEmitter implements Frame {
     code.get(L.pc).get(L.pageBase).get(left).get(slot).get(slot).callIndirect(1, 0);
     code.tee(after).get(left).op(OP.i32Ne).if();
     this.#loadFlags();
+    code.i32(0).i32(0).mem(MEM.i32Load, P.translated).get(left).op(OP.i32Add).get(after).op(OP.i32Sub);
+    code.mem(MEM.i32Store, P.translated);
     code
       .i32(0)
       .mem(MEM.i64Load, Layout.state + S.rip)

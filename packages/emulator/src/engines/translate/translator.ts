@@ -30,6 +30,8 @@ const DEFAULTS: TranslateOptions = { sample: 16_000, hot: 16, maxBytes: 8 * 2 **
 
 /** V8 does not replace a running function: calls must end from time to time. */
 const LONG_SLICE = 1_000_000;
+/** Share of translated ticks from which on looking out for more is done less often. */
+const SETTLED = 15 / 16;
 /** Pages ahead and behind that a region may reach into. */
 const REACH = 2;
 /** Sampled places that are remembered. */
@@ -77,6 +79,7 @@ export class Translator implements HotCode {
   readonly #none: () => void;
   #slice: number;
   #used = 0;
+  #translated = 0;
   #seed = 1;
   /** Samples by physical address of a run's first instruction. */
   readonly #samples = new Map<number, number>();
@@ -107,15 +110,15 @@ export class Translator implements HotCode {
     return this.#slice + ((this.#seed >>> 16) % (this.#slice >> 4));
   }
 
-  ran(record: number, ticks: number): void {
+  ran(record: number, ticks: number, translated: number): void {
     this.#used += ticks;
+    this.#translated += translated;
     if (this.#used < this.#slice) return;
+    const settled = this.#translated >= this.#used * SETTLED;
     this.#used = 0;
-    if (this.#originals.has(record)) {
-      this.#slice = Math.min(LONG_SLICE, this.#slice * 2);
-      return;
-    }
-    this.#slice = this.#options.sample;
+    this.#translated = 0;
+    this.#slice = settled ? Math.min(LONG_SLICE, this.#slice * 2) : this.#options.sample;
+    if (settled && this.#originals.has(record)) return;
     const run = this.#parts.predecoder.runAt(record);
     if (run === undefined || this.#view.getUint16(run.first + R.plain, true) === Special.stale) return;
     if (this.#isHot(run)) this.#translate(run, record);
