@@ -14,6 +14,7 @@ import { addPcDevices, type PcDevices } from './pc.ts';
 import { applyFirmwareMsrs, applyPowerOnMsrs } from './power-on-msrs.ts';
 import { shutdownCause } from './shutdown.ts';
 import { applyStart } from './start-state.ts';
+import { turn } from './turn.ts';
 
 const MIB = 2 ** 20;
 const HIGH_MEMORY = 0x100000;
@@ -236,7 +237,7 @@ export class Machine {
       const stop = this.runSlice(Math.min(slice, end - this.instructions));
       if (stop && stop.reason !== 'budget') return stop;
       if (this.instructions >= end || limits.between?.()) return { reason: 'budget' };
-      await new Promise<void>((resolve) => setTimeout(resolve, 0));
+      await turn();
     }
   }
 

@@ -25,6 +25,9 @@ const FLAT = Attrib.P | Attrib.S | Attrib.G;
 const CODE64 = FLAT | Attrib.L | 0xb;
 const STACK = FLAT | Attrib.DB | 0x3;
 
+/** A null selector in SS, as segments.ts has it. */
+const NO_STACK = STACK | Attrib.unusable;
+
 const slot = (seg: number): number => (S.segments >> 2) + seg * 4;
 
 function setFlat(words: Int32Array, seg: number, selector: number, attrib: number): void {
@@ -176,7 +179,9 @@ export const iret: DirectRow = {
     if ((cpl !== 0 && cpl !== RPL) || (flags & Flag.TF) !== 0 || !isCanonical(high)) return false;
     const cs = descriptor(unit, code, cpl, CODE_MASK, CODE_WANTED);
     if (cs < 0) return false;
-    const ss = descriptor(unit, stack, cpl, DATA_MASK, DATA_WANTED);
+    // 64-bit code at level 0 may have no stack segment.
+    const none = cpl === 0 && stack === 0;
+    const ss = none ? 0 : descriptor(unit, stack, cpl, DATA_MASK, DATA_WANTED);
     if (ss < 0 || (cpl !== 0 && dropsSegments(words))) return false;
     // Level 0 owns all of them, and the image says VM for 32-bit returns only.
     const mask = IRET_FLAGS | IRET_SUPERVISOR;
@@ -186,7 +191,8 @@ export const iret: DirectRow = {
     words[GPR + RSP * 2] = view.getInt32(frame + 24, true);
     words[GPR + RSP * 2 + 1] = view.getInt32(frame + 28, true);
     loadSegment(unit, Seg.CS, code, cs);
-    loadSegment(unit, Seg.SS, stack, ss);
+    if (none) setFlat(words, Seg.SS, 0, NO_STACK);
+    else loadSegment(unit, Seg.SS, stack, ss);
     setCpl(words, cpl);
     cpu.state.nmiBlocked = false;
     cpu.state.touch();
