@@ -47,7 +47,7 @@ const emulatorSetCr = frame('emulatorSetCr', (vcpu: Vcpu, cr: number, value: big
     case 0:
       return kvmSetCr0(vcpu, mergeCr(kvmReadCr0(vcpu), value));
     case 2:
-      vcpu.arch.cr2 = value;
+      vcpu.arch.cr2[0] = value;
       return 0;
     case 3:
       return kvmSetCr3(vcpu, value);
@@ -199,7 +199,7 @@ export class KvmEmulateOps implements X86EmulateOps {
   getCr(cr: number): bigint {
     const { vcpu } = this;
     if (cr === 0) return kvmReadCr0(vcpu);
-    if (cr === 2) return vcpu.arch.cr2;
+    if (cr === 2) return vcpu.arch.cr2[0];
     if (cr === 3) return kvmReadCr3(vcpu);
     return cr === 4 ? kvmReadCr4(vcpu) : kvmGetCr8(vcpu);
   }

@@ -56,7 +56,7 @@ describe('a second exception on top of a first (APM vol. 2 table 8-6)', () => {
 describe('payloads', () => {
   test("#PF's address becomes CR2", () => {
     kvmQueueExceptionEP(vcpu, Vector.PF, 6, 0xfffff000n);
-    expect(vcpu.arch.cr2).toBe(0xfffff000n);
+    expect(vcpu.arch.cr2[0]).toBe(0xfffff000n);
     expect(vcpu.arch.exception).toMatchObject({ errorCode: 6, hasPayload: false });
   });
   test("#DB's bits become DR6 and replace the earlier trap bits", () => {
@@ -66,8 +66,8 @@ describe('payloads', () => {
   });
   test('nothing happens twice', () => {
     kvmQueueExceptionEP(vcpu, Vector.PF, 0, 0x1000n);
-    vcpu.arch.cr2 = 0n;
+    vcpu.arch.cr2[0] = 0n;
     kvmDeliverExceptionPayload(vcpu, vcpu.arch.exception);
-    expect(vcpu.arch.cr2).toBe(0n);
+    expect(vcpu.arch.cr2[0]).toBe(0n);
   });
 });

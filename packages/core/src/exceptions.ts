@@ -86,7 +86,7 @@ export function kvmDeliverExceptionPayload(vcpu: Vcpu, ex: QueuedException): voi
     vcpu.arch.dr6 ^= ex.payload & DR6_ACTIVE_LOW;
     vcpu.arch.dr6 &= ~(1n << 12n);
   } else if (ex.vector === Vector.PF) {
-    vcpu.arch.cr2 = ex.payload;
+    vcpu.arch.cr2[0] = ex.payload;
   }
   ex.hasPayload = false;
   ex.payload = 0n;

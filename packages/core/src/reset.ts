@@ -35,7 +35,7 @@ function clearEvents(vcpu: Vcpu): void {
   kvmUpdateDr0123(vcpu);
   arch.dr6 = DR6_INIT;
   arch.dr7 = DR7_FIXED_1;
-  arch.cr2 = 0n;
+  arch.cr2[0] = 0n;
   kvmMakeRequest(Req.EVENT, vcpu);
 }
 

@@ -163,7 +163,7 @@ function sregsCommon(vcpu: Vcpu): Omit<KvmSregs, 'interrupt'> {
     for (const [name, seg] of SEGMENTS) out[name] = calls.getSegment(vcpu, seg);
     out.gdt = calls.getGdt(vcpu);
     out.idt = calls.getIdt(vcpu);
-    out.cr2 = vcpu.arch.cr2;
+    out.cr2 = vcpu.arch.cr2[0];
     out.cr3 = kvmReadCr3(vcpu);
   }
   out.cr0 = kvmReadCr0(vcpu);
@@ -261,7 +261,7 @@ function installControls(vcpu: Vcpu, s: KvmSregs2, updatePdptrs: boolean): boole
   let reset = false;
   calls.setIdt(vcpu, s.idt);
   calls.setGdt(vcpu, s.gdt);
-  arch.cr2 = s.cr2;
+  arch.cr2[0] = s.cr2;
   reset ||= kvmReadCr3(vcpu) !== s.cr3;
   arch.cr3 = s.cr3;
   kvmRegisterMarkDirty(vcpu, 'cr3');

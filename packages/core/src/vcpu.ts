@@ -58,9 +58,8 @@ export interface VcpuArch {
   regsDirty: RegSet;
   cr0: bigint;
   cr0GuestOwnedBits: bigint;
-  cr2: bigint;
-  /** CR2 as an array's only element: from typed array to typed array no bigint is made on the way. */
-  readonly cr2Quad: BigUint64Array;
+  /** CR2, the only element: from typed array to typed array no bigint is made on the way. */
+  readonly cr2: BigUint64Array;
   cr3: bigint;
   cr4: bigint;
   cr4GuestOwnedBits: bigint;
@@ -162,7 +161,6 @@ const noException = (): QueuedException => ({
 
 function newArch(): VcpuArch {
   const regs = new BigUint64Array(17);
-  const cr2Quad = new BigUint64Array(1);
   return {
     regs,
     regs32: new Uint32Array(regs.buffer),
@@ -170,13 +168,7 @@ function newArch(): VcpuArch {
     regsDirty: new RegSet(),
     cr0: 0n,
     cr0GuestOwnedBits: 0n,
-    get cr2() {
-      return cr2Quad[0];
-    },
-    set cr2(value) {
-      cr2Quad[0] = value;
-    },
-    cr2Quad,
+    cr2: new BigUint64Array(1),
     cr3: 0n,
     cr4: 0n,
     cr4GuestOwnedBits: 0n,

@@ -103,7 +103,7 @@ type CrWrite = (vcpu: Vcpu, value: bigint) => number;
 const CR_WRITES: { readonly [cr: number]: CrWrite } = { 0: kvmSetCr0, 3: kvmSetCr3, 4: kvmSetCr4, 8: kvmSetCr8 };
 const CR_READS: { readonly [cr: number]: (vcpu: Vcpu) => bigint } = {
   0: kvmReadCr0,
-  2: (vcpu) => vcpu.arch.cr2,
+  2: (vcpu) => vcpu.arch.cr2[0],
   3: kvmReadCr3,
   4: kvmReadCr4,
   8: kvmGetCr8,

@@ -64,7 +64,7 @@ function syncCr8ToLapic(vcpu: Vcpu, { vmcb }: VcpuSvm): void {
 function enterExit(vcpu: Vcpu, svm: VcpuSvm): void {
   const { hw } = svmModule(vcpu);
   const { quads, pa } = svm.vmcb;
-  const { regs, cr2Quad } = vcpu.arch;
+  const { regs, cr2 } = vcpu.arch;
   if (svm.sev !== null) {
     hw.vmrun(pa, regs);
     return;
@@ -72,13 +72,13 @@ function enterExit(vcpu: Vcpu, svm: VcpuSvm): void {
   quads[Q.rax] = regs[RAX];
   quads[Q.rsp] = regs[RSP];
   quads[Q.rip] = regs[VCPU_REGS_RIP];
-  quads[Q.cr2] = cr2Quad[0];
+  quads[Q.cr2] = cr2[0];
   if (svm.vmloadDue) hw.vmload(pa);
   svm.vmloadDue = false;
   hw.vmrun(pa, regs);
   // RAX, RSP and RIP come back in the array as they stand in the VMCB.
   svm.vmsaveDue = true;
-  cr2Quad[0] = quads[Q.cr2];
+  cr2[0] = quads[Q.cr2];
 }
 function traceExit(vcpu: Vcpu): void {
   const { tracer } = vcpu.kvm;

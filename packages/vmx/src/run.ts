@@ -114,11 +114,11 @@ ownFrame('vmxVcpuRun', vmxVcpuRun);
 /** KVM: vmx_vcpu_enter_exit. */
 function enter(vcpu: Vcpu, vmx: VcpuVmx): void {
   const { silicon } = vmx;
-  const { regs, cr2Quad } = vcpu.arch;
+  const { regs, cr2 } = vcpu.arch;
   const { words } = vmcsOf(vcpu);
   vmxLoadGuestMsrs(vcpu);
   copyRegisters(silicon.gprs, regs);
-  silicon.cr2[0] = cr2Quad[0];
+  silicon.cr2[0] = cr2[0];
   vmx.fail = vmx.launched ? silicon.vmresume() : silicon.vmlaunch();
   if (vmx.fail !== 0) {
     vmx.failures = silicon.failures;
@@ -128,7 +128,7 @@ function enter(vcpu: Vcpu, vmx: VcpuVmx): void {
     return;
   }
   copyRegisters(regs, silicon.gprs);
-  cr2Quad[0] = silicon.cr2[0];
+  cr2[0] = silicon.cr2[0];
   vmx.exitReason = words[Word.exitReason] >>> 0;
   vmx.idtVectoringInfo = words[Word.idtVectoringInfo] >>> 0;
   vmx.exitIntrInfo = words[Word.exitIntrInfo] >>> 0;
