@@ -11,9 +11,10 @@ import type { Vcpu } from './vcpu.ts';
 
 /**
  * @param handleExit the vendor's own op: if a wrapper stands in its place, it gets every exit to see
+ * @param skip likewise its `skipEmulatedInstruction`
  * @returns true if the run loop and the next entry have nothing to do but to go on
  */
-export function kvmMayUseFastpath(vcpu: Vcpu, handleExit: unknown): boolean {
+export function kvmMayUseFastpath(vcpu: Vcpu, handleExit: unknown, skip: unknown): boolean {
   const { kvm, arch, vm } = vcpu;
   // The instruction is going to retire.
   const tick = kvm.processor.tick + 1;
@@ -28,6 +29,7 @@ export function kvmMayUseFastpath(vcpu: Vcpu, handleExit: unknown): boolean {
     vcpu.guestDebug === 0 &&
     !vcpu.runIo.requestInterruptWindow &&
     !isGuestMode(vcpu) &&
-    kvm.calls.handleExit === handleExit
+    kvm.calls.handleExit === handleExit &&
+    kvm.calls.skipEmulatedInstruction === skip
   );
 }

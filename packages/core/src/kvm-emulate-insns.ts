@@ -1,5 +1,5 @@
 /** Instructions that exit handlers execute without the emulator. KVM: kvm_emulate_* (x86.c, cpuid.c). */
-import { RAX, RBX, RCX, RDX, RSI } from '@tskvm/emulator';
+import { RSI, RAX as rax, RBX as rbx, RCX as rcx, RDX as rdx } from '@tskvm/emulator';
 import { kvmFindCpuidEntry, kvmOutOfRangeCpuidEntry } from './cpuid.ts';
 import { kvmVcpuHasEvents } from './events.ts';
 import { kvmInjectGp } from './exceptions.ts';
@@ -11,6 +11,12 @@ import { requireShape, u64 } from './shape.ts';
 import { frame, inFrame, ownFrame, trace, unframed } from './trace.ts';
 import { Errno, MpState } from './types.ts';
 import type { CpuidEntry, Vcpu } from './vcpu.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const RAX = rax;
+const RBX = rbx;
+const RCX = rcx;
+const RDX = rdx;
 
 /** What a guest reads of a leaf that it has not. */
 const NO_LEAF: CpuidEntry = { function: 0, index: 0, flags: 0, eax: 0, ebx: 0, ecx: 0, edx: 0 };
@@ -27,15 +33,29 @@ export function kvmEmulateCpuid(vcpu: Vcpu): number {
   const own = kvmFindCpuidEntry(vcpu, fn, index);
   const entry = own ?? kvmOutOfRangeCpuidEntry(vcpu, fn, index) ?? NO_LEAF;
   if (vcpu.kvm.tracer !== null) traceCpuid(vcpu, fn, index, entry, own !== undefined);
-  // None of the four is RSP or RIP: nothing to mark dirty.
+  answerCpuid(regs32, entry);
+  return kvmSkipEmulatedInstruction(vcpu);
+}
+ownFrame('kvmEmulateCpuid', kvmEmulateCpuid);
+/** None of the four is RSP or RIP: nothing to mark dirty. */
+function answerCpuid(regs32: Uint32Array, entry: CpuidEntry): void {
   regs32[RAX * 2] = entry.eax;
   regs32[RBX * 2] = entry.ebx;
   regs32[RCX * 2] = entry.ecx;
   regs32[RDX * 2] = entry.edx;
   regs32[RAX * 2 + 1] = regs32[RBX * 2 + 1] = regs32[RCX * 2 + 1] = regs32[RDX * 2 + 1] = 0;
-  return kvmSkipEmulatedInstruction(vcpu);
 }
-ownFrame('kvmEmulateCpuid', kvmEmulateCpuid);
+/**
+ * A fastpath's part of {@link kvmEmulateCpuid}: the registers, while nobody traces; the skip is the vendor's.
+ * @returns false: the guest's CPUID has no such entry, and nothing has happened
+ */
+export function kvmFastCpuid(vcpu: Vcpu): boolean {
+  const { regs32 } = vcpu.arch;
+  const entry = kvmFindCpuidEntry(vcpu, regs32[RAX * 2], regs32[RCX * 2]);
+  if (entry === undefined) return false;
+  answerCpuid(regs32, entry);
+  return true;
+}
 
 /** KVM: __kvm_emulate_halt. */
 function halt(vcpu: Vcpu, state: MpState): number {

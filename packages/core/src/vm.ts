@@ -284,6 +284,10 @@ export class Vm {
     this.#timersStale = true;
     this.#timersDue = -1;
   }
+  /** @internal Since `nextTimer` was last asked. */
+  get timersMoved(): boolean {
+    return this.#timersStale;
+  }
   /** @internal Would `runTimers` have to look at tick `tick`? */
   timersDueAt(tick: number): boolean {
     return tick >= this.#timersDue;

@@ -350,12 +350,14 @@ function armProcessor(vcpu: Vcpu): void {
 function enterAndExit(vcpu: Vcpu): FastPath {
   const { kvm, arch } = vcpu;
   const flags = arch.reqImmediateExit ? RunFlag.FORCE_IMMEDIATE_EXIT : 0;
+  armProcessor(vcpu);
   for (;;) {
-    armProcessor(vcpu);
-    if (kvm.tracer) traceEntry(vcpu);
+    if (kvm.tracer !== null) traceEntry(vcpu);
     const fastpath = kvm.calls.vcpuRun(vcpu, flags | dr6Flag(vcpu));
     if (fastpath !== FastPath.REENTER_GUEST) return fastpath;
-    if (!vcpu.requests.isEmpty || kvm.now() >= vcpu.runDeadline) return FastPath.EXIT_HANDLED;
+    if (!vcpu.requests.isEmpty || kvm.processor.tick >= vcpu.runDeadline) return FastPath.EXIT_HANDLED;
+    if (vcpu.vm.timersMoved) armProcessor(vcpu);
+    else kvm.processor.interruptPending = arch.reqImmediateExit;
     kvm.calls.syncPirToIrr(vcpu);
   }
 }

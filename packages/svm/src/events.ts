@@ -21,14 +21,19 @@ import {
   kvmRipWrite,
   ownFrame,
   Req,
+  VCPU_REGS_RIP as rip,
   unframed,
-  VCPU_REGS_RIP,
   type Vcpu,
 } from '@tskvm/core';
 import { Flag, Vector } from '@tskvm/emulator';
-import { Clean, EventInfo, IntCtl, IntState, SvmExit, V, W } from './hardware/index.ts';
+import { Clean, EventInfo, IntCtl, IntState as intStateBits, SvmExit, V, W as vmcbWords } from './hardware/index.ts';
 import { svmGetIfFlag, svmGetRflags } from './registers.ts';
 import { sevEsGuest, svmModule, toSvm } from './vcpu-svm.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const W = vmcbWords;
+const IntState = intStateBits;
+const VCPU_REGS_RIP = rip;
 
 const softException = (vector: number): boolean => vector === Vector.BP || vector === Vector.OF;
 
@@ -58,6 +63,23 @@ function decodeToSkip(vcpu: Vcpu, emulType: number, commit: boolean): boolean {
   if (!kvmEmulateInstruction(vcpu, EmulType.SKIP | emulType)) return false;
   if (!commit) vmcb.set64(V.rflags, rflags);
   return true;
+}
+
+/** For a fastpath: does the next-RIP field say where the instruction ends, and is there no trap to be made of TF. */
+export function svmMaySkip(vcpu: Vcpu): boolean {
+  const svm = toSvm(vcpu);
+  const { words } = svm.vmcb;
+  const known = (words[W.nextRip] | words[W.nextRip + 1]) !== 0 && svmModule(vcpu).params.nrips;
+  return known && (words[W.rflags] & Flag.TF) === 0 && svm.sev === null;
+}
+/** What kvm_skip_emulated_instruction comes to then. */
+export function svmSkip(vcpu: Vcpu): void {
+  const { vmcb, regWords } = toSvm(vcpu);
+  const { words } = vmcb;
+  regWords[VCPU_REGS_RIP * 2] = words[W.nextRip];
+  regWords[VCPU_REGS_RIP * 2 + 1] = words[W.nextRip + 1];
+  words[W.intState] &= ~IntState.SHADOW;
+  vcpu.kvm.processor.tick++;
 }
 
 /** KVM: svm_skip_emulated_instruction. */

@@ -72,12 +72,16 @@ import {
 } from '@tskvm/core';
 import { EFER, Vector } from '@tskvm/emulator';
 import { disableNmiSinglestep, svmClearVintr } from './events.ts';
-import { EventInfo, MSR_EFER, SvmExit, V, W } from './hardware/index.ts';
+import { EventInfo, MSR_EFER, SvmExit, V, W as vmcbWords } from './hardware/index.ts';
 import { setDrIntercepts } from './intercepts.ts';
 import { nestedInstruction } from './nested.ts';
 import { DR6_ACTIVE_LOW, svmSetCr0, svmSetCr4 } from './registers.ts';
 import { sevEsStringIo, sevHandleVmgexit } from './sev.ts';
-import { SEEN, sevEsGuest, svmModule, toSvm, type VcpuSvm, vmloading } from './vcpu-svm.ts';
+import { SEEN as seenWords, sevEsGuest, svmModule, toSvm, type VcpuSvm, vmloading } from './vcpu-svm.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const W = vmcbWords;
+const SEEN = seenWords;
 
 export type ExitHandler = (vcpu: Vcpu) => ExitOutcome;
 

@@ -4,9 +4,12 @@
  */
 import { type DtPtr, frame, type KvmSegment, kvmPdptrWrite, kvmReadCr3, type RegName, type Vcpu } from '@tskvm/core';
 import { CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '@tskvm/emulator';
-import { Clean, IntState, SvmExit, segmentOffset, V, W } from './hardware/index.ts';
+import { Clean, IntState, SvmExit, segmentOffset, V, W as vmcbWords } from './hardware/index.ts';
 import { recalcIntercepts, setDrIntercepts } from './intercepts.ts';
 import { sevEsGuest, svmModule, toSvm, type VcpuSvm, vmloading, vmsaved } from './vcpu-svm.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const W = vmcbWords;
 
 /** The host's CR4.MCE; the only bit of the host that a guest's hardware CR4 takes over. */
 const HOST_CR4_MCE = CR4.MCE;

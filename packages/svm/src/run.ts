@@ -1,30 +1,42 @@
 /** One VM entry and exit. KVM: svm.c (svm_vcpu_run, svm_vcpu_enter_exit, pre_svm_run). */
 import {
-  Apic,
+  Apic as apicRegisters,
   type EntryInfo,
   type ExitInfo,
   FastPath,
   inFrame,
   kvmEmulateCpuid,
   kvmEmulateRdmsr,
+  kvmFastCpuid,
   kvmMayUseFastpath,
   kvmSetCr8,
   ownFrame,
-  RegBit,
-  RunFlag,
+  RegBit as regBits,
+  VCPU_REGS_RIP as rip,
+  RunFlag as runFlags,
   unframed,
-  VCPU_REGS_RIP,
   type Vcpu,
 } from '@tskvm/core';
-import { RAX, RSP, S } from '@tskvm/emulator';
-import { svmCompleteInterrupts } from './events.ts';
+import { RAX as rax, RSP as rsp, S } from '@tskvm/emulator';
+import { svmCompleteInterrupts, svmMaySkip, svmSkip, svmSkipEmulatedInstruction } from './events.ts';
 import { svmExitName } from './exit-names.ts';
 import { svmHandleExit, svmReadGuestOwnedCr } from './exits.ts';
-import { EventInfo, IntCtl, Q, SvmExit, V, W } from './hardware/index.ts';
+import { EventInfo, IntCtl as intCtlBits, SvmExit, V, Q as vmcbQuads, W as vmcbWords } from './hardware/index.ts';
 import { assignAsid } from './mmu.ts';
 import { DR6_ACTIVE_LOW, svmSetDr6 } from './registers.ts';
 import { sevEsUnmapGhcb, sevLaunchUpdateVmsa } from './sev.ts';
 import { svmModule, toSvm, type VcpuSvm } from './vcpu-svm.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const W = vmcbWords;
+const Q = vmcbQuads;
+const IntCtl = intCtlBits;
+const RunFlag = runFlags;
+const RegBit = regBits;
+const Apic = apicRegisters;
+const RAX = rax;
+const RSP = rsp;
+const VCPU_REGS_RIP = rip;
 
 /** Guest-only host state: TSC_AUX, XCR0 and DR0-3 are not VMRUN's. KVM: svm_prepare_switch_to_guest. */
 export function svmPrepareSwitchToGuest(vcpu: Vcpu): void {
@@ -137,8 +149,12 @@ function svmExitHandlersFastpath(vcpu: Vcpu, svm: VcpuSvm): FastPath {
   const code = words[W.exitCode];
   if ((code !== SvmExit.CPUID && code !== SvmExit.MSR) || svm.sev !== null) return FastPath.NONE;
   if (code === SvmExit.MSR && words[W.exitInfo1] !== 0) return FastPath.NONE;
-  if (!kvmMayUseFastpath(vcpu, svmHandleExit)) return FastPath.NONE;
+  if (!kvmMayUseFastpath(vcpu, svmHandleExit, svmSkipEmulatedInstruction)) return FastPath.NONE;
   svmReadGuestOwnedCr(vcpu, svm);
+  if (code === SvmExit.CPUID && svmMaySkip(vcpu) && kvmFastCpuid(vcpu)) {
+    svmSkip(vcpu);
+    return FastPath.REENTER_GUEST;
+  }
   const outcome = code === SvmExit.CPUID ? kvmEmulateCpuid(vcpu) : kvmEmulateRdmsr(vcpu);
   return outcome > 0 ? FastPath.REENTER_GUEST : FastPath.EXIT_USERSPACE;
 }

@@ -14,10 +14,20 @@ import {
   type Vcpu,
 } from '@tskvm/core';
 import { Vector } from '@tskvm/emulator';
-import { INTR_ERROR_CODE, INTR_VALID, Interruptibility, IntrType, Primary } from './hardware/bits.ts';
-import { F, Word } from './hardware/vmcs.ts';
+import {
+  INTR_ERROR_CODE,
+  INTR_VALID,
+  IntrType,
+  Interruptibility as interruptibilityBits,
+  Primary,
+} from './hardware/bits.ts';
+import { F, Word as vmcsWords } from './hardware/vmcs.ts';
 import { vmxGetIfFlag } from './registers.ts';
 import { controlsClearBit, controlsSetBit, toVmx, vmcsOf } from './vcpu-vmx.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const Word = vmcsWords;
+const Interruptibility = interruptibilityBits;
 
 const isSoftException = (vector: number): boolean => vector === Vector.BP || vector === Vector.OF;
 const writeIntrInfo = (vcpu: Vcpu, type: number, vector: number, flags = 0): void => {

@@ -12,25 +12,36 @@ import {
   kvmEmulateCpuid,
   kvmEmulateInstruction,
   kvmEmulateRdmsr,
+  kvmFastCpuid,
   kvmMayUseFastpath,
   kvmRipRead,
   kvmRipWrite,
   ownFrame,
-  RegBit,
-  RunFlag,
+  RegBit as regBits,
+  VCPU_REGS_RIP as rip,
+  RunFlag as runFlags,
   trace,
   unframed,
-  VCPU_REGS_RIP,
   type Vcpu,
 } from '@tskvm/core';
-import { RSP, S } from '@tskvm/emulator';
+import { Flag as flagBits, RSP as rsp, S as stateLayout } from '@tskvm/emulator';
 import { vmxCompleteInterrupts, vmxGetInterruptShadow, vmxSetInterruptShadow } from './events.ts';
 import { vmxHandleExit } from './exits.ts';
-import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, PendingDebug, Reason } from './hardware/bits.ts';
-import { F, Word } from './hardware/vmcs.ts';
+import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, PendingDebug, Reason as reasons } from './hardware/bits.ts';
+import { F, Word as vmcsWords } from './hardware/vmcs.ts';
 import { vmxLoadGuestMsrs } from './msrs.ts';
 import { vmxEptLoadPdptrs } from './registers.ts';
 import { toVmx, type VcpuVmx, vmcsOf } from './vcpu-vmx.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const Word = vmcsWords;
+const RegBit = regBits;
+const RSP = rsp;
+const VCPU_REGS_RIP = rip;
+const S = stateLayout;
+const RunFlag = runFlags;
+const Reason = reasons;
+const Flag = flagBits;
 
 const REASON_NAMES = new Map<number, string>(Object.entries(Reason).map(([name, reason]) => [reason, name]));
 /** KVM's symbol of an exit reason, with its flags: `CR_ACCESS`, `INVALID_STATE FAILED_VMENTRY`. */
@@ -148,12 +159,24 @@ function afterExit(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
   return vmxExitHandlersFastpath(vcpu, vmx);
 }
 /** KVM: vmx_exit_handlers_fastpath. */
-function vmxExitHandlersFastpath(vcpu: Vcpu, { exitReason }: VcpuVmx): FastPath {
+function vmxExitHandlersFastpath(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
+  const { exitReason } = vmx;
   if (exitReason !== Reason.CPUID && exitReason !== Reason.MSR_READ) return FastPath.NONE;
-  if (!kvmMayUseFastpath(vcpu, vmxHandleExit)) return FastPath.NONE;
+  if (!kvmMayUseFastpath(vcpu, vmxHandleExit, vmxSkipEmulatedInstruction)) return FastPath.NONE;
+  if (exitReason === Reason.CPUID && maySkip(vcpu, vmx) && kvmFastCpuid(vcpu)) {
+    vmxSkipEmulatedInstruction(vcpu);
+    vcpu.kvm.processor.tick++;
+    return FastPath.REENTER_GUEST;
+  }
   const outcome = exitReason === Reason.CPUID ? kvmEmulateCpuid(vcpu) : kvmEmulateRdmsr(vcpu);
   return outcome > 0 ? FastPath.REENTER_GUEST : FastPath.EXIT_USERSPACE;
 }
+
+/** For a fastpath: RIP is as the exit left it, and there is no trap to be made of TF. */
+const maySkip = (vcpu: Vcpu, vmx: VcpuVmx): boolean =>
+  (vmcsOf(vcpu).block[S.rflags >> 2] & Flag.TF) === 0 &&
+  !vmx.rmode.vm86Active &&
+  !vcpu.arch.regsDirty.hasBit(RegBit.rip);
 
 function traceExit(vcpu: Vcpu): void {
   trace(vcpu, 'kvm_exit', () => {

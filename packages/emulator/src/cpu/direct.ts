@@ -7,11 +7,31 @@
  */
 import type { Instruction } from '../decode/instruction.ts';
 import { systemNumber } from '../decode/rows.ts';
-import { type DirectExits, Verdict } from '../guest-mode.ts';
-import { CR0, CR4, EFER, Flag, RAX, RBX, RCX, RDX, S, Seg } from '../state-layout.ts';
+import { type DirectExits, Verdict as verdicts } from '../guest-mode.ts';
+import {
+  CR0,
+  CR4,
+  EFER,
+  Flag as flagBits,
+  RAX as rax,
+  RBX as rbx,
+  RCX as rcx,
+  RDX as rdx,
+  Seg,
+  S as stateLayout,
+} from '../state-layout.ts';
 import { iret, syscall, sysret } from './direct-transfer.ts';
 import { Msr } from './msrs.ts';
 import type { Processor } from './processor.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const S = stateLayout;
+const Flag = flagBits;
+const Verdict = verdicts;
+const RAX = rax;
+const RBX = rbx;
+const RCX = rcx;
+const RDX = rdx;
 
 /** What became of an instruction. */
 export const Direct = {

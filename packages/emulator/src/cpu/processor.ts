@@ -14,13 +14,13 @@ import { AccessKind } from '../memory/paging.ts';
 import { PAGE, type PhysicalMemory } from '../memory/physical.ts';
 import { X86Emul } from '../ops.ts';
 import type { ModeChange, PlatformBus, ProcessorApi, ProcessorMode, RunStop } from '../processor-api.ts';
-import { Flag, S, Seg, Vector } from '../state-layout.ts';
+import { Flag as flagBits, Seg, S as stateLayout, Vector } from '../state-layout.ts';
 import { type AccessHost, linearOf, MemoryAccess } from './access.ts';
 import { CodeKeyCache } from './code-key.ts';
 import { ControlRegisters } from './control.ts';
 import { type CpuidResult, cpuidNow, modelCpuid } from './cpuid.ts';
 import { armedBreakpoints, type Breakpoint, codeHits, Dr6, dataHits, ioHits } from './debug.ts';
-import { Direct, DirectUnit } from './direct.ts';
+import { DirectUnit, Direct as directOutcomes } from './direct.ts';
 import { EventUnit, SOFT } from './events.ts';
 import { type CpuidLookup, type FeatureName, hasFeature } from './features.ts';
 import { emulateModeOf, is64BitMode } from './mode.ts';
@@ -32,6 +32,11 @@ import { resetState } from './reset.ts';
 import { enterSmm, leaveSmm } from './smm.ts';
 import { loadProcessor, saveProcessor } from './snapshot.ts';
 import { StateBlock } from './state.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const S = stateLayout;
+const Flag = flagBits;
+const Direct = directOutcomes;
 
 /** What a processor is built from. */
 export interface ProcessorOptions {

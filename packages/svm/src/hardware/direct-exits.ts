@@ -10,12 +10,15 @@ import {
   INTERCEPTS,
   type Intercept,
   type ProcessorApi,
-  S,
   Seg,
+  S as stateLayout,
   Verdict,
 } from '@tskvm/emulator';
 import { SvmExit } from './exit-codes.ts';
 import { cr0Illegal } from './rules.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const S = stateLayout;
 
 /** What it needs of the guest. */
 export interface DirectGuest {

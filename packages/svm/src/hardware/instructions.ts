@@ -9,12 +9,12 @@ import {
   AssertionError,
   type CpuModel,
   EFER,
-  Flag,
+  Flag as flagBits,
   NotImplementedError,
   type PendingEvent,
   type PhysicalMemory,
   type ProcessorApi,
-  S,
+  S as stateLayout,
 } from '@tskvm/emulator';
 import {
   type EntryFailure,
@@ -33,18 +33,26 @@ import { EVENT_TYPE } from './rules.ts';
 import {
   Clean,
   EventInfo,
-  IntCtl,
-  IntState,
+  IntCtl as intCtlBits,
+  IntState as intStateBits,
   SAVE_AREA,
   type SaveArea,
   saveArea,
-  TlbCtl,
+  TlbCtl as tlbControls,
   V,
   VMSA,
   Vmcb,
-  W,
+  W as vmcbWords,
 } from './vmcb.ts';
 import { WorldSwitch } from './world-switch.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const W = vmcbWords;
+const IntCtl = intCtlBits;
+const IntState = intStateBits;
+const TlbCtl = tlbControls;
+const S = stateLayout;
+const Flag = flagBits;
 
 export const MSR_EFER = 0xc000_0080;
 export const MSR_VM_CR = 0xc001_0114;

@@ -25,7 +25,11 @@ import { SvmDirectExits } from './direct-exits.ts';
 import { NpfErrorHigh, SvmExit } from './exit-codes.ts';
 import { type HostPaging, NestedWalker } from './nested-paging.ts';
 import { AUTOMATIC_EXITS, cr0Illegal, MSR_SEV_ES_GHCB, msrpmBit } from './rules.ts';
-import { Clean, IntCtl, MiscCtl, V, type Vmcb, W } from './vmcb.ts';
+import { Clean, IntCtl as intCtlBits, MiscCtl, V, type Vmcb, W as vmcbWords } from './vmcb.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const W = vmcbWords;
+const IntCtl = intCtlBits;
 
 /** What of AMD-V the processor has (CPUID Fn8000_000A_EDX), as far as a guest's exits depend on it. */
 export interface SvmFeatures {

@@ -65,13 +65,11 @@ const VMLOAD_SLOTS = [4, 5, 7, 9] as const;
 /** STAR LSTAR CSTAR SFMASK KernelGSBase SYSENTER_CS/ESP/EIP stand in one run on both sides. */
 const VMLOAD_MSRS = 8;
 
-/** RAX..R15 and RIP, which both sides have at their start. */
+/** The general registers, which both sides have at their start, less RAX and RSP, which the VMCB has too. */
 function copyGprs(to: BigUint64Array, from: BigUint64Array): void {
-  to[0] = from[0];
   to[1] = from[1];
   to[2] = from[2];
   to[3] = from[3];
-  to[4] = from[4];
   to[5] = from[5];
   to[6] = from[6];
   to[7] = from[7];
@@ -83,7 +81,6 @@ function copyGprs(to: BigUint64Array, from: BigUint64Array): void {
   to[13] = from[13];
   to[14] = from[14];
   to[15] = from[15];
-  to[16] = from[16];
 }
 /** Quad of the block at which the slots start. */
 const SLOTS = S.segments >> 3;
@@ -200,12 +197,17 @@ export class WorldSwitch {
     }
   }
 
-  /** The general registers and RIP, as the host hands them in. */
+  /** The general registers that VMRUN does not load, as the host hands them in. */
   loadGprs(from: BigUint64Array): void {
     copyGprs(this.#quads, from);
   }
+  /** All of them and RIP. */
   saveGprs(to: BigUint64Array): void {
-    copyGprs(to, this.#quads);
+    const block = this.#quads;
+    copyGprs(to, block);
+    to[0] = block[B.rax];
+    to[4] = block[B.rsp];
+    to[16] = block[B.rip];
   }
 
   /** VMLOAD (APM 15.5.2). True if FS, GS, LDTR or TR changed. */

@@ -15,12 +15,25 @@ import {
   S,
   Vector,
 } from '@tskvm/emulator';
-import { INTR_ERROR_CODE, INTR_VALID, IntrType, Pin, Primary, Reason, Secondary } from './bits.ts';
+import {
+  INTR_ERROR_CODE,
+  INTR_VALID,
+  IntrType,
+  Pin as pinControls,
+  Primary as primaryControls,
+  Reason,
+  Secondary,
+} from './bits.ts';
 import type { VmxCapabilities } from './capabilities.ts';
 import { VmxDirectExits } from './direct-exits.ts';
 import { instructionInformation } from './instruction-info.ts';
 import { EptWalker, Walk } from './nested-paging.ts';
-import { Dirty, F, type Vmcs, Word } from './vmcs.ts';
+import { Dirty, F, type Vmcs, Word as vmcsWords } from './vmcs.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const Word = vmcsWords;
+const Primary = primaryControls;
+const Pin = pinControls;
 
 /** When an instruction leaves: always, or if a bit of a control word is set. */
 interface Rule {

@@ -10,11 +10,14 @@ import {
   INTERCEPTS,
   type Intercept,
   type ProcessorApi,
-  S,
   Seg,
+  S as stateLayout,
   Verdict,
 } from '@tskvm/emulator';
 import { Primary, Reason } from './bits.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const S = stateLayout;
 
 /** When an instruction leaves (controls.ts). */
 export interface DirectRule {

@@ -7,16 +7,16 @@
  * by `vmxon` only, as the others cannot meet them once VMX operation is on and CPL is 0.
  */
 import type { CpuModel, PendingEvent, PhysicalMemory, ProcessorApi } from '@tskvm/emulator';
-import { AssertionError, S } from '@tskvm/emulator';
+import { AssertionError, S as stateLayout } from '@tskvm/emulator';
 import {
   EptCap,
-  ExitCtl,
+  ExitCtl as exitControls,
   FAILED_VMENTRY,
   FeatureControl,
   INTR_ERROR_CODE,
   INTR_VALID,
-  Interruptibility,
   IntrType,
+  Interruptibility as interruptibilityBits,
   Reason,
   Secondary,
   VMFAIL_INVALID,
@@ -36,8 +36,14 @@ import {
   HOST_ROWS,
   RowSet,
 } from './entry-checks.ts';
-import { clearRegion, Dirty, F, fieldExists, fieldReadOnly, regionRevision, Vmcs, Word } from './vmcs.ts';
+import { clearRegion, Dirty, F, fieldExists, fieldReadOnly, regionRevision, Vmcs, Word as vmcsWords } from './vmcs.ts';
 import { hostImage, WorldSwitch } from './world-switch.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const Word = vmcsWords;
+const S = stateLayout;
+const ExitCtl = exitControls;
+const Interruptibility = interruptibilityBits;
 
 const CR4_VMXE = 1n << 13n;
 /** With these the page tables' entries come from the VMCS, and the TLB keeps the guest apart. */

@@ -2,9 +2,23 @@
  * The world switch: what VM entry and exit move beyond the fields that live in the state block anyway (vmcs.ts).
  * Manual: SDM vol. 3 26.3.2 (loading guest state), 27.3 (saving it), 27.5 (loading host state).
  */
-import { Attrib, type PhysicalMemory, type ProcessorApi, S } from '@tskvm/emulator';
-import { EntryCtl, ExitCtl, Interruptibility, PendingDebug, Secondary } from './bits.ts';
-import { F, type Vmcs, Word } from './vmcs.ts';
+import { Attrib, type PhysicalMemory, type ProcessorApi, S as stateLayout } from '@tskvm/emulator';
+import {
+  EntryCtl as entryControls,
+  ExitCtl as exitControls,
+  Interruptibility as interruptibilityBits,
+  PendingDebug,
+  Secondary as secondaryControls,
+} from './bits.ts';
+import { F, type Vmcs, Word as vmcsWords } from './vmcs.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const Word = vmcsWords;
+const S = stateLayout;
+const ExitCtl = exitControls;
+const EntryCtl = entryControls;
+const Secondary = secondaryControls;
+const Interruptibility = interruptibilityBits;
 
 const word = (stateOffset: number): number => stateOffset >> 2;
 /** CR0 bits that entry and exit leave alone: ET, NW, CD and the reserved ones (SDM 26.3.2.1). */

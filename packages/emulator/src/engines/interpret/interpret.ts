@@ -3,27 +3,39 @@
  * and hands to JavaScript what has no generated code.
  */
 import type { Instruction } from '../../decode/instruction.ts';
-import { Layout, TlbEntry } from '../../memory/layout.ts';
+import { Layout as memoryLayout, TlbEntry } from '../../memory/layout.ts';
 import { PAGE, type PhysicalMemory } from '../../memory/physical.ts';
-import { Flag, S, Seg } from '../../state-layout.ts';
+import { Flag as flagBits, Seg, S as stateLayout } from '../../state-layout.ts';
 import type { CodeKey, CodePlace, Engine, EngineHost, EngineStop } from '../engine.ts';
 import { HELPERS } from './frame.ts';
 import { type FormInfo, type HandlerSet, handlerSet } from './handlers.ts';
 import type { HostImport } from './helpers.ts';
 import { type CodePage, type KeyState, OutOfRecords, Predecoder } from './predecode.ts';
 import {
-  ENTRY_RECORD,
+  ENTRY_RECORD as entryRecord,
   fetchPage,
-  MAX_RUN,
-  P,
-  R,
+  MAX_RUN as maxRun,
+  P as places,
   RECORDS_END,
+  R as recordFields,
+  Status as runStatus,
   SCRATCH_COUNT,
-  SCRATCH_RECORDS,
-  Special,
-  Status,
+  SCRATCH_RECORDS as scratchRecords,
+  Special as specialHandlers,
 } from './records.ts';
 import { ShapeTable } from './shape.ts';
+
+/** Own constants are constants to the compiler; imported names are looked up at each use. */
+const P = places;
+const R = recordFields;
+const ENTRY_RECORD = entryRecord;
+const SCRATCH_RECORDS = scratchRecords;
+const MAX_RUN = maxRun;
+const Special = specialHandlers;
+const Status = runStatus;
+const S = stateLayout;
+const Flag = flagBits;
+const Layout = memoryLayout;
 
 export interface InterpretOptions {
   vendor: 'amd' | 'intel';
