@@ -474,6 +474,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
       if (!this.engine.holdsCode(hostPage * PAGE, PAGE)) this.access.codePages[hostPage] = 0;
       return;
     }
+    if (this.engine?.patch(pa, length) === true) return;
     this.access.codePages[hostPage] = 0;
     this.#codeHit = true;
     this.engine?.invalidatePage(hostPage);

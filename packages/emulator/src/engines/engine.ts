@@ -125,6 +125,11 @@ export interface Engine {
   timeTranslations?(clock: (() => number) | null): void;
   /** Do any of these bytes (of one host page) belong to predecoded instructions? Writes beside them leave the page's code as it is. */
   holdsCode(pa: number, length: number): boolean;
+  /**
+   * Bytes that belong to predecoded instructions changed: brings these instructions up to date, so that the page goes on holding code. False:
+   * that is not possible, or not worth it; the page has to be invalidated.
+   */
+  patch(pa: number, length: number): boolean;
   /** Bytes of a host page changed: drop what was predecoded from it. */
   invalidatePage(hostPage: number): void;
   /** Drop everything (power-on, load). */

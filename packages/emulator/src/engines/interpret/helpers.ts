@@ -2,7 +2,7 @@
  * The hand-written functions of the interpreter's module: the slow side of memory accesses, segment and target checks, wide arithmetic.
  * Manual: APM vol. 2 section 4.5.3 (limits), APM vol. 1 section 2.1.2 (canonical addresses).
  */
-import { Layout } from '../../memory/layout.ts';
+import { Layout, TlbEntry } from '../../memory/layout.ts';
 import { S, Vector } from '../../state-layout.ts';
 import {
   Code,
@@ -17,7 +17,7 @@ import {
 } from '../wasm/emitter.ts';
 import { BLOCK_TYPES, blockFunctions } from './block-moves.ts';
 import type { Helper } from './frame.ts';
-import { P } from './records.ts';
+import { Covered, P } from './records.ts';
 
 const type = (params: ValType[], results: ValType[]): FuncType => ({ params, results });
 
@@ -159,24 +159,120 @@ function refuse(code: Code, flags: number): void {
   code.i32(1).op(OP.return).end();
 }
 
+const TLB_MASK = (Layout.tlbEntries - 1) * TlbEntry.size;
+/** `TlbEntry.info`: writes are permitted, though not inline, because the page holds code. */
+const MAY_WRITE = 8;
+
+/**
+ * `inside` for an access within a page of RAM that may be written but holds code; it has the entry's offset in `entry`. Falls out otherwise.
+ * @param flags local: size | segment << 8
+ */
+function onCodePage(code: Code, flags: number, entry: number, inside: () => void): void {
+  const out = code.block();
+  code.get(0).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64);
+  code.i32(0).mem(MEM.i32Load, P.contextHash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And).tee(entry);
+  code.mem(MEM.i64Load, Layout.tlb + TlbEntry.tagRead);
+  code.get(0).get(flags).i32(0xff).op(OP.i32And).op(OP.i64ExtendI32U).op(OP.i64Add).i64(1n).op(OP.i64Sub);
+  code.i64(-4096n).op(OP.i64And).i32(0).mem(MEM.i64Load, P.context).op(OP.i64Or).op(OP.i64Ne).brIf(out);
+  code
+    .get(entry)
+    .mem(MEM.i32Load, Layout.tlb + TlbEntry.info)
+    .i32(MAY_WRITE)
+    .op(OP.i32And)
+    .op(OP.i32Eqz)
+    .brIf(out);
+  inside();
+  code.end();
+}
+const hostAddress = (code: Code, entry: number): Code =>
+  code
+    .get(0)
+    .op(OP.i32WrapI64)
+    .get(entry)
+    .mem(MEM.i32Load, Layout.tlb + TlbEntry.addend)
+    .op(OP.i32Add);
+
+/** Stores beside the code of a page and returns 0 from the function. */
+function storeBeside(code: Code, entry: number, page: number): void {
+  const out = code.block();
+  code
+    .get(entry)
+    .mem(MEM.i32Load, Layout.tlb + TlbEntry.info)
+    .i32(12)
+    .op(OP.i32ShrU)
+    .tee(page);
+  const place = (): Code =>
+    code
+      .get(page)
+      .i32(Covered.places - 1)
+      .op(OP.i32And);
+  place().i32(2).op(OP.i32Shl).mem(MEM.i32Load, Covered.tags).op(OP.i32Ne).brIf(out);
+  place().i32(Covered.bytes).op(OP.i32Mul);
+  code
+    .get(0)
+    .op(OP.i32WrapI64)
+    .i32(0xfff)
+    .op(OP.i32And)
+    .i32(3)
+    .op(OP.i32ShrU)
+    .op(OP.i32Add)
+    .mem(MEM.i32Load, Covered.bits);
+  code.get(0).op(OP.i32WrapI64).i32(7).op(OP.i32And).op(OP.i32ShrU);
+  code.i32(1).get(2).i32(0xff).op(OP.i32And).op(OP.i32Shl).i32(1).op(OP.i32Sub).op(OP.i32And).brIf(out);
+  const stores = [
+    [4, MEM.i64Store32],
+    [1, MEM.i64Store8],
+    [8, MEM.i64Store],
+    [2, MEM.i64Store16],
+  ] as const;
+  for (const [size, store] of stores) {
+    code.get(2).i32(0xff).op(OP.i32And).i32(size).op(OP.i32Eq).if();
+    hostAddress(code, entry).get(1).mem(store, 0);
+    code.i32(0).op(OP.return).end();
+  }
+  code.end();
+}
+
+/** The operand into S.scratch; returns 0 from the function. */
+function readBeside(code: Code, entry: number): void {
+  const loads = [
+    [4, MEM.i64Load32U],
+    [1, MEM.i64Load8U],
+    [8, MEM.i64Load],
+    [2, MEM.i64Load16U],
+  ] as const;
+  for (const [size, load] of loads) {
+    code.get(1).i32(0xff).op(OP.i32And).i32(size).op(OP.i32Eq).if();
+    hostAddress(code.i32(0), entry).mem(load, 0).mem(MEM.i64Store, SCRATCH);
+    code.i32(0).op(OP.return).end();
+  }
+}
+
 /** Leaves 1 on non-canonical addresses, else what JavaScript says. */
 function miss(name: 'slowRead' | 'slowReadForWrite' | 'slowProbe'): FuncBody {
   const code = new Code();
+  if (name !== 'slowRead') {
+    onCodePage(code, 1, 2, () => {
+      if (name === 'slowReadForWrite') readBeside(code, 2);
+      else code.i32(0).op(OP.return);
+    });
+  }
   code.get(0).call(UNTAG).set(0);
   refuse(code, 1);
   halves(code, 0).get(1).i32(0xff).op(OP.i32And).call(host(name));
-  return { type: type([I64, I32], [I32]), locals: [], code };
+  return { type: type([I64, I32], [I32]), locals: [I32], code };
 }
 
 function missWrite(): FuncBody {
   const code = new Code();
+  onCodePage(code, 2, 3, () => storeBeside(code, 3, 4));
   code.get(0).call(UNTAG).set(0);
   refuse(code, 2);
   code.i32(0).get(1).mem(MEM.i64Store, SCRATCH);
   halves(code, 0).get(2).i32(0xff).op(OP.i32And).call(host('slowWrite'));
   // 2: predecoded code was hit. Its records are stale by now, so that dispatch stops at the next one.
   code.i32(1).op(OP.i32Eq);
-  return { type: HELPER_TYPES.missWrite, locals: [], code };
+  return { type: HELPER_TYPES.missWrite, locals: [I32, I32], code };
 }
 
 /** Segment types that may be read (data that expands up, readable code) and written (data that expands up). */

@@ -62,11 +62,18 @@ export interface HotCode {
   ran(record: number, ticks: number, translated: number): void;
   /** The records of a host page are stale. */
   dropped(hostPage: number): void;
+  /** Bytes of a host page changed; its records are going to follow one by one. */
+  patched(hostPage: number, from: number, to: number): void;
+  /** The handler that a record gets back is to be its plain one. False: it has not been replaced. */
+  unfuse(record: number): boolean;
   /** All records are gone. */
   cleared(): void;
   /** What stands at RIP. */
   place(): CodePlace;
 }
+
+/** Stores of instructions; whatever is larger is new code. */
+const MAX_PATCH = 32;
 
 /** Instructions in one wasm call: V8 does not replace a running function, so long calls would stay in slow code. */
 const SLICE = 200_000;
@@ -369,7 +376,7 @@ export class InterpretEngine implements Engine {
       view.setUint16(to + R.handler, plain, true);
       to += R.size;
       from += R.size;
-      if (plain === Special.guard) left++;
+      if (plain === Special.guard || plain === Special.fresh) left++;
       if (plain === Special.instruction) return;
     }
     view.setUint16(to + R.handler, Special.stop, true);
@@ -384,9 +391,24 @@ export class InterpretEngine implements Engine {
   holdsCode(pa: number, length: number): boolean {
     return this.#predecoder.holdsCode(pa, length);
   }
+  readonly #unfuse = (record: number): boolean => this.#hot?.unfuse(record) === true;
+  patch(pa: number, length: number): boolean {
+    const from = pa % PAGE;
+    const to = from + length;
+    // Records that are held back now would get their old handlers again.
+    if (length > MAX_PATCH || to > PAGE || this.#paused.length > 0) return false;
+    const hostPage = Math.floor(pa / PAGE);
+    this.#hot?.patched(hostPage, from, to);
+    if (!this.#predecoder.patch(hostPage, from, to, this.#unfuse)) return false;
+    this.#forgetCopies();
+    return true;
+  }
   invalidatePage(hostPage: number): void {
     for (const gone of this.#predecoder.invalidate(hostPage)) this.#hot?.dropped(gone);
-    // Whatever is being stepped now may come from that page: leave behind the current instruction.
+    this.#forgetCopies();
+  }
+  /** Whatever is being stepped now may come from a page that has changed: leave behind the current instruction. */
+  #forgetCopies(): void {
     if (!this.#running) return;
     for (let i = 0; i < SCRATCH_COUNT; i++) {
       this.#view.setUint16(SCRATCH_RECORDS + i * R.size + R.handler, Special.stale, true);

@@ -3,6 +3,7 @@
  * Method: facts measured for V8; one dispatch point, few locals, everything rare out of line.
  */
 import { Layout, TlbEntry } from '../../memory/layout.ts';
+import { PRIVATE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
 import {
   Code,
@@ -21,6 +22,7 @@ import type { Form } from './form.ts';
 import type { Frame, Helper } from './frame.ts';
 import { helperFunctions, helperIndex, hostImports } from './helpers.ts';
 import type { Recording } from './ir.ts';
+import { FreshKind } from './patching.ts';
 import { Recorder } from './recorder.ts';
 import { Jump, MAX_RUN, Outcome, P, R, RECORD_SHIFT, Special, Status } from './records.ts';
 
@@ -292,6 +294,8 @@ class RunEmitter implements Frame {
     code.br(this.#labels.lookup);
     code.end();
     this.#guard();
+    code.end();
+    this.#fresh();
     for (const handler of handlers) {
       code.end();
       new HandlerEmitter(this).emit(handler.record(), handler.dropFlags);
@@ -323,6 +327,34 @@ class RunEmitter implements Frame {
       .end();
     code.get(link).tee(L.pc).get(L.budget).op(OP.i32Add).set(L.budget).br(this.#labels.dispatch);
     this.release(link, I32);
+  }
+
+  /** Reads the next record's immediate from the code. */
+  #fresh(): void {
+    const { code } = this;
+    const at = this.acquire(I32);
+    const kind = this.acquire(I32);
+    code.get(L.page).get(L.pc).mem(MEM.i32Load16U, R.reg).op(OP.i32Add).set(at);
+    code.get(L.pc).mem(MEM.i32Load8U, R.scale).set(kind);
+    const loads: readonly [number, number][] = [
+      [FreshKind.signed32, MEM.i64Load32S],
+      [FreshKind.signed8, MEM.i64Load8S],
+      [FreshKind.unsigned8, MEM.i64Load8U],
+      [FreshKind.signed16, MEM.i64Load16S],
+      [FreshKind.unsigned16, MEM.i64Load16U],
+    ];
+    code.get(L.pc);
+    for (const [which, load] of loads) {
+      code.get(kind).i32(which).op(OP.i32Eq).if(I64);
+      code.get(at).mem(load, PRIVATE).else();
+    }
+    code.get(at).mem(MEM.i64Load, PRIVATE);
+    for (const _ of loads) code.end();
+    code.mem(MEM.i64Store, R.size + R.imm);
+    code.get(L.budget).i32(R.size).op(OP.i32Add).set(L.budget);
+    this.#advance();
+    this.release(at, I32);
+    this.release(kind, I32);
   }
 
   /** Not an instruction either: is the page behind this one still where the next record was decoded from? */

@@ -7,8 +7,10 @@ import type { DecodeMode, Instruction } from '../../decode/instruction.ts';
 import { PAGE, type PhysicalMemory, PRIVATE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
 import type { CodeKey } from '../engine.ts';
+import { Coverage } from './coverage.ts';
 import type { Normal } from './form.ts';
 import type { FormInfo, HandlerSet } from './handlers.ts';
+import { immediateOf, type PatchTools, patchPage } from './patching.ts';
 import { FIRST_RECORD, Jump, jumpIndex, MAX_RUN, R, RECORDS_END, Special } from './records.ts';
 import type { Shape, ShapeTable } from './shape.ts';
 import { segmentOperand } from './system-paths.ts';
@@ -25,6 +27,10 @@ export interface CodePage {
   readonly covered: Uint8Array;
   /** Every run. */
   readonly runs: KeptRun[];
+  /** How often an instruction was patched, by its offset. */
+  readonly patched: Map<number, number>;
+  /** Instructions that were retired since the page last got new ones. */
+  retired: number;
   /** Pages with an instruction that ends in this one. */
   readonly crossers: Set<CodePage>;
 }
@@ -95,6 +101,7 @@ export class Predecoder {
   readonly #install: (handlers: HandlerSet, info: FormInfo) => void;
   readonly #words: Int32Array;
   readonly #quads: BigInt64Array;
+  readonly #coverage: Coverage;
   readonly #bytes = new Uint8Array(15);
   #next = FIRST_RECORD;
   /** Instruction objects that nobody keeps. */
@@ -102,6 +109,7 @@ export class Predecoder {
 
   constructor(memory: PhysicalMemory, install: (handlers: HandlerSet, info: FormInfo) => void) {
     this.#memory = memory;
+    this.#coverage = new Coverage(memory.memory);
     this.#install = install;
     this.#words = new Int32Array(memory.memory.buffer, 0, RECORDS_END >> 2);
     this.#quads = new BigInt64Array(memory.memory.buffer, 0, RECORDS_END >> 3);
@@ -133,9 +141,14 @@ export class Predecoder {
         wanted: new Map(),
         covered: new Uint8Array(PAGE),
         runs: [],
+        patched: new Map(),
+        retired: 0,
         crossers: new Set(),
       };
-      if (list.length === 0) fresh(hostPage);
+      if (list.length === 0) {
+        this.#coverage.claim(hostPage);
+        fresh(hostPage);
+      }
       list.push(page);
     }
     return page;
@@ -147,6 +160,7 @@ export class Predecoder {
     if (known !== 0) return known;
     const run = this.#decodeRun(page, offset);
     page.key.handlers.compile(run);
+    page.retired = 0;
     return this.#lay(page, run);
   }
 
@@ -209,7 +223,7 @@ export class Predecoder {
     this.#write(page, pending, pending.shape!, at);
     if (info.facts.mayHandBack) this.#keep(at, pending.insn);
     this.#writeLink(page, pending.next, at + R.size);
-    next.covered.fill(1, 0, pending.next - PAGE);
+    this.#cover(next, 0, pending.next - PAGE);
     next.crossers.add(page);
     view.setUint32(guard + R.link, address, true);
     return true;
@@ -234,10 +248,13 @@ export class Predecoder {
     for (let i = 0; i < run.length; i++) this.#finish(page, run[i], first + i * R.size);
     if (open) this.#writeLink(page, last.next, first + run.length * R.size);
     if (last.cut) this.#writeGuard(last.offset, first + (run.length - 1) * R.size);
+    this.#remember(page, first, count);
+    return first;
+  }
+  #remember(page: CodePage, first: number, count: number): void {
     const laid: KeptRun = { page, first, count };
     page.runs.push(laid);
     this.#laid.push(laid);
-    return first;
   }
 
   /** The run that a record belongs to, unless its page has been dropped. */
@@ -263,8 +280,7 @@ export class Predecoder {
   #finish(page: CodePage, pending: Pending, at: number): void {
     const { insn, shape, offset, next } = pending;
     // What did not decode depends on all bytes that were looked at.
-    const end = shape === null ? Math.min(offset + 15, PAGE) : next;
-    for (let i = offset; i < end; i++) page.covered[i] = 1;
+    this.#cover(page, offset, shape === null ? offset + 15 : next);
     if (page.wanted.size > 0) this.#satisfy(page, offset);
     if (shape === null || shape.info === null) {
       this.#writePlace(at, offset, next);
@@ -394,6 +410,100 @@ export class Predecoder {
     return list.some(({ covered }) => covered.subarray(from, from + length).includes(1));
   }
 
+  // ---- code that is patched
+
+  #cover(page: CodePage, from: number, to: number): void {
+    page.covered.fill(1, from, to);
+    this.#coverage.set(page.hostPage, from, to, true);
+  }
+  #uncover(page: CodePage, from: number, to: number): void {
+    page.covered.fill(0, from, to);
+    const list = this.#pages.get(page.hostPage)!;
+    for (let at = from; at < to; at++) {
+      if (!list.some(({ covered }) => covered[at] === 1)) this.#coverage.set(page.hostPage, at, at + 1, false);
+    }
+  }
+
+  /** Brings the instructions that these bytes of a page belong to up to date; `false`: the page has to be dropped. */
+  patch(hostPage: number, from: number, to: number, unfuse: (record: number) => boolean): boolean {
+    const list = this.#pages.get(hostPage);
+    if (list === undefined) return true;
+    const tools: PatchTools = {
+      view: this.#memory.view,
+      redecode: (page, offset) => this.#redecode(page, offset),
+      retire: (page, offset) => this.#retire(page, offset, unfuse),
+      freshen: (page, offset) => this.#freshen(page, offset, unfuse),
+      uncover: (page, start, end) => this.#uncover(page, start, end),
+    };
+    return list.every((page) => patchPage(tools, page, from, to));
+  }
+
+  #redecode(page: CodePage, offset: number): boolean {
+    const { view } = this.#memory;
+    const at = page.records[offset];
+    const plain = view.getUint16(at + R.plain, true);
+    const pending = this.#decodeOne(page, offset);
+    const { shape, insn, next } = pending;
+    if (shape === null || next !== view.getUint16(at + R.next, true)) return false;
+    const { info } = shape;
+    if (info === null) {
+      if (plain !== Special.instruction) return false;
+      this.#keep(at, insn);
+      return true;
+    }
+    if (plain !== (info.hot >= 0 ? info.hot : page.key.handlers.firstSlot + info.slot)) return false;
+    // Its old target may still wait to be linked.
+    if (shape.direct) for (const waiting of page.wanted.values()) remove(waiting, at);
+    this.#write(page, pending, shape, at);
+    if (info.facts.mayHandBack) this.#keep(at, insn);
+    else this.#free.push(insn);
+    return true;
+  }
+
+  #retire(page: CodePage, offset: number, unfuse: (record: number) => boolean): void {
+    const { view } = this.#memory;
+    const at = page.records[offset];
+    // What stands in front of it may have left its flags to it, or be a comparison that goes with it.
+    const first = this.runAt(at)!.first;
+    for (let before = at - R.size; before >= first; before -= R.size) {
+      const plain = view.getUint16(before + R.plain, true);
+      if (plain < Special.count) break;
+      if (!unfuse(before)) view.setUint16(before + R.handler, plain, true);
+    }
+    page.records[offset] = 0;
+    this.#instructions.delete(at);
+    this.#recentRecords[(at / R.size) & (RECENT - 1)] = 0;
+    this.#forget(page, offset);
+    for (const waiting of page.wanted.values()) remove(waiting, at);
+    this.#writeLink(page, offset, at);
+  }
+
+  #freshen(page: CodePage, offset: number, unfuse: (record: number) => boolean): boolean {
+    const pending = this.#decodeOne(page, offset);
+    const immediate = immediateOf(pending);
+    const first = this.#next;
+    if (immediate === null || first + 3 * R.size > RECORDS_END) return false;
+    this.#next += 3 * R.size;
+    this.#retire(page, offset, unfuse);
+    const from = pending.next - immediate.size;
+    this.#words[first >> 2] = Special.fresh | (Special.fresh << 16);
+    this.#writePlace(first, offset, pending.next);
+    this.#memory.view.setUint16(first + R.reg, from, true);
+    this.#memory.view.setUint8(first + R.scale, immediate.kind);
+    this.#chooseHandlers(page, [pending], first + R.size);
+    this.#write(page, pending, pending.shape!, first + R.size);
+    page.records[offset] = first;
+    if (page.wanted.size > 0) this.#satisfy(page, offset);
+    this.#writeLink(page, pending.next, first + 2 * R.size);
+    this.#remember(page, first, 3);
+    this.#uncover(page, from, pending.next);
+    return true;
+  }
+  /** Is the immediate of the instruction there read from the code each time? */
+  isFresh(page: CodePage, offset: number): boolean {
+    return this.#memory.view.getUint16(page.records[offset] + R.plain, true) === Special.fresh;
+  }
+
   /**
    * Drops a page's records: all become stale, links and jump cache entries with them. Pages whose instructions reach into it go, too.
    * Returns the host pages that went.
@@ -402,6 +512,7 @@ export class Predecoder {
     const list = this.#pages.get(hostPage);
     if (list === undefined) return [];
     this.#pages.delete(hostPage);
+    this.#coverage.release(hostPage);
     const gone = [hostPage];
     for (const page of list) {
       this.#drop(page);
@@ -440,6 +551,7 @@ export class Predecoder {
   clear(): number[] {
     const pages = [...this.#pages.keys()];
     this.#pages.clear();
+    this.#coverage.clear();
     this.#instructions.clear();
     this.#recentRecords.fill(0);
     this.#laid.length = 0;
@@ -460,4 +572,9 @@ function flagsLiveBefore(live: boolean, facts: FormInfo['facts'], dead: boolean)
 function displacement(insn: Instruction, shape: Shape): number {
   const disp = Number(insn.disp);
   return shape.pops && insn.base === 4 ? disp + insn.opSize : disp;
+}
+
+function remove(list: number[], item: number): void {
+  const at = list.indexOf(item);
+  if (at >= 0) list.splice(at, 1);
 }

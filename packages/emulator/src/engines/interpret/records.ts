@@ -80,10 +80,19 @@ export const ENTRY_RECORD = Jump.base + Jump.entries * Jump.size;
 export const SCRATCH_RECORDS = ENTRY_RECORD + R.size;
 export const SCRATCH_COUNT = MAX_RUN + 3;
 export const FIRST_RECORD = SCRATCH_RECORDS + R.size * SCRATCH_COUNT;
-/** Records end here; the last megabyte is the translator's. */
+/** Records end here; in the last megabyte stand counters and the coverage of pages (coverage.ts). */
 export const RECORDS_END = PRIVATE - 0x100000;
 /** u32 for each slot of a region's entry: how often a region was entered, by its first slot. Written only for a profile. */
 export const COUNTERS = RECORDS_END;
+const COVERED = RECORDS_END + 0x20000;
+/** `places` bitmaps of a page's bytes, and the host pages that they are of (u32 each). */
+export const Covered = {
+  bits: COVERED,
+  bytes: 512,
+  places: 1024,
+  tags: COVERED + 512 * 1024,
+  none: -1,
+} as const;
 
 /** Index of a host physical address in the jump cache. */
 export const jumpIndex = (pa: number): number => ((pa ^ (pa >>> 12)) & (Jump.entries - 1)) >>> 0;
@@ -105,7 +114,12 @@ export const Special = {
    * fetches to the host physical address in `link`; else the instruction is for JavaScript.
    */
   guard: 5,
-  count: 6,
+  /**
+   * Not an instruction: reads the immediate of the one behind it from the code. `reg`: page offset of the immediate, `scale`: how it is
+   * read, `next`: end of the instruction.
+   */
+  fresh: 6,
+  count: 7,
 } as const;
 
 /** What `run` returns. */

@@ -104,7 +104,8 @@ export class Explorer {
     const next = base + pending.next;
     const info = shape?.info ?? null;
     const target = shape?.direct ? next + Number(insn.imm) : -1;
-    const ending = info === null || !isTranslatable(info) ? null : this.#ending(pending, target);
+    const fixed = !this.#predecoder.isFresh(from, at - base);
+    const ending = info === null || !fixed || !isTranslatable(info) ? null : this.#ending(pending, target);
     if (info === null || ending === null) {
       this.code.stops.set(at, shape !== null && insn.row.mnemonic !== 'jmp' && insn.row.mnemonic !== 'ret' ? next : -1);
       return null;

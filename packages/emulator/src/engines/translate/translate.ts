@@ -53,6 +53,9 @@ export class TranslateEngine implements Engine {
   holdsCode(pa: number, length: number): boolean {
     return this.#interpret.holdsCode(pa, length);
   }
+  patch(pa: number, length: number): boolean {
+    return this.#interpret.patch(pa, length);
+  }
   invalidatePage(hostPage: number): void {
     this.#interpret.invalidatePage(hostPage);
   }

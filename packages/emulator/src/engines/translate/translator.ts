@@ -355,6 +355,25 @@ export class Translator implements HotCode {
     }
   }
 
+  patched(hostPage: number, from: number, to: number): void {
+    const list = this.#byPage.get(hostPage);
+    if (list === undefined) return;
+    let any = false;
+    for (const translation of [...list]) {
+      if (!overlaps(translation.region, hostPage, from, to)) continue;
+      any = true;
+      this.#remove(translation);
+      this.statistics.invalidated++;
+    }
+    if (any) this.#churn.set(hostPage, (this.#churn.get(hostPage) ?? 0) + 1);
+  }
+  unfuse(record: number): boolean {
+    const original = this.#originals.get(record);
+    if (original === undefined) return false;
+    this.#originals.set(record, { ...original, handler: original.plain });
+    return true;
+  }
+
   cleared(): void {
     for (const translation of this.#translations) {
       translation.records.forEach((_, i) => {
@@ -387,4 +406,15 @@ function factsOf({ region, bytes, counter }: Translation, view: DataView): Regio
     bytes,
     entered: () => (counter === null ? undefined : view.getUint32(counter, true)),
   };
+}
+
+/** Does an instruction of the region have a part in bytes `from` to `to` of a host page? */
+function overlaps(region: Region, hostPage: number, from: number, to: number): boolean {
+  for (const [distance, { hostPage: there }] of region.pages) {
+    if (there !== hostPage) continue;
+    const start = distance * PAGE;
+    const hit = region.blocks.some((b) => b.instructions.some((i) => i.at < start + to && i.next > start + from));
+    if (hit) return true;
+  }
+  return false;
 }
