@@ -155,6 +155,9 @@ export class Sampling implements Engine {
   holdsCode(pa: number, length: number): boolean {
     return this.#inner?.holdsCode(pa, length) ?? false;
   }
+  patch(pa: number, length: number): boolean {
+    return this.#inner?.patch(pa, length) ?? false;
+  }
   invalidatePage(hostPage: number): void {
     this.#inner?.invalidatePage(hostPage);
   }
