@@ -29,6 +29,16 @@ export interface NestedFault {
   linear: bigint | undefined;
 }
 
+/** What a translation of a guest physical address is for. */
+export interface GuestPhysicalAccess {
+  write: boolean;
+  fetch: boolean;
+  user: boolean;
+  /** An entry of the guest's own tables. */
+  pageWalk: boolean;
+  /** The linear address behind it, if one is; for whoever reports a fault. */
+  readonly linear: bigint | undefined;
+}
 /** Result of a nested translation: host physical page and rights. */
 export interface NestedTranslation {
   hpa: number;
@@ -143,10 +153,7 @@ export interface GuestMode {
   readonly deadline: number;
 
   /** Translates through NPT/EPT; undefined after a fault was recorded as an exit. */
-  translate(
-    gpa: number,
-    access: { write: boolean; fetch: boolean; user: boolean; pageWalk: boolean; linear: bigint | undefined },
-  ): NestedTranslation | undefined;
+  translate(gpa: number, access: GuestPhysicalAccess): NestedTranslation | undefined;
 
   /** CR reads and writes as the guest's instruction sees them (VMX masks and shadows, SVM V_TPR); undefined: the plain register. */
   readCr(cr: number): bigint | undefined;

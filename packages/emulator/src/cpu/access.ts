@@ -5,9 +5,10 @@
  * Addresses come as two 32-bit halves. A fault throws the processor's one GuestException, a guest exit throws VMEXIT.
  */
 import { type GuestException, VMEXIT } from '../exceptions.ts';
-import type { GuestMode, NestedTranslation } from '../guest-mode.ts';
+import type { GuestMode, GuestPhysicalAccess, NestedTranslation } from '../guest-mode.ts';
 import { AccessKind, PageWalker, type WalkMemory } from '../memory/paging.ts';
 import { PAGE, type PhysicalMemory, PRIVATE } from '../memory/physical.ts';
+import { TablePages } from '../memory/table-pages.ts';
 import { Tag, Tlb } from '../memory/tlb.ts';
 import type { PlatformBus } from '../processor-api.ts';
 import { CR0, Flag, S, Vector } from '../state-layout.ts';
@@ -52,6 +53,20 @@ const AM = Number(CR0.AM);
 /** What changed of that from which contexts and walk configuration derive: nothing, CPL or RFLAGS.AC alone, more. */
 const Change = { none: 0, rights: 1, all: 2 } as const;
 
+/** The access of a nested translation, reused; its linear address becomes a bigint only where a fault is reported. */
+class Walked implements GuestPhysicalAccess {
+  write = false;
+  fetch = false;
+  user = false;
+  pageWalk = false;
+  low = 0;
+  high = 0;
+  hasLinear = true;
+  get linear(): bigint | undefined {
+    return this.hasLinear ? linearOf(this.low, this.high) : undefined;
+  }
+}
+
 export class MemoryAccess implements WalkMemory {
   readonly tlb: Tlb;
   readonly walker: PageWalker;
@@ -75,13 +90,8 @@ export class MemoryAccess implements WalkMemory {
   #asid = 0;
   #nestedRoot = 0;
   /** The access that a walk belongs to, for the nested translation. */
-  readonly #nested = {
-    write: false,
-    fetch: false,
-    user: false,
-    pageWalk: false,
-    linear: undefined as bigint | undefined,
-  };
+  readonly #nested = new Walked();
+  readonly #tables = new TablePages();
   /** What contexts and walk configuration were last derived from: CR0, CR3, CR4, EFER, CPL, RFLAGS.AC, CR0.AM. */
   readonly #seen = new Int32Array(8);
   #seenAsid = -2;
@@ -161,6 +171,7 @@ export class MemoryAccess implements WalkMemory {
     const state = this.#state;
     this.#asid = guest?.asid ?? 0;
     this.#nestedRoot = guest?.nestedRoot ?? 0;
+    this.#tables.belongTo(this.#asid, this.#nestedRoot, this.tlb.nestedEpoch);
     this.#paging = pagingMode(state) !== 'off';
     this.#smapImplicit = (contextRights(state, true) & 8) !== 0;
     this.#long = isLongModeActive(state);
@@ -283,7 +294,9 @@ export class MemoryAccess implements WalkMemory {
     access.write = (kind & AccessKind.write) !== 0;
     access.fetch = !pageWalk && (kind & AccessKind.fetch) !== 0;
     access.pageWalk = pageWalk;
-    access.linear = this.#walking ? linearOf(this.#walkLow, this.#walkHigh) : undefined;
+    access.low = this.#walkLow;
+    access.high = this.#walkHigh;
+    access.hasLinear = this.#walking;
     const result = this.#host.guest?.translate(gpa, access);
     if (result === undefined) throw VMEXIT;
     return result;
@@ -316,8 +329,14 @@ export class MemoryAccess implements WalkMemory {
   // WalkMemory: guest physical addresses of table entries.
   entryAddress(gpa: number, write: boolean): number {
     if (this.#nestedRoot === 0) return gpa;
-    const kind = write ? AccessKind.write : AccessKind.read;
-    return pageOf(this.#translateNested(gpa, kind, true).hpa) + (gpa % PAGE);
+    const inside = gpa & (PAGE - 1);
+    if (write) return pageOf(this.#translateNested(gpa, AccessKind.write, true).hpa) + inside;
+    const known = this.#tables.find(gpa, this.tlb.nestedEpoch);
+    if (known >= 0) return known + inside;
+    const page = pageOf(this.#translateNested(gpa, AccessKind.read, true).hpa);
+    this.#tables.belongTo(this.#asid, this.#nestedRoot, this.tlb.nestedEpoch);
+    this.#tables.remember(gpa, page);
+    return page + inside;
   }
   read32(hpa: number): number {
     if (this.#memory.contains(hpa, 4)) return this.#view.getInt32(PRIVATE + hpa, true);

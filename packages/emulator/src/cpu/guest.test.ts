@@ -1,5 +1,6 @@
 import { beforeEach, describe, expect, it } from 'vitest';
 import type { GuestMode, PendingEvent } from '../guest-mode.ts';
+import { AccessKind } from '../memory/paging.ts';
 import type { InstructionInfo } from '../ops.ts';
 import { TestMachine } from '../testing/index.ts';
 
@@ -136,6 +137,30 @@ describe.each(ENGINES)('in guest mode, by %s', (name) => {
     expect(owner.exits).toEqual(['nested write 8ffc']);
     expect(machine.reg(4)).toBe(0x9000n);
     expect(machine.state.rip).toBe(0x10000n);
+  });
+  it('pages of page tables are translated once, until guest-physical mappings are flushed', () => {
+    const { machine, owner } = guest([0xf4], 'long');
+    const { access } = machine.cpu;
+    const walked = (low: number): number => {
+      owner.walks.length = 0;
+      access.translate(low, 0, AccessKind.read);
+      return owner.walks.filter((walk) => walk.startsWith('walk')).length;
+    };
+    access.translate(0x20000, 0, AccessKind.read);
+    expect(walked(0x21000)).toBe(0);
+    machine.cpu.flushTlb({ kind: 'asid', asid: 1, keepGlobal: true });
+    expect(walked(0x21000)).toBe(0);
+    for (const what of [
+      { kind: 'asid', asid: 1, keepGlobal: false },
+      { kind: 'nested', root: 0x1000 },
+      { kind: 'all' },
+    ] as const) {
+      machine.cpu.flushTlb(what);
+      expect(walked(0x21000)).toBeGreaterThan(0);
+    }
+    owner.asid = 2;
+    machine.cpu.stateReplaced('vmentry');
+    expect(walked(0x21000)).toBeGreaterThan(0);
   });
   it("a nested fault of the guest's own table walk says so", () => {
     const { machine, owner } = guest([0x90], 'long');

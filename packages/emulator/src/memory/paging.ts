@@ -96,6 +96,20 @@ const LEVELS: Readonly<Record<PagingMode, readonly Level[]>> = {
 const LARGE_RESERVED = { none: 0, '4M': 0x200000, '2M': 0x1fe000, '1G': 0x3fffe000 } as const;
 const SIZE_CLASS = { none: PageSize.small, '4M': PageSize.large, '2M': PageSize.large, '1G': PageSize.huge } as const;
 
+/** Index into the 512-entry table of a level (1: page table, to 5), for walks of nested tables; `high` is the address divided by 2^32. */
+export function tableIndex(level: number, address: number, high: number): number {
+  switch (level) {
+    case 1:
+      return (address >>> 12) & 0x1ff;
+    case 2:
+      return (address >>> 21) & 0x1ff;
+    case 3:
+      return ((address >>> 30) | (high << 2)) & 0x1ff;
+    default:
+      return (high >>> (level === 4 ? 7 : 16)) & 0x1ff;
+  }
+}
+
 /** The result of a successful walk, and the walker's state. One object per processor. */
 export class PageWalker {
   /** Guest physical address of the byte. */

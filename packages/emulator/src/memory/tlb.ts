@@ -78,6 +78,8 @@ export class Tlb {
 
   /** Changes whenever context ids lose their meaning. */
   generation = 0;
+  /** Changes with each flush that takes guest-physical mappings along; those of a guest's MOV CR3 and INVLPG don't. */
+  nestedEpoch = 0;
   /** Look-ups by the slow path that found nothing, and entries filled. Not part of the saved state. */
   misses = 0;
   fills = 0;
@@ -197,6 +199,7 @@ export class Tlb {
   }
 
   flushAll(): void {
+    this.nestedEpoch++;
     this.#u32.fill(0);
     this.#owner.fill(0);
     this.#first.fill(0);
@@ -216,6 +219,7 @@ export class Tlb {
 
   /** Everything of an address space (MOV CR3, CR4.PGE, TLB_CONTROL, INVVPID). `pcid` limits it to one PCID. */
   flushAsid(asid: number, keepGlobal: boolean, pcid?: number): void {
+    if (!keepGlobal && pcid === undefined) this.nestedEpoch++;
     for (let id = 1; id < this.#contexts.length; id++) {
       const context = this.#contexts[id];
       if (context.asid === asid && (pcid === undefined || context.pcid === pcid)) this.#flushContext(id, keepGlobal);
@@ -224,6 +228,7 @@ export class Tlb {
 
   /** Everything that came through one nested root (INVEPT single-context, an NPT root that was replaced). */
   flushNested(root: number): void {
+    this.nestedEpoch++;
     for (let id = 1; id < this.#contexts.length; id++) {
       if (this.#contexts[id].nestedRoot === root) this.#flushContext(id, false);
     }

@@ -9,6 +9,7 @@ import {
   Flag,
   GuestException,
   type GuestMode,
+  type GuestPhysicalAccess,
   type InstructionInfo,
   type Intercept,
   type InterceptStage,
@@ -474,10 +475,7 @@ export class SvmGuest implements GuestMode {
 
   // Memory
 
-  translate(
-    gpa: number,
-    access: { write: boolean; fetch: boolean; user: boolean; pageWalk: boolean; linear: bigint | undefined },
-  ): NestedTranslation | undefined {
+  translate(gpa: number, access: GuestPhysicalAccess): NestedTranslation | undefined {
     this.#access.write = access.write;
     this.#access.fetch = access.fetch;
     this.#access.pageWalk = access.pageWalk;

@@ -2,7 +2,7 @@
  * The nested page walk: guest physical to host physical through the tables at nCR3, in numbers only.
  * Manual: APM vol. 2 section 15.25 (nested paging), 5.3 (long-mode page translation, the host's paging mode).
  */
-import type { NestedTranslation, PhysicalMemory } from '@tskvm/emulator';
+import { type NestedTranslation, type PhysicalMemory, tableIndex } from '@tskvm/emulator';
 import { NpfError } from './exit-codes.ts';
 
 const PRESENT = 0x01;
@@ -58,10 +58,9 @@ export class NestedWalker {
     let table = root;
     let rights = WRITABLE | USER;
     let noExecute = false;
+    const gpaHigh = gpa / 0x1_0000_0000;
     for (let level: number = host.levels; level > 0; level -= 1) {
-      const shift = 12 + 9 * (level - 1);
-      const index = Math.floor(gpa / 2 ** shift) % 512;
-      const pte = table + index * 8;
+      const pte = table + (tableIndex(level, gpa, gpaHigh) << 3);
       if (!this.#memory.contains(pte, 8)) return want | NpfError.P | NpfError.RSVD;
       const at = this.#memory.offset(pte, 8);
       const low = this.#view.getUint32(at, true);
@@ -76,40 +75,31 @@ export class NestedWalker {
         table = (high & 0xf_ffff) * 0x1_0000_0000 + ((low & 0xffff_f000) >>> 0);
         continue;
       }
-      return this.#leaf({ at, low, high, shift, gpa, rights, noExecute, write, fetch: access.fetch, want });
+      if ((rights & USER) === 0 || (write && (rights & WRITABLE) === 0) || (access.fetch && noExecute)) {
+        return want | NpfError.P;
+      }
+      const marked = low | ACCESSED | (write ? DIRTY : 0);
+      if (marked !== low) this.#view.setUint32(at, marked, true);
+      this.#fill(marked, high, level, gpa, rights, noExecute);
+      return 0;
     }
     return want;
   }
 
-  #leaf(hit: {
-    at: number;
-    low: number;
-    high: number;
-    shift: number;
-    gpa: number;
-    rights: number;
-    noExecute: boolean;
-    write: boolean;
-    fetch: boolean;
-    want: number;
-  }): number {
-    const { at, low, high, shift, rights, noExecute, write, fetch, want } = hit;
-    if ((rights & USER) === 0 || (write && (rights & WRITABLE) === 0) || (fetch && noExecute)) {
-      return want | NpfError.P;
-    }
-    const marked = low | ACCESSED | (write ? DIRTY : 0);
-    if (marked !== low) this.#view.setUint32(at, marked, true);
-    const frame = (high & 0xf_ffff) * 0x1_0000_0000 + ((low & 0xffff_f000) >>> 0);
-    const size = 2 ** shift;
-    // Bit 12 of a large page's entry is PAT, not address.
-    const base = frame - (frame % size);
-    this.translation.hpa = base + (hit.gpa % size) - (hit.gpa % 4096);
-    this.translation.writable = (rights & WRITABLE) !== 0 && (marked & DIRTY) !== 0;
-    this.translation.executable = !noExecute;
-    this.translation.shift = shift;
-    return 0;
+  #fill(low: number, high: number, level: number, gpa: number, rights: number, noExecute: boolean): void {
+    // Bit 12 of a large page's entry is PAT, not address; what lies inside a large page comes from the guest's address.
+    const inside = LARGE_OFFSET[level];
+    const page = (low & 0xffff_f000 & ~inside) | (gpa & inside);
+    const { translation } = this;
+    translation.hpa = (high & 0xf_ffff) * 0x1_0000_0000 + (page >>> 0);
+    translation.writable = (rights & WRITABLE) !== 0 && (low & DIRTY) !== 0;
+    translation.executable = !noExecute;
+    translation.shift = 3 + 9 * level;
   }
 }
+
+/** Address bits 31:12 below the size of a page that the entry of a level maps. */
+const LARGE_OFFSET = [0, 0, 0x1f_f000, 0x3fff_f000];
 
 /** Reserved bits of one entry (APM 5.3.3 and 5.4.1; bit 7 is reserved above the levels that have large pages). */
 function entryReserved(low: number, high: number, level: number, large: boolean, host: HostPaging): boolean {

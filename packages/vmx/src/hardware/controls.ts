@@ -4,6 +4,7 @@
  */
 import {
   type GuestMode,
+  type GuestPhysicalAccess,
   type InstructionInfo,
   type Intercept,
   type InterceptStage,
@@ -526,20 +527,17 @@ export class VmxGuest implements GuestMode {
 
   // Memory
 
-  translate(
-    gpa: number,
-    access: { write: boolean; fetch: boolean; user: boolean; pageWalk: boolean; linear: bigint | undefined },
-  ): NestedTranslation | undefined {
+  translate(gpa: number, access: GuestPhysicalAccess): NestedTranslation | undefined {
     // With accessed and dirty flags the walk of the guest's own tables counts as writing (SDM 28.3.5).
     const write = access.write || (access.pageWalk && this.#eptAd);
     const result = this.#walker.walk(this.nestedRoot, this.#eptLevels, this.#eptAd, gpa, write, access.fetch);
     if (result === Walk.ok) return this.#walker.result;
-    const linear = access.linear !== undefined;
+    const { linear } = access;
     const reason = result === Walk.violation ? Reason.EPT_VIOLATION : Reason.EPT_MISCONFIG;
-    const place = linear ? (access.pageWalk ? 0x80 : 0x180) : 0;
+    const place = linear === undefined ? 0 : access.pageWalk ? 0x80 : 0x180;
     this.record(reason, 0, reason === Reason.EPT_VIOLATION ? this.#walker.qualification | place : 0);
     this.#vmcs.writeNumber(F.GUEST_PHYSICAL_ADDRESS, gpa);
-    if (linear) this.#setLinear(access.linear!);
+    if (linear !== undefined) this.#setLinear(linear);
     return undefined;
   }
 

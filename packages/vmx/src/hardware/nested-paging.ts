@@ -2,7 +2,7 @@
  * EPT: from a guest physical address to a host physical one, by walking the tables in host memory. Numbers only.
  * Manual: SDM vol. 3 section 28.3.
  */
-import type { NestedTranslation, PhysicalMemory } from '@tskvm/emulator';
+import { type NestedTranslation, type PhysicalMemory, tableIndex } from '@tskvm/emulator';
 import { EptCap } from './bits.ts';
 
 /** What a walk came to. */
@@ -15,6 +15,9 @@ const EXECUTE = 4;
 const LARGE = 1 << 7;
 const ACCESSED = 1 << 8;
 const DIRTY = 1 << 9;
+
+/** Address bits 31:12 below the size of a page that the entry of a level maps. */
+const LARGE_OFFSET = [0, 0, 0x1ff000, 0x3ffff000];
 
 /** The walker of one processor. Results stand in its fields and live until the next walk. */
 export class EptWalker {
@@ -30,7 +33,7 @@ export class EptWalker {
   #leafAt = 0;
   #leafLow = 0;
   #leafHigh = 0;
-  #leafShift = 12;
+  #leafLevel = 1;
   #rights = 7;
 
   /** @param cap low word of IA32_VMX_EPT_VPID_CAP */
@@ -66,10 +69,9 @@ export class EptWalker {
   #descend(root: number, levels: number, ad: boolean, gpa: number): Walk {
     this.#rights = 7;
     let table = root;
+    const gpaHigh = gpa / 2 ** 32;
     for (let level = levels; level >= 1; level--) {
-      const shift = 3 + 9 * level;
-      const index = Math.floor(gpa / 2 ** shift) & 0x1ff;
-      const pa = table + index * 8;
+      const pa = table + (tableIndex(level, gpa, gpaHigh) << 3);
       // Nothing decodes the address: the read returns ones, which is a misconfigured entry.
       if (!this.#memory.contains(pa, 8)) return Walk.misconfiguration;
       const at = this.#memory.offset(pa, 8) >>> 2;
@@ -83,7 +85,7 @@ export class EptWalker {
         this.#leafAt = at;
         this.#leafLow = low;
         this.#leafHigh = high;
-        this.#leafShift = shift;
+        this.#leafLevel = level;
         return Walk.ok;
       }
       if (ad && (low & ACCESSED) === 0) this.#u32[at] = low | ACCESSED;
@@ -116,13 +118,13 @@ export class EptWalker {
   }
 
   #fill(gpa: number, ad: boolean): void {
-    const size = 2 ** this.#leafShift;
-    const page = (this.#leafHigh & 0xfffff) * 2 ** 32 + ((this.#leafLow & 0xfffff000) >>> 0);
+    const inside = LARGE_OFFSET[this.#leafLevel];
+    const page = (this.#leafLow & 0xfffff000 & ~inside) | (gpa & inside);
     const result = this.result;
-    result.hpa = page - (page % size) + (gpa % size) - (gpa % 4096);
+    result.hpa = (this.#leafHigh & 0xfffff) * 2 ** 32 + (page >>> 0);
     // A page that is not yet dirty is cached read-only, so that its first write walks again.
     result.writable = (this.#rights & WRITE) !== 0 && (!ad || (this.#leafLow & DIRTY) !== 0);
     result.executable = (this.#rights & EXECUTE) !== 0;
-    result.shift = this.#leafShift;
+    result.shift = 3 + 9 * this.#leafLevel;
   }
 }
