@@ -151,7 +151,28 @@ test('a state of another machine says what differs', async () => {
   expect(() => withDisk.load(one.save())).toThrow(/drive/);
   const slower = await make({ memory: MIB, nsPerTick: 3 });
   expect(() => one.load(slower.save())).toThrow(/state\.nsPerTick is 3: give 10/);
+  const plain = await make({ memory: MIB, cpu: 'qemu64' });
+  expect(() => one.load(plain.save())).toThrow(/state\.cpu is "qemu64": give "host"/);
   expect(() => one.load({ ...one.save(), version: 2 as never })).toThrow(/state\.version is 2: give 1/);
   expect(() => one.load(null as never)).toThrow(UsageError);
   expectSame(one.save(), before);
+});
+
+test('a state from another processor is refused by name, whoever loads it', async () => {
+  const make = (backend: (typeof CONFIGURATION_NAMES)[number], cpu?: string) =>
+    createMachine({
+      backend: CONFIGURATIONS[backend](),
+      image: { segments: [], start: { kind: 'real', cs: 0, ip: 0, dl: 0 } },
+      memory: MIB,
+      cpu,
+    });
+  const svm = await make('svm');
+  const vmx = await make('vmx');
+  expect(() => vmx.load(svm.save())).toThrow(/ran on the processor epyc \(AMD\), and this one is xeon \(Intel\)/);
+  expect(() => svm.vm.load(vmx.vm.save())).toThrow(/ran on the processor xeon \(Intel\), and this one is epyc \(AMD\)/);
+  expect(() => svm.vm.vcpus[0].load(vmx.vm.vcpus[0].save())).toThrow(KvmError);
+  const less = await make('svm', 'host,-avx2,-vaes,-vpclmulqdq');
+  expect(() => svm.vm.load(less.vm.save())).toThrow(/ran on a processor epyc \(AMD\) with other features/);
+  const same = await make('svm');
+  same.load(svm.save());
 });

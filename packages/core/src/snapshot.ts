@@ -1,5 +1,5 @@
 /** save() and load() of vCPUs and VMs: KVM's migration order, as plain versioned objects. */
-import { PAGE, type SavedSession } from '@tskvm/emulator';
+import { type CpuModel, PAGE, type SavedSession } from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
 import type { MmioAccess } from './emulate-memory.ts';
 import { getFpu, kvmReadPkru, kvmWritePkru, setFpu } from './fpu.ts';
@@ -21,9 +21,18 @@ const SAVED_MSRS = [
   0xc0000083, 0xc0000084, 0xc0000102, 0xc0000103, 0x6e0, 0x12, 0x11, 0x4b564d00, 0x4b564d01, 0xc0010117,
 ];
 
+/** The processor below: guests see more of it than their CPUID says (MSRs, address widths, what an entry accepts). */
+export interface SavedProcessor {
+  model: string;
+  vendor: CpuModel['vendor'];
+  /** Checksum of its CPUID leaves. */
+  cpuid: number;
+}
+
 export interface VcpuSave {
   version: 1;
   vcpuId: number;
+  processor: SavedProcessor;
   cpuid: CpuidEntry[];
   regs: KvmRegs;
   sregs: KvmSregs2;
@@ -46,6 +55,21 @@ export interface VcpuSave {
   tscOffset: bigint;
 }
 
+const checksums = new WeakMap<CpuModel, number>();
+function checksumOf({ cpuid }: CpuModel): number {
+  let sum = 0x811c9dc5;
+  for (const key of Object.keys(cpuid).sort()) {
+    const text = `${key}:${cpuid[key].map((word) => word >>> 0).join()};`;
+    for (let i = 0; i < text.length; i++) sum = Math.imul(sum ^ text.charCodeAt(i), 0x01000193) >>> 0;
+  }
+  return sum;
+}
+function processorOf(model: CpuModel): SavedProcessor {
+  let cpuid = checksums.get(model);
+  if (cpuid === undefined) checksums.set(model, (cpuid = checksumOf(model)));
+  return { model: model.name, vendor: model.vendor, cpuid };
+}
+
 /** KVM_GET_* in one object. Throws KvmError PROTECTED_STATE for a guest whose registers are encrypted. */
 export function saveVcpu(vcpu: Vcpu): VcpuSave {
   const { arch } = vcpu;
@@ -58,6 +82,7 @@ export function saveVcpu(vcpu: Vcpu): VcpuSave {
   return {
     version: 1,
     vcpuId: vcpu.vcpuId,
+    processor: processorOf(vcpu.kvm.model),
     cpuid: vcpu.getCpuid(),
     regs: vcpu.getRegs(),
     sregs: vcpu.getSregs2(),
@@ -103,10 +128,18 @@ const refuseState = (why: string): never => {
   throw new KvmError('VCPU_STATE', Errno.EINVAL, `the saved vCPU can't be loaded: ${why}; save it anew`);
 };
 
+function checkProcessor(saved: SavedProcessor, here: SavedProcessor): void {
+  const name = ({ model, vendor }: SavedProcessor): string => `${model} (${vendor === 'amd' ? 'AMD' : 'Intel'})`;
+  if (saved.vendor !== here.vendor || saved.model !== here.model)
+    refuseState(`it ran on the processor ${name(saved)}, and this one is ${name(here)}`);
+  if (saved.cpuid !== here.cpuid) refuseState(`it ran on a processor ${name(saved)} with other features`);
+}
+
 /** What can be said about a saved vCPU before anything changes. */
 function checkVcpuSave(vcpu: Vcpu, saved: VcpuSave): void {
   requireShape('VCPU_STATE', Errno.EINVAL, 'the saved vCPU is damaged or foreign: ', saved, 'state', VCPU_STATE);
   if (saved.vcpuId !== vcpu.vcpuId) refuseState(`it is vCPU ${saved.vcpuId}, this one ${vcpu.vcpuId}`);
+  checkProcessor(saved.processor, processorOf(vcpu.kvm.model));
   if ((saved.lapic === null) !== (vcpu.arch.apic === null)) refuseState('one of the two has no local APIC');
   checkCompletion(saved);
 }

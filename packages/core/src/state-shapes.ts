@@ -169,6 +169,7 @@ export const FPU_IMAGE = bytes(FRESH_FPU.length, FRESH_FPU.length);
 /** What Vcpu.save gives. */
 export const VCPU_STATE = struct({
   ...version1,
+  processor: struct({ model: text, vendor: oneOf('amd', 'intel'), cpuid: u32 }),
   vcpuId: u8,
   cpuid: CPUID,
   regs: REGS,

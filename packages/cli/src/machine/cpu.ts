@@ -68,6 +68,12 @@ export function parseCpu(text: string): CpuWish {
   return { name: known, add, remove };
 }
 
+/** One spelling for all that mean the same. */
+export function cpuName(text: string): string {
+  const { name, add, remove } = parseCpu(text);
+  return [name, ...[...add].sort().map((feature) => `+${feature}`), ...[...remove].sort().map((f) => `-${f}`)].join();
+}
+
 function parseChange(change: string): FeatureName {
   const spelling = change.slice(1);
   if (!/^[+-]./.test(change)) {

@@ -5,7 +5,7 @@
 import { type Backend, Kvm, KvmError, type KvmExit, shape, type Vcpu, type Vm, vmIsDead } from '@tskvm/core';
 import { type CpuModel, NotImplementedError } from '@tskvm/emulator';
 import { type Device, type DeviceHost, type DeviceState, IoBus } from './bus.ts';
-import { chooseProcessors } from './cpu.ts';
+import { chooseProcessors, cpuName } from './cpu.ts';
 import { withTopology } from './cpu-topology.ts';
 import type { BlockImage } from './devices/ide.ts';
 import { UsageError } from './errors.ts';
@@ -95,6 +95,8 @@ export class Machine {
   readonly bus: IoBus;
   readonly devices: PcDevices;
   readonly memory: number;
+  /** The guest's processor: `MODEL,+feature,-feature`. */
+  readonly cpu: string;
   readonly #image: LoadPlan;
   readonly #timers = new Map<string, Timer>();
   #idleTicks = 0;
@@ -106,6 +108,7 @@ export class Machine {
     this.kvm = kvm;
     this.vm = vm;
     this.memory = memory;
+    this.cpu = cpuName(options.cpu ?? 'host');
     this.#image = options.image;
     this.bus = new IoBus();
     this.devices = addPcDevices(this.bus, this.#host(), {
@@ -387,6 +390,7 @@ export class Machine {
     return {
       version: 1,
       memory: this.memory,
+      cpu: this.cpu,
       kvm: this.kvm.save(),
       vm: this.vm.save(),
       devices: this.#all.map((device) => [device.name, device.save()]),
@@ -399,7 +403,12 @@ export class Machine {
    */
   load(state: MachineState): void {
     const parts = this.#all.map(({ name, stateShape }) => shape.tuple(shape.oneOf(name), stateShape));
-    const whole = shape.struct({ ...STATE, memory: shape.oneOf(this.memory), devices: shape.tuple(...parts) });
+    const whole = shape.struct({
+      ...STATE,
+      memory: shape.oneOf(this.memory),
+      cpu: shape.oneOf(this.cpu),
+      devices: shape.tuple(...parts),
+    });
     requireFit(
       'BAD_STATE',
       state,
@@ -427,6 +436,8 @@ export class Machine {
 export interface MachineState {
   version: 1;
   memory: number;
+  /** The guest's processor, as `cpu` of the options says it. */
+  cpu: string;
   kvm: ReturnType<Kvm['save']>;
   vm: ReturnType<Vm['save']>;
   devices: [string, unknown][];

@@ -1,5 +1,5 @@
 /**
- * A Multiboot 1 loader for 32-bit ELF kernels with one module and a command line.
+ * A Multiboot 1 loader for 32-bit ELF kernels, and for kernels that say in their header where they go, with one module and a command line.
  * Source: The Multiboot Specification, version 0.6.96, chapter 3; System V ABI, ELF32.
  */
 import { UsageError } from '../errors.ts';
@@ -26,14 +26,59 @@ interface Program {
   memorySize: number;
 }
 
-/** Is there a Multiboot header in the first 8192 bytes? */
-export function isMultiboot(bytes: Uint8Array): boolean {
+/** What a header may demand: bits 15:0 of its flags. Modules stand at pages here, and there is always a memory map. */
+const REQUIRES_PAGES = 1;
+const REQUIRES_MEMORY = 2;
+const REQUIRES_VIDEO = 4;
+/** The address fields are valid. */
+const HAS_ADDRESSES = 0x10000;
+
+interface Header {
+  at: number;
+  flags: number;
+}
+
+function findHeader(bytes: Uint8Array): Header | undefined {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   for (let at = 0; at + 12 <= Math.min(bytes.length, 8192); at += 4) {
     if (view.getUint32(at, true) !== HEADER_MAGIC) continue;
-    if (((view.getUint32(at + 4, true) + view.getUint32(at + 8, true) + HEADER_MAGIC) & 0xffffffff) === 0) return true;
+    const flags = view.getUint32(at + 4, true);
+    if (((flags + view.getUint32(at + 8, true) + HEADER_MAGIC) & 0xffffffff) === 0) return { at, flags };
   }
-  return false;
+  return undefined;
+}
+
+/** Is there a Multiboot header in the first 8192 bytes? */
+export const isMultiboot = (bytes: Uint8Array): boolean => findHeader(bytes) !== undefined;
+
+/** A loader must refuse what it can't give (Multiboot section 3.1.2). */
+function checkFlags({ flags }: Header, name: string): void {
+  const unknown = flags & 0xffff & ~(REQUIRES_PAGES | REQUIRES_MEMORY);
+  if (unknown === 0) return;
+  const what =
+    (unknown & REQUIRES_VIDEO) !== 0 ? 'a video mode (flag 2)' : `what flag ${31 - Math.clz32(unknown)} means`;
+  throw new UsageError(
+    'BAD_KERNEL',
+    `${name} can't be loaded: its Multiboot header demands ${what}, which this machine does not have. Build it without`,
+  );
+}
+
+/** A kernel whose header says where it goes: header, load, load end, bss end and entry addresses. */
+function readAddresses(bytes: Uint8Array, { at }: Header, name: string): { entry: number; programs: Program[] } {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const bad = (why: string): UsageError =>
+    new UsageError('BAD_KERNEL', `${name} can't be loaded: the addresses in its Multiboot header ${why}`);
+  if (at + 32 > bytes.length) throw bad('are truncated');
+  const [header, load, loadEnd, bssEnd, entry] = [12, 16, 20, 24, 28].map((offset) =>
+    view.getUint32(at + offset, true),
+  );
+  const from = at - (header - load);
+  if (from < 0 || load > header) throw bad('begin in front of the file');
+  const size = loadEnd === 0 ? bytes.length - from : loadEnd - load;
+  if (size <= 0 || from + size > bytes.length) throw bad('speak of more than the file has: it is truncated');
+  const memorySize = bssEnd === 0 ? size : bssEnd - load;
+  if (memorySize < size) throw bad('end before they begin');
+  return { entry, programs: [{ at: load, bytes: bytes.subarray(from, from + size), memorySize }] };
 }
 
 /** PT_LOAD segments and the entry of an ELF32 file for x86. */
@@ -76,10 +121,16 @@ export interface MultibootOptions {
 /** Lays out kernel, module and information structure. Throws {@link UsageError} for what can't be loaded. */
 export function multiboot(options: MultibootOptions): LoadPlan {
   const { kernel, kernelName, memory } = options;
-  if (!isMultiboot(kernel)) {
-    throw new UsageError('BAD_KERNEL', `${kernelName} has no Multiboot header; --kernel takes Multiboot 1 ELF files`);
+  const header = findHeader(kernel);
+  if (header === undefined) {
+    throw new UsageError(
+      'BAD_KERNEL',
+      `${kernelName} has no Multiboot header; --kernel takes Multiboot 1 kernels and bzImages`,
+    );
   }
-  const { entry, programs } = readElf32(kernel, kernelName);
+  checkFlags(header, kernelName);
+  const hasAddresses = (header.flags & HAS_ADDRESSES) !== 0;
+  const { entry, programs } = hasAddresses ? readAddresses(kernel, header, kernelName) : readElf32(kernel, kernelName);
   let top = 0;
   for (const program of programs) top = Math.max(top, program.at + program.memorySize);
   const moduleAt = Math.ceil(top / PAGE) * PAGE;
