@@ -4,7 +4,30 @@
  */
 import type { Builder, Cond, Size, Value } from './builder.ts';
 
+/**
+ * What is known of the register stack where several instructions are recorded one behind the other. Registers are counted from the one that
+ * was ST(0) at the beginning, modulo 8.
+ */
+export interface X87Known {
+  /** Which one is ST(0) now. */
+  top: number;
+  /** TOP at the beginning, once somebody has asked for it. */
+  first: Value | null;
+  /** FSW.ES is clear. */
+  checked: boolean;
+  readonly used: Set<number>;
+  readonly empty: Set<number>;
+  /** A normal number or a zero. */
+  readonly plain: Set<number>;
+  readonly mant: Map<number, Value>;
+  readonly signExponent: Map<number, Value>;
+}
+
 export interface X87Builder extends Builder {
+  /** null: each instruction is recorded for itself. */
+  x87Known(): X87Known | null;
+  /** The number that a value is, if that is known. */
+  constantOf(a: Value): number | null;
   /** A field of the state block. */
   state(offset: number, size: Size): Value;
   /** Sizes 1, 2 and 8 only. */

@@ -326,23 +326,47 @@ function recordException(): FuncBody {
   return { type: HELPER_TYPES.recordException, locals: [], code };
 }
 
-/** Restoring division, one bit at a time: the quotient is known to fit into 64 bits. */
+/**
+ * Two digits of 32 bits, each guessed from the divisor's upper half and put right at most twice (Knuth, The Art of Computer Programming,
+ * section 4.3.1, algorithm D). The quotient is known to fit into 64 bits.
+ */
 function div128(): FuncBody {
   const code = new Code();
-  const [hi, lo, divisor, count, top] = [0, 1, 2, 3, 4];
+  const [hi, lo, divisor, shift, digit, rest, top, low] = [0, 1, 2, 3, 4, 5, 6, 7];
+  const half = (local: number): Code => code.get(local).i64(32n).op(OP.i64ShrU);
+  const lowHalf = (local: number): Code => code.get(local).i64(0xffffffffn).op(OP.i64And);
   code.get(hi).op(OP.i64Eqz).if();
   code.get(lo).get(divisor).op(OP.i64DivU).op(OP.return).end();
-  code.i32(64).set(count);
-  const loop = code.loop();
-  code.get(hi).i64(63n).op(OP.i64ShrU).set(top);
-  code.get(hi).i64(1n).op(OP.i64Shl).get(lo).i64(63n).op(OP.i64ShrU).op(OP.i64Or).set(hi);
-  code.get(lo).i64(1n).op(OP.i64Shl).set(lo);
-  code.get(hi).get(divisor).op(OP.i64GeU).get(top).op(OP.i32WrapI64).op(OP.i32Or).if();
-  code.get(hi).get(divisor).op(OP.i64Sub).set(hi);
-  code.get(lo).i64(1n).op(OP.i64Or).set(lo).end();
-  code.get(count).i32(1).op(OP.i32Sub).tee(count).brIf(loop).end();
-  code.get(lo);
-  return { type: HELPER_TYPES.div128, locals: [I32, I64], code };
+  code.get(divisor).get(divisor).op(OP.i64Clz).tee(shift).op(OP.i64Shl).set(divisor);
+  // Counts are taken modulo 64: a shift by 1 and then by 63 - shift is one by 64 - shift, also where shift is 0.
+  code.get(hi).get(shift).op(OP.i64Shl).get(lo).i64(1n).op(OP.i64ShrU).i64(63n).get(shift).op(OP.i64Sub).op(OP.i64ShrU);
+  code.op(OP.i64Or).set(hi);
+  code.get(lo).get(shift).op(OP.i64Shl).set(lo);
+  half(divisor).set(top);
+  lowHalf(divisor).set(low);
+  /** hi:next digit by the divisor: the digit in `digit`, what is left in `hi`. */
+  const step = (next: () => void): void => {
+    code.get(hi).get(top).op(OP.i64DivU).set(digit);
+    code.get(hi).get(digit).get(top).op(OP.i64Mul).op(OP.i64Sub).set(rest);
+    const right = code.block();
+    for (let i = 0; i < 2; i++) {
+      half(digit).op(OP.i64Eqz);
+      code.get(digit).get(low).op(OP.i64Mul).get(rest).i64(32n).op(OP.i64Shl);
+      next();
+      code.op(OP.i64Or).op(OP.i64LeU).op(OP.i32And).brIf(right);
+      code.get(digit).i64(1n).op(OP.i64Sub).set(digit);
+      code.get(rest).get(top).op(OP.i64Add).tee(rest).i64(32n).op(OP.i64ShrU).op(OP.i64Eqz).op(OP.i32Eqz).brIf(right);
+    }
+    code.end();
+    code.get(hi).i64(32n).op(OP.i64Shl);
+    next();
+    code.op(OP.i64Or).get(digit).get(divisor).op(OP.i64Mul).op(OP.i64Sub).set(hi);
+  };
+  step(() => half(lo));
+  code.get(digit).i64(32n).op(OP.i64Shl).set(shift);
+  step(() => lowHalf(lo));
+  code.get(shift).get(digit).op(OP.i64Or);
+  return { type: HELPER_TYPES.div128, locals: [I64, I64, I64, I64, I64], code };
 }
 
 /** Schoolbook on 32-bit halves. */

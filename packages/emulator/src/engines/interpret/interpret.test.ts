@@ -165,3 +165,24 @@ describe('room for records', () => {
     expect(host.rip).toBe(BigInt(0x100000 + size));
   });
 });
+
+describe('128-bit division', () => {
+  it('div rcx by edge values', () => {
+    const edges = [1n, 2n, 0xffffffffn, 0x100000000n, 0x1ffffffffn, 1n << 63n, (1n << 63n) - 1n, (1n << 64n) - 1n];
+    const more = [0xfffffffe00000001n, 0x80000000ffffffffn, 0x8000000000000001n, 0xffffffff00000000n, 0n];
+    const { host, engine } = load([0x48, 0xf7, 0xf1, 0xf4]);
+    for (const divisor of [...edges, ...more]) {
+      for (const high of [...edges, ...more].filter((x) => x < divisor)) {
+        for (const low of [...edges, ...more]) {
+          host.rip = BigInt(CODE);
+          host.setGpr(RAX, low);
+          host.setGpr(2, high);
+          host.setGpr(RCX, divisor);
+          expect(engine.run(100)).toBe('instruction');
+          const dividend = (high << 64n) | low;
+          expect([host.gpr(RAX), host.gpr(2)]).toEqual([dividend / divisor, dividend % divisor]);
+        }
+      }
+    }
+  });
+});

@@ -60,6 +60,8 @@ export type NodeOp =
   | 'f32x4FromI64'
   | 'i64FromF64x2'
   | 'i64FromF32x4'
+  /** Mutable read of the state block at a computed distance (i32) from `k` (in regions). */
+  | 'field'
   /** Mutable read of 16 bytes of the state block: (address or none), absolute `k`. */
   | 'vector'
   /** Effects with a value. `block` (source or value, destination, count) gives iterations done; `k`: block-moves.ts. */
@@ -124,6 +126,8 @@ export type EffectBody =
   | { kind: 'block'; how: number; seg: number | 'operand' }
   /** So many ticks more (in regions). */
   | { kind: 'spend'; ticks: Node }
+  /** The state block at a computed distance (i32) from `k` (in regions). */
+  | { kind: 'setField'; address: Node; k: bigint; size: 2 | 8; value: Node }
   | { kind: 'handBack'; condition: Node }
   /** Leaves behind the instruction, at `next`; the one after it is in an interrupt shadow. */
   | { kind: 'shadowed'; next: Node }
@@ -171,7 +175,15 @@ export interface Recording {
 export const isNode = (item: Item): item is Node => item instanceof Node;
 
 /** Reads that a write may change. */
-export const MUTABLE: ReadonlySet<NodeOp> = new Set(['reg', 'vector', 'var', 'flagResult', 'flagAux', 'rflags']);
+export const MUTABLE: ReadonlySet<NodeOp> = new Set([
+  'reg',
+  'field',
+  'vector',
+  'var',
+  'flagResult',
+  'flagAux',
+  'rflags',
+]);
 /** Nodes that must stay where they stand. */
 export const EFFECTFUL: ReadonlySet<NodeOp> = new Set(['load', 'load128', 'linear', 'block']);
 
@@ -206,6 +218,8 @@ export function effectArgs(effect: Effect): Node[] {
       return [effect.next];
     case 'spend':
       return [effect.ticks];
+    case 'setField':
+      return [effect.address, effect.value];
     case 'raiseWhen':
       return [effect.condition, effect.errorCode].filter((n) => n !== null);
     case 'checkTarget':

@@ -4,7 +4,7 @@
  */
 import type { Cond, Size, Value } from '../../builder/builder.ts';
 import type { V128, VectorBuilder, VectorField } from '../../builder/vector.ts';
-import type { X87Builder } from '../../builder/x87.ts';
+import type { X87Builder, X87Known } from '../../builder/x87.ts';
 import { Layout } from '../../memory/layout.ts';
 import { S } from '../../state-layout.ts';
 import type { SimdBinary, SimdExtract, SimdReplace, SimdShift, SimdTest, SimdUnary } from '../wasm/simd.ts';
@@ -114,6 +114,12 @@ export class VectorRecorder extends Recorder implements VectorBuilder, X87Builde
     this.effect({ kind: 'probe', linear: this.#operand(at, true), access });
   }
 
+  x87Known(): X87Known | null {
+    return null;
+  }
+  constantOf(a: Value): number | null {
+    return n(a).op === 'const' ? Number(n(a).k) : null;
+  }
   stateAt(distance: Value, offset: number, size: Size): Value {
     const k = BigInt(Layout.state + offset);
     return v(this.shared('reg', 'i64', [this.#wrap(distance)], k, size, size * 8, `r${this.regVersion}`));

@@ -4,6 +4,7 @@
  * Manual: none; the contract is builder/builder.ts.
  */
 import type { Block, Cond, FlagName, FlagUpdate, Size, Value } from '../../builder/builder.ts';
+import type { X87Known } from '../../builder/x87.ts';
 import { Layout } from '../../memory/layout.ts';
 import { RCX, RDI, RSI, S } from '../../state-layout.ts';
 import type { Lazy } from '../interpret/flags.ts';
@@ -14,6 +15,7 @@ import { c, type Known, n, v } from '../interpret/recorder-values.ts';
 import { R } from '../interpret/records.ts';
 import { VectorRecorder } from '../interpret/vector-recorder.ts';
 import { CARRY } from './liveness.ts';
+import { wordAt } from './words.ts';
 
 /** The flags as values, as far as they are known in the block. */
 interface FlagValues {
@@ -132,6 +134,58 @@ export class BoundRecorder extends VectorRecorder {
       this.#handedBack.add(node);
     }
     super.handBackWhen(condition);
+  }
+
+  // ---- x87
+
+  readonly #x87: X87Known = {
+    top: 0,
+    first: null,
+    checked: false,
+    used: new Set(),
+    empty: new Set(),
+    plain: new Set(),
+    mant: new Map(),
+    signExponent: new Map(),
+  };
+  /** What this block has left in a word of the state block. */
+  readonly #words = new Map<number, Value>();
+  #fieldVersion = 0;
+
+  override x87Known(): X87Known {
+    return this.#x87;
+  }
+  override state(offset: number, size: Size): Value {
+    const word = wordAt(offset);
+    if (word === undefined) return super.state(offset, size);
+    let value = this.#words.get(offset);
+    if (value === undefined) {
+      const { variable } = word;
+      value = v(this.push('var', 'i64', [], BigInt(variable.id), 8, size * 8, { variable }));
+      this.#words.set(offset, value);
+    }
+    return value;
+  }
+  override setState(offset: number, size: Size, value: Value): void {
+    const word = wordAt(offset);
+    if (word === undefined) {
+      super.setState(offset, size, value);
+      return;
+    }
+    this.effect({ kind: 'setVar', variable: word.variable, value: n(value) });
+    this.#words.set(offset, value);
+  }
+  override stateAt(distance: Value, offset: number, size: Size): Value {
+    const k = BigInt(Layout.state + offset);
+    return v(this.shared('field', 'i64', [this.#distance(distance)], k, size, size * 8, `x${this.#fieldVersion}`));
+  }
+  override setStateAt(distance: Value, offset: number, size: 2 | 8, value: Value): void {
+    this.#fieldVersion++;
+    const k = BigInt(Layout.state + offset);
+    this.effect({ kind: 'setField', address: this.#distance(distance), k, size, value: n(value) });
+  }
+  #distance(distance: Value): Node {
+    return this.shared('i32WrapI64', 'i32', [n(distance)], 0n, 4, 32);
   }
 
   // ---- flags

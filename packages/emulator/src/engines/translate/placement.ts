@@ -23,6 +23,8 @@ function clobbers(effect: Effect, node: Node): boolean {
       const read = gprAt(addressOf(node.args[0] ?? null, node.k));
       return written === null || read === null || written.number === read.number;
     }
+    case 'setField':
+      return node.op === 'field';
     case 'setVector':
       return node.op === 'vector' && addressOf(effect.address, effect.k) === addressOf(node.args[0] ?? null, node.k);
     case 'flags':
@@ -36,7 +38,15 @@ function clobbers(effect: Effect, node: Node): boolean {
   }
 }
 
-const READS: ReadonlySet<Node['op']> = new Set<Node['op']>(['reg', 'vector', 'var', 'flagResult', 'flagAux', 'rflags']);
+const READS: ReadonlySet<Node['op']> = new Set<Node['op']>([
+  'reg',
+  'field',
+  'vector',
+  'var',
+  'flagResult',
+  'flagAux',
+  'rflags',
+]);
 
 /** The placement of a block's recording, by the region's liveness. */
 export class Placement extends Placing {

@@ -28,6 +28,7 @@ import { CARRY, type Liveness } from './liveness.ts';
 import { Placement } from './placement.ts';
 import { type Block, pageOffsets, type Region } from './region.ts';
 import { addressOf, gprAt, type Machine, Values, vectorAt } from './values.ts';
+import { LOAD_WORD, STORE_WORD, wordOf } from './words.ts';
 
 /** Functions of the main module that regions call, in the order of their imports. */
 export const REGION_HELPERS = ['div128', 'mulHighU', 'mulHighS', 'block'] as const;
@@ -86,6 +87,8 @@ export class RegionEmitter implements Machine {
   readonly #vectors = new Map<number, number>();
   readonly #writtenVectors = new Set<number>();
   readonly #variables = new Map<number, number>();
+  /** Variables that stand for words of the state block, and were written. */
+  readonly #writtenWords = new Set<number>();
   /** Limits (-1: no access) and bases of segments that are checked. */
   readonly #limits = new Map<number, number>();
   readonly #bases = new Map<number, number>();
@@ -299,6 +302,14 @@ export class RegionEmitter implements Machine {
       .set(this.aux);
     const carry = this.#variables.get(CARRY.id);
     if (carry !== undefined) code.get(this.aux).i64(63n).op(OP.i64ShrU).set(carry);
+    for (const [id, local] of this.#variables) {
+      const word = wordOf(id);
+      if (word !== undefined)
+        code
+          .i32(0)
+          .mem(LOAD_WORD[word.size], Layout.state + word.offset)
+          .set(local);
+    }
     for (const [number, local] of this.#registers) {
       const opcode = this.word === I64 ? MEM.i64Load : MEM.i32Load;
       code
@@ -525,6 +536,13 @@ export class RegionEmitter implements Machine {
     for (const number of this.#writtenVectors) {
       vectorMem(code.i32(0).get(this.vector(number)), V128_STORE, VECTORS + number * 16);
     }
+    for (const id of this.#writtenWords) {
+      const { offset, size } = wordOf(id)!;
+      code
+        .i32(0)
+        .get(this.variable(id))
+        .mem(STORE_WORD[size], Layout.state + offset);
+    }
     const stores = [
       [this.#rip, S.rip],
       [this.result, S.lazyResult],
@@ -700,6 +718,11 @@ export class RegionEmitter implements Machine {
         values.push(effect.condition, I32);
         code.brIf(this.#sideExit());
         return;
+      case 'setField':
+        values.push(effect.address, I32);
+        values.push(effect.value, effect.size === 8 ? I64 : I32);
+        code.mem(STORE[effect.size], Number(effect.k));
+        return;
       case 'spend':
         code.get(PARAM.left);
         values.push(effect.ticks, I32);
@@ -720,6 +743,7 @@ export class RegionEmitter implements Machine {
       case 'setVar':
         values.push(effect.value, I64);
         code.set(this.variable(effect.variable.id));
+        if (wordOf(effect.variable.id) !== undefined) this.#writtenWords.add(effect.variable.id);
         return;
       case 'when':
         this.#when(effect);

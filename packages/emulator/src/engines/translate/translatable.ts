@@ -148,7 +148,8 @@ const known = new WeakMap<FormInfo, boolean>();
 export function isTranslatable(info: FormInfo): boolean {
   let answer = known.get(info);
   if (answer === undefined) {
-    if (isBlock(info.form)) {
+    // Regions keep the x87 words in variables: a recording for handlers says nothing about them.
+    if (isBlock(info.form) || info.form.x87) {
       known.set(info, true);
       return true;
     }

@@ -243,6 +243,11 @@ export class Values {
       case 'reg':
         this.#register(node, I32);
         return;
+      case 'field':
+        if (node.size === 8) break;
+        this.push(a, I32);
+        code.mem(LOAD32[node.size], Number(node.k));
+        return;
     }
     this.#wide(node);
     code.op(OP.i32WrapI64);
@@ -308,6 +313,10 @@ export class Values {
         return;
       case 'flagAux':
         code.get(this.#machine.aux);
+        return;
+      case 'field':
+        this.push(a, I32);
+        code.mem(LOAD64[node.size], Number(node.k));
         return;
       case 'rflags':
         code.i32(0).mem(MEM.i64Load, Layout.state + S.rflags);

@@ -4,7 +4,7 @@
  * Manual: APM vol. 5, APM vol. 1 chapter 6.
  */
 import type { Cond, Value } from '../../builder/builder.ts';
-import type { X87Builder, X87Form } from '../../builder/x87.ts';
+import type { X87Builder, X87Form, X87Known } from '../../builder/x87.ts';
 import type { Row } from '../../decode/instruction.ts';
 import { RAX, S } from '../../state-layout.ts';
 import {
@@ -43,7 +43,8 @@ const NEAREST_MASKED = 0x003f;
 class Stack {
   readonly status: Value;
   readonly tags: Value;
-  readonly top: Value;
+  readonly #known: X87Known;
+  readonly #first: Value;
   /** The memory operand is an integer. */
   integer = false;
 
@@ -54,8 +55,12 @@ class Stack {
     b.handBackWhen(b.isX87Gated());
     this.status = b.state(S.fsw, 2);
     this.tags = b.state(S.ftw, 1);
-    this.top = b.and(b.shrU(this.status, b.const(11)), b.const(7));
-    b.handBackWhen(b.bit(this.status, ERROR_SUMMARY));
+    const known = b.x87Known() ?? nothingKnown();
+    known.first ??= b.and(b.shrU(this.status, b.const(11)), b.const(7));
+    this.#first = known.first;
+    this.#known = known;
+    if (!known.checked) b.handBackWhen(b.bit(this.status, ERROR_SUMMARY));
+    known.checked = true;
   }
 
   requireControl(mask: number, value: number): void {
@@ -66,28 +71,47 @@ class Stack {
   index(): Value {
     return this.b.and(this.b.imm2(), this.b.const(7));
   }
+  /** ST(i) counted from the first instruction's ST(0); null: i is not known. */
+  #place(i: Value): number | null {
+    const constant = this.b.constantOf(i);
+    return constant === null ? null : (this.#known.top + constant) & 7;
+  }
   physical(i: Value): Value {
-    return this.b.and(this.b.add(this.top, i), this.b.const(7));
+    const { b } = this;
+    return b.and(b.add(this.#first, b.add(i, b.const(this.#known.top))), b.const(7));
   }
   #bit(i: Value): Value {
     return this.b.shl(this.b.const(1), this.physical(i));
   }
   requireUsed(i: Value): void {
+    const place = this.#place(i);
+    if (place !== null && this.#known.used.has(place)) return;
     this.b.handBackWhen(this.b.isZero(this.b.and(this.tags, this.#bit(i))));
+    if (place !== null) this.#known.used.add(place);
   }
   /** Room for a push. */
   requireRoom(): void {
     const { b } = this;
-    b.handBackWhen(b.ne(b.and(this.tags, this.#bit(b.const(7))), b.const(0)));
+    const seven = b.const(7);
+    if (!this.#known.empty.has(this.#place(seven)!))
+      b.handBackWhen(b.ne(b.and(this.tags, this.#bit(seven)), b.const(0)));
   }
   #distance(i: Value): Value {
     return this.b.shl(this.physical(i), this.b.const(4));
   }
+  #field(of: Map<number, Value>, i: Value, offset: number, size: 2 | 8): Value {
+    const place = this.#place(i);
+    const known = place === null ? undefined : of.get(place);
+    if (known !== undefined) return known;
+    const value = this.b.stateAt(this.#distance(i), offset, size);
+    if (place !== null) of.set(place, value);
+    return value;
+  }
   mant(i: Value): Value {
-    return this.b.stateAt(this.#distance(i), S.fpr, 8);
+    return this.#field(this.#known.mant, i, S.fpr, 8);
   }
   signExponent(i: Value): Value {
-    return this.b.stateAt(this.#distance(i), S.fpr + 8, 2);
+    return this.#field(this.#known.signExponent, i, S.fpr + 8, 2);
   }
   read(i: Value): X87Number {
     const { b } = this;
@@ -99,19 +123,37 @@ class Stack {
     };
   }
   readPlain(i: Value): X87Number {
+    const place = this.#place(i);
     const x = this.read(i);
+    if (place !== null && this.#known.plain.has(place)) return x;
     this.b.handBackWhen(this.b.notC(isPlain(this.b, x)));
+    if (place !== null) this.#known.plain.add(place);
     return x;
+  }
+  /** Is ST(i) known to be a normal number or a zero? */
+  isKnownPlain(i: Value): boolean {
+    const place = this.#place(i);
+    return place !== null && this.#known.plain.has(place);
   }
 
   // Commits; places are by the old top.
 
-  writeRaw(i: Value, mant: Value, signExponent: Value): void {
+  writeRaw(i: Value, mant: Value, signExponent: Value, plain = false): void {
     this.b.setStateAt(this.#distance(i), S.fpr, 8, mant);
     this.b.setStateAt(this.#distance(i), S.fpr + 8, 2, signExponent);
+    const place = this.#place(i);
+    const known = this.#known;
+    if (place === null) {
+      for (const facts of [known.mant, known.signExponent, known.plain]) facts.clear();
+      return;
+    }
+    known.mant.set(place, mant);
+    known.signExponent.set(place, signExponent);
+    if (plain) known.plain.add(place);
+    else known.plain.delete(place);
   }
   write(i: Value, x: X87Number): void {
-    this.writeRaw(i, x.mant, this.b.or(x.exp, this.b.shl(x.sign, this.b.const(15))));
+    this.writeRaw(i, x.mant, this.b.or(x.exp, this.b.shl(x.sign, this.b.const(15))), true);
   }
   /** Status word with C1, PE and TOP as told; tags. */
   finish(change: {
@@ -130,14 +172,29 @@ class Stack {
     if (change.inexact !== undefined) status = b.or(status, b.select(change.inexact, b.const(PE), b.const(0)));
     if (change.conditions !== undefined) status = b.or(status, change.conditions);
     const pops = change.pops ?? 0;
-    const moved = b.and(b.add(this.top, b.const(change.pushed === true ? 7 : pops)), b.const(7));
+    const pushed = change.pushed === true;
+    const moved = this.physical(b.const(pushed ? 7 : pops));
     b.setState(S.fsw, 2, b.or(status, b.shl(moved, b.const(11))));
     let tags = this.tags;
     if (change.used !== undefined) tags = b.or(tags, this.#bit(change.used));
     for (let i = 0; i < pops; i++) tags = b.and(tags, b.not(this.#bit(b.const(i))));
-    if (change.pushed === true) tags = b.or(tags, this.#bit(b.const(7)));
+    if (pushed) tags = b.or(tags, this.#bit(b.const(7)));
     if (tags !== this.tags) b.setState(S.ftw, 1, tags);
+    this.#move(change.used, pops, pushed);
     this.#notePointers();
+  }
+  /** What is known behind the instruction. */
+  #move(used: Value | undefined, pops: number, pushed: boolean): void {
+    const known = this.#known;
+    const mark = (place: number | null, full: boolean): void => {
+      if (place === null) return;
+      (full ? known.used : known.empty).add(place);
+      (full ? known.empty : known.used).delete(place);
+    };
+    if (used !== undefined) mark(this.#place(used), true);
+    for (let i = 0; i < pops; i++) mark((known.top + i) & 7, false);
+    known.top = (known.top + (pushed ? 7 : pops)) & 7;
+    if (pushed) mark(known.top, true);
   }
   /** Where the instruction is and what it addresses. */
   #notePointers(): void {
@@ -147,6 +204,16 @@ class Stack {
     if (this.form.memory) b.setState(S.fdp, 8, b.ea());
   }
 }
+const nothingKnown = (): X87Known => ({
+  top: 0,
+  first: null,
+  checked: false,
+  used: new Set(),
+  empty: new Set(),
+  plain: new Set(),
+  mant: new Map(),
+  signExponent: new Map(),
+});
 
 type Rule = (s: Stack) => void;
 
@@ -183,7 +250,7 @@ const pushRegister: Rule = (s) => {
   s.requireRoom();
   const i = s.index();
   s.requireUsed(i);
-  s.writeRaw(s.b.const(7), s.mant(i), s.signExponent(i));
+  s.writeRaw(s.b.const(7), s.mant(i), s.signExponent(i), s.isKnownPlain(i));
   s.finish({ pushed: true });
 };
 /** Constants as nearest rounding has them. */
@@ -192,7 +259,7 @@ const pushConstant =
   (s) => {
     s.requireRoom();
     s.requireControl(ROUNDING_AND_MASKS, NEAREST_MASKED);
-    s.writeRaw(s.b.const(7), s.b.const(mant), s.b.const(signExponent));
+    s.writeRaw(s.b.const(7), s.b.const(mant), s.b.const(signExponent), true);
     s.finish({ pushed: true });
   };
 
@@ -239,7 +306,7 @@ const storeRegister =
     s.requireUsed(b.const(0));
     const i = s.index();
     const [mant, signExponent] = [s.mant(b.const(0)), s.signExponent(b.const(0))];
-    s.writeRaw(i, mant, signExponent);
+    s.writeRaw(i, mant, signExponent, s.isKnownPlain(b.const(0)));
     s.finish({ pops, used: i });
   };
 
@@ -253,8 +320,9 @@ const exchange: Rule = (s) => {
     [s.mant(zero), s.signExponent(zero)],
     [s.mant(i), s.signExponent(i)],
   ] as const;
-  s.writeRaw(zero, y[0], y[1]);
-  s.writeRaw(i, x[0], x[1]);
+  const plain = [s.isKnownPlain(zero), s.isKnownPlain(i)];
+  s.writeRaw(zero, y[0], y[1], plain[1]);
+  s.writeRaw(i, x[0], x[1], plain[0]);
   s.finish({});
 };
 const changeSign =
@@ -262,7 +330,7 @@ const changeSign =
   (s) => {
     const zero = s.b.const(0);
     s.requireUsed(zero);
-    s.writeRaw(zero, s.mant(zero), change(s.b, s.signExponent(zero)));
+    s.writeRaw(zero, s.mant(zero), change(s.b, s.signExponent(zero)), s.isKnownPlain(zero));
     s.finish({});
   };
 
