@@ -12,7 +12,6 @@ import {
   kvmClearExceptionQueue,
   kvmClearInterruptQueue,
   kvmEmulateInstruction,
-  kvmIsExceptionPending,
   kvmIsLinearRip,
   kvmMakeRequest,
   kvmQueueInterrupt,
@@ -146,7 +145,8 @@ export function svmCompleteInterrupts(vcpu: Vcpu): void {
     kvmMakeRequest(Req.EVENT, vcpu);
   }
   arch.nmiInjected = false;
-  if (arch.exception.injected || kvmIsExceptionPending(vcpu)) kvmClearExceptionQueue(vcpu);
+  const { exception } = arch;
+  if (exception.injected || exception.pending || arch.exceptionVmexit.pending) kvmClearExceptionQueue(vcpu);
   kvmClearInterruptQueue(vcpu);
   const info = svm.vmcb.words[W.exitIntInfo];
   if (info >= 0) return;

@@ -406,6 +406,8 @@ const ROWS: Readonly<Record<string, DirectRow>> = {
   iret,
 };
 
-/** By `Row.systemNumber`. */
+/** By `Row.systemNumber`; all of one shape, so that the loop that asks them knows where their members stand. */
 const TABLE: (DirectRow | undefined)[] = [];
-for (const [mnemonic, row] of Object.entries(ROWS)) TABLE[systemNumber(mnemonic)] = row;
+for (const [mnemonic, { transfers, supervisor, asks, isPlain, run }] of Object.entries(ROWS)) {
+  TABLE[systemNumber(mnemonic)] = { transfers, supervisor, asks, isPlain, run };
+}

@@ -55,6 +55,10 @@ const SLICE = 1_000_000;
 /** Flags that keep an engine away: each instruction must be looked at. RF matters to armed breakpoints only, which do so by themselves. */
 const STEP_FLAGS = Flag.TF;
 const RFLAGS = S.rflags >> 2;
+/** CPL, shadow, NMI blocking and activity: a byte each. */
+const STATUS = S.cpl >> 2;
+/** A shadow, or not active. */
+const NOT_PLAIN = 0xff00ff00 | 0;
 /** Shadow left by MOV SS. */
 const MOV_SS = 2;
 
@@ -91,7 +95,11 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   readonly #features = new Map<FeatureName, boolean>();
   readonly tscPerTick: number;
   readonly #tscPerTick: bigint;
-  #guest: GuestMode | null = null;
+  /** The guest that runs, or that an exit has taken off. */
+  #owner: GuestMode | null = null;
+  #inGuest = false;
+  /** Everything derived from the guest's state was up to date when an exit took it off. */
+  #left = false;
   readonly #watch: ModeWatch;
   readonly #codeKey: CodeKeyCache;
   readonly #direct: DirectUnit;
@@ -137,25 +145,27 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   }
 
   get guest(): GuestMode | null {
-    return this.#guest;
+    return this.#inGuest ? this.#owner : null;
   }
   set guest(guest: GuestMode | null) {
-    this.#guest = guest;
+    this.#inGuest = guest !== null;
+    this.#owner = guest;
     this.state.touchControls();
   }
-  /** The guest that an exit took off, if everything derived from its state was up to date then. */
-  #left: GuestMode | null = null;
 
   leaveGuest(): void {
     const { state } = this;
-    this.#left = state.isSettled ? this.#guest : null;
-    this.guest = null;
+    this.#left = state.isSettled;
+    this.#inGuest = false;
+    state.touchControls();
     state.touched = false;
   }
   resumeGuest(guest: GuestMode): void {
     const { state } = this;
-    this.#guest = guest;
-    if (this.#left === guest && !state.touched) {
+    const known = this.#left && this.#owner === guest && !state.touched;
+    if (this.#owner !== guest) this.#owner = guest;
+    this.#inGuest = true;
+    if (known) {
       state.settle();
       // DR0-DR3 are the host's to load.
       if (this.#armed.length !== 0) this.armBreakpoints();
@@ -192,19 +202,34 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   // Running
 
   run(): RunStop {
-    this.eventInDelivery = undefined;
+    if (this.eventInDelivery !== undefined) this.eventInDelivery = undefined;
     for (;;) {
-      let stop = this.events.isCalm() ? undefined : this.events.boundary();
-      stop ??= this.state.activity === 0 ? this.#advance() : this.#idle();
+      let stop: RunStop | undefined;
+      if (this.events.isCalm()) {
+        stop = this.#isPlain() ? this.#runEngine(this.engine!) : this.#next();
+      } else stop = this.events.boundary() ?? this.#next();
       if (stop !== undefined) return stop;
     }
+  }
+  #next(): RunStop | undefined {
+    return this.state.activity === 0 ? this.#advance() : this.#idle();
+  }
+  /** With calm events: nothing keeps the engine away. */
+  #isPlain(): boolean {
+    const { words } = this.state;
+    return (
+      (words[STATUS] & NOT_PLAIN) === 0 &&
+      (words[RFLAGS] & STEP_FLAGS) === 0 &&
+      this.#armed.length === 0 &&
+      this.engine !== null
+    );
   }
 
   /** Not active: halted, shut down or waiting for SIPI. */
   #idle(): RunStop | undefined {
     const { state } = this;
     if (state.activity === 2) return this.#inShutdown();
-    const guest = this.#guest;
+    const guest = this.guest;
     if (guest === null) return 'halt';
     const next = Math.min(this.deadline, guest.deadline);
     // Nothing can be asked of the guest before the next timer: time jumps there.
@@ -216,7 +241,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   }
 
   #inShutdown(): RunStop {
-    if (this.#guest === null || !this.#guest.interceptShutdown()) return 'shutdown';
+    if (this.guest === null || !this.guest.interceptShutdown()) return 'shutdown';
     this.state.activity = 0;
     return 'guest-exit';
   }
@@ -224,10 +249,14 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   /** One engine slice or one evaluated instruction. */
   #advance(): RunStop | undefined {
     if (this.engine === null || this.#mustStep()) return this.step();
-    const guestDeadline = this.#guest === null ? Number.POSITIVE_INFINITY : this.#guest.deadline;
-    const budget = Math.min(SLICE, this.deadline - this.tick, guestDeadline - this.tick);
+    return this.#runEngine(this.engine);
+  }
+
+  #runEngine(engine: Engine): RunStop | undefined {
+    const { state, guest, tick } = this;
+    const guestDeadline = guest === null ? Number.POSITIVE_INFINITY : guest.deadline;
+    const budget = Math.min(SLICE, this.deadline - tick, guestDeadline - tick);
     if (budget <= 0) return this.step();
-    const { state, engine } = this;
     const alignment = state.words[RFLAGS] & Flag.AC;
     const reason = engine.run(budget);
     this.tick += engine.retired;
@@ -267,13 +296,13 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
       (state.words[RFLAGS] & STEP_FLAGS) !== 0 ||
       this.#armed.length !== 0 ||
       this.events.waiting !== 0 ||
-      (this.#guest?.boundaryWork === true && !this.#boundaryWaitsForIf())
+      (this.guest?.boundaryWork === true && !this.#boundaryWaitsForIf())
     );
   }
 
   /** The guest's owner waits for RFLAGS.IF alone, and it is 0: engines come back when it rises. */
   #boundaryWaitsForIf(): boolean {
-    return this.#guest?.boundaryNeedsIf === true && (this.state.rflagsLow & Flag.IF) === 0;
+    return this.guest?.boundaryNeedsIf === true && (this.state.rflagsLow & Flag.IF) === 0;
   }
 
   /** Decodes and executes one instruction (one iteration, with REP) by evaluate. undefined: go on. */
@@ -335,7 +364,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   /** Write traps: the write is done, RIP stands behind the instruction (APM 15.35.5). */
   #writeTraps(): RunStop | undefined {
     const { ops } = this;
-    const guest = this.#guest;
+    const guest = this.guest;
     if (guest === null) return undefined;
     if (ops.writtenCr >= 0 && guest.crWritten(ops.writtenCr, ops.writtenCrValue)) return 'guest-exit';
     return ops.writtenEfer && guest.msrWritten?.(0xc0000080, this.state.efer) ? 'guest-exit' : undefined;
@@ -462,10 +491,10 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     return this.#codeKey.now();
   }
   awaitsInterrupts(): boolean {
-    return this.interruptPending || this.#guest?.boundaryWork === true;
+    return this.interruptPending || this.guest?.boundaryWork === true;
   }
   plainFlagImages(): boolean {
-    return this.#guest === null || this.#guest.interceptsFlagImages === false;
+    return this.guest === null || this.guest.interceptsFlagImages === false;
   }
   codeWritten(pa: number, length: number): void {
     const hostPage = Math.floor(pa / PAGE);
