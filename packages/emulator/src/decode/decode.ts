@@ -180,7 +180,7 @@ function readVex(into: Instruction, first: number, maps: OpcodeMaps): Node {
   const opcode = next8();
   if (illegal || map < 1 || map > 3) return null;
   into.opcode = opcodeId(map, opcode);
-  return maps.vex[map][(opcode * 4 + vex.pp) * 4 + vex.l * 2 + vex.w];
+  return maps.vex[map].at(opcode, vex.pp * 4 + vex.l * 2 + vex.w);
 }
 
 const MAP_BASE = [0, 0x0f00, 0x0f3800, 0x0f3a00];
@@ -204,7 +204,7 @@ function readOpcode(into: Instruction, first: number, maps: OpcodeMaps): Node {
     }
   }
   into.opcode = opcodeId(map, opcode);
-  return maps.legacy[map][opcode * 4 + prefixColumn(into)];
+  return maps.legacy[map].at(opcode, prefixColumn(into));
 }
 
 /** Base and index of 16-bit addressing by rm (APM vol. 3 table 1-9): BX+SI, BX+DI, BP+SI, BP+DI, SI, DI, BP, BX. */

@@ -15,10 +15,10 @@ export const ALL_ROWS: readonly TableRow[] = [...ONE_BYTE, ...TWO_BYTE, ...VEX_I
 /** What stands at an opcode: one row whatever follows, a row per modrm byte, or nothing. */
 export type Node = TableRow | readonly (TableRow | null)[] | null;
 
-/** One mode's maps. Index: legacy opcode * 4 + prefix (0 none, 1 66, 2 F3, 3 F2); VEX (opcode * 4 + pp) * 4 + L * 2 + W. */
+/** One mode's maps, by their number. Column: for legacy opcodes the prefix (0 none, 1 66, 2 F3, 3 F2), for VEX pp * 4 + L * 2 + W. */
 export interface OpcodeMaps {
-  legacy: readonly (readonly Node[])[];
-  vex: readonly (readonly Node[])[];
+  legacy: readonly OpcodeMap[];
+  vex: readonly OpcodeMap[];
 }
 
 const dependsOnModrm = (row: TableRow): boolean =>
@@ -44,10 +44,6 @@ function compileNode(candidates: readonly TableRow[]): Node {
   return Array.from({ length: 256 }, (_, modrm) => sorted.find((row) => matchesModrm(row, modrm)) ?? null);
 }
 
-const inSlot =
-  (vex: boolean, map: number, opcode: number) =>
-  ({ slot }: TableRow): boolean =>
-    slot.vex === vex && slot.map === map && opcode >= slot.opcode && opcode < slot.opcode + slot.opcodeCount;
 const takesPrefix =
   (pp: number) =>
   ({ slot }: TableRow): boolean =>
@@ -57,35 +53,62 @@ const takesLw =
   ({ slot }: TableRow): boolean =>
     (slot.l < 0 || slot.l === l) && (slot.w < 0 || slot.w === w);
 
-function compileMap(rows: readonly TableRow[], vex: boolean, map: number): Node[] {
-  const nodes: Node[] = [];
-  for (let opcode = 0; opcode < 256; opcode++) {
-    const here = rows.filter(inSlot(vex, map, opcode));
-    for (let pp = 0; pp < 4; pp++) {
-      const withPrefix = here.filter(takesPrefix(pp));
-      if (!vex) nodes.push(compileNode(withPrefix));
-      else for (let lw = 0; lw < 4; lw++) nodes.push(compileNode(withPrefix.filter(takesLw(lw >> 1, lw & 1))));
-    }
+/** One map. What stands at an opcode is worked out when it is first looked up: most programs use few of them. */
+export class OpcodeMap {
+  readonly #rows: readonly TableRow[];
+  readonly #vex: boolean;
+  readonly #nodes: (Node | undefined)[];
+  #byOpcode: TableRow[][] | undefined;
+
+  constructor(rows: readonly TableRow[], vex: boolean) {
+    this.#rows = rows;
+    this.#vex = vex;
+    this.#nodes = new Array<Node | undefined>(256 * (vex ? 16 : 4)).fill(undefined);
   }
-  return nodes;
+
+  at(opcode: number, column: number): Node {
+    const index = opcode * (this.#vex ? 16 : 4) + column;
+    return this.#nodes[index] ?? this.#find(opcode, column, index);
+  }
+
+  #find(opcode: number, column: number, index: number): Node {
+    // Nothing stands there.
+    if (this.#nodes[index] === null) return null;
+    const here = (this.#byOpcode ??= byOpcode(this.#rows))[opcode];
+    const node = this.#vex
+      ? compileNode(here.filter(takesPrefix(column >> 2)).filter(takesLw((column >> 1) & 1, column & 1)))
+      : compileNode(here.filter(takesPrefix(column)));
+    this.#nodes[index] = node;
+    return node;
+  }
+}
+
+function byOpcode(rows: readonly TableRow[]): TableRow[][] {
+  const lists = Array.from({ length: 256 }, (): TableRow[] => []);
+  for (const row of rows) {
+    const { opcode, opcodeCount } = row.slot;
+    for (let n = opcode; n < opcode + opcodeCount; n++) lists[n].push(row);
+  }
+  return lists;
 }
 
 function compile(long: boolean, intel: boolean): OpcodeMaps {
-  const rows = ALL_ROWS.filter((row) => !(long ? row.no64 : row.only64) && row.vendor !== (intel ? 'amd' : 'intel'));
-  const maps = (vex: boolean): Node[][] =>
-    [0, 1, 2, 3].map((map) =>
-      compileMap(
-        rows.filter((row) => row.slot.vex === vex && row.slot.map === map),
-        vex,
-        map,
-      ),
-    );
-  return { legacy: maps(false), vex: maps(true) };
+  const other = intel ? 'amd' : 'intel';
+  const legacy: TableRow[][] = [[], [], [], []];
+  const vex: TableRow[][] = [[], [], [], []];
+  for (const row of ALL_ROWS) {
+    if ((long ? row.no64 : row.only64) || row.vendor === other) continue;
+    (row.slot.vex ? vex : legacy)[row.slot.map].push(row);
+  }
+  return {
+    legacy: legacy.map((rows) => new OpcodeMap(rows, false)),
+    vex: vex.map((rows) => new OpcodeMap(rows, true)),
+  };
 }
 
 const compiled: (OpcodeMaps | undefined)[] = [];
 
-/** Opcode maps of 64-bit or other code for one vendor; compiled at first use. */
+/** Opcode maps of 64-bit or other code for one vendor; made at first use. */
 export function opcodeMaps(long: boolean, intel: boolean): OpcodeMaps {
   const key = (long ? 2 : 0) + (intel ? 1 : 0);
   return (compiled[key] ??= compile(long, intel));
