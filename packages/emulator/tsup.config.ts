@@ -1,4 +1,23 @@
+import { readFileSync } from 'node:fs';
 import { defineConfig } from 'tsup';
+import { mainModuleBytes } from './src/engines/interpret/handlers.ts';
+import { toBase64 } from './src/engines/interpret/prebuilt.ts';
+
+/** Puts the interpreter's modules, generated now, where `prebuilt.ts` has none. */
+const prebuilt = {
+  name: 'prebuilt',
+  setup(build: { onLoad(filter: { filter: RegExp }, load: (args: { path: string }) => unknown): void }): void {
+    build.onLoad({ filter: /interpret[\\/]prebuilt\.ts$/ }, ({ path }) => {
+      const modules = JSON.stringify({
+        legacy: toBase64(mainModuleBytes(false)),
+        long: toBase64(mainModuleBytes(true)),
+      });
+      const contents = readFileSync(path, 'utf8').replace(/ \| null = null;/, ` | null = ${modules};`);
+      if (!contents.includes(modules)) throw new Error(`${path}: there is no place for the modules`);
+      return { contents, loader: 'ts' };
+    });
+  },
+};
 
 export default defineConfig({
   entry: { index: 'src/index.ts', 'testing/index': 'src/testing/index.ts' },
@@ -6,4 +25,5 @@ export default defineConfig({
   target: 'es2022',
   sourcemap: true,
   clean: true,
+  esbuildPlugins: [prebuilt],
 });

@@ -76,17 +76,22 @@ export class HostMemory {
   tryAllocRun(count: number, align: number): number | undefined {
     const frames = this.#state.length;
     let start = Math.ceil(this.#bottom / align) * align;
-    search: while (start + count <= frames) {
-      for (let i = 0; i < count; i++) {
-        if (this.#state[start + i] === TAKEN) {
-          start = Math.ceil((start + i + 1) / align) * align;
-          continue search;
-        }
-      }
-      for (let i = 0; i < count; i++) this.#take(start + i);
-      return start;
+    while (start + count <= frames) {
+      const run = this.#state.subarray(start, start + count);
+      // What stands last in the way.
+      const taken = run.lastIndexOf(TAKEN);
+      if (taken < 0) return this.#takeRun(run, start);
+      start = Math.ceil((start + taken + 1) / align) * align;
     }
     return undefined;
+  }
+  #takeRun(run: Uint8Array, start: number): number {
+    for (let i = run.indexOf(DIRTY); i >= 0; i = run.indexOf(DIRTY, i + 1)) {
+      this.memory.fill((start + i) * PAGE, PAGE, 0);
+    }
+    run.fill(TAKEN);
+    this.#free -= run.length;
+    return start;
   }
 
   /** `count` contiguous frames; throws HOST_MEMORY (ENOMEM). */

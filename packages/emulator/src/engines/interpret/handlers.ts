@@ -3,11 +3,12 @@
  * Compiled modules do not depend on any machine's memory: they are kept for the process.
  */
 import { type Form, formKey } from './form.ts';
-import { hotForms } from './hot.ts';
+import { type HotForm, hotForms } from './hot.ts';
 import type { Facts } from './ir.ts';
 import { type HotHandler, mainModule, TABLE_SIZE } from './main-module.ts';
 import { recordForms } from './operation.ts';
 import { outOfLineModule } from './out-of-line.ts';
+import { fromBase64, PREBUILT } from './prebuilt.ts';
 import { Special } from './records.ts';
 
 /** What the predecoder knows of a form. */
@@ -34,6 +35,25 @@ interface Batch {
   readonly count: number;
 }
 
+/** The hot handlers in the order of their numbers, by the forms that they execute. */
+function hotHandlers(long: boolean): Map<string, HotForm> {
+  const handlers = new Map<string, HotForm>();
+  for (const hot of hotForms(long)) {
+    const key = `${hot.forms.map(formKey).join(' + ')}${hot.dropFlags ? ' -' : ''}`;
+    if (!handlers.has(key)) handlers.set(key, hot);
+  }
+  return handlers;
+}
+
+/** The interpreter's module, generated. */
+export function mainModuleBytes(long: boolean): Uint8Array<ArrayBuffer> {
+  const handlers: HotHandler[] = [];
+  for (const { forms, dropFlags } of hotHandlers(long).values()) {
+    handlers.push({ record: () => recordForms(forms), dropFlags });
+  }
+  return mainModule(handlers, long);
+}
+
 /** The handlers of 64-bit code, or of all other code. */
 export class HandlerSet {
   readonly module: WebAssembly.Module;
@@ -48,16 +68,13 @@ export class HandlerSet {
   readonly firstSlot: number;
 
   constructor(readonly long: boolean) {
-    const handlers: HotHandler[] = [];
-    for (const { forms, dropFlags } of hotForms(long)) {
-      const key = `${forms.map(formKey).join(' + ')}${dropFlags ? ' -' : ''}`;
-      if (this.#hot.has(key)) continue;
-      this.#hot.set(key, Special.count + handlers.length);
+    for (const [key, { forms }] of hotHandlers(long)) {
+      this.#hot.set(key, Special.count + this.#hot.size);
       if (forms.length > 1) this.#fusing.add(formKey(forms[0]));
-      handlers.push({ record: () => recordForms(forms), dropFlags });
     }
-    this.firstSlot = Special.count + handlers.length;
-    this.module = new WebAssembly.Module(mainModule(handlers, long));
+    this.firstSlot = Special.count + this.#hot.size;
+    const built = PREBUILT === null ? mainModuleBytes(long) : fromBase64(long ? PREBUILT.long : PREBUILT.legacy);
+    this.module = new WebAssembly.Module(built);
   }
 
   /** A guest can make many vector forms, one for each immediate: they leave the others enough of the table. */
