@@ -148,3 +148,24 @@ describe('an instruction that crosses into the next page', () => {
     });
   });
 });
+
+describe('a page that was only looked at for what crosses into it', () => {
+  it.each(ENGINES)('is followed once it holds code: %s', (engine) => {
+    // HLT with a prefix at the end is for JavaScript. Then FSIN in its place; behind it, in the next page: inc eax, or a NOP; hlt
+    const m = new TestMachine({ engine }).load(pages([0, [0xe9, ...le32(END - 1 - 5)]]), 'prot32');
+    const next = CODE + END;
+    const turn = (...code: readonly number[]): bigint => {
+      m.memory.writeBytes(next - 1, Uint8Array.of(0x3e, ...code));
+      m.state.rip = BigInt(CODE);
+      m.state.activity = 0;
+      m.state.gpr[0] = 0n;
+      m.cpu.stateReplaced('test');
+      expect(m.go()).toBe('halt');
+      return m.state.gpr[0]!;
+    };
+    // The second time the TLB knows the next page.
+    for (let n = 0; n < 2; n++) expect(turn(0xf4)).toBe(0n);
+    expect(turn(0xd9, 0xfe, 0x40, 0xf4)).toBe(1n);
+    expect(turn(0xd9, 0xfe, 0x90, 0xf4)).toBe(0n);
+  });
+});

@@ -128,7 +128,7 @@ export class Predecoder {
   find(hostPage: number, id: number): CodePage | undefined {
     return this.#pages.get(hostPage)?.find((page) => page.key.id === id);
   }
-  /** The page's records under this key, made if need be; `fresh` hears of a page's first. */
+  /** The page's records under this key, made if need be; `fresh` hears of a page without records. */
   page(hostPage: number, key: KeyState, fresh: (hostPage: number) => void): CodePage {
     let list = this.#pages.get(hostPage);
     if (list === undefined) this.#pages.set(hostPage, (list = []));
@@ -145,11 +145,12 @@ export class Predecoder {
         retired: 0,
         crossers: new Set(),
       };
-      if (list.length === 0) {
-        this.#coverage.claim(hostPage);
-        fresh(hostPage);
-      }
       list.push(page);
+    }
+    // One that was only looked at, for what might cross into it, holds no code yet.
+    if (!list.some(hasCode)) {
+      this.#coverage.claim(hostPage);
+      fresh(hostPage);
     }
     return page;
   }
@@ -406,7 +407,7 @@ export class Predecoder {
     const from = pa % PAGE;
     const list = this.#pages.get(Math.floor(pa / PAGE));
     if (list === undefined) return false;
-    if (length === PAGE) return list.some(({ runs, crossers }) => runs.length > 0 || crossers.size > 0);
+    if (length === PAGE) return list.some(hasCode);
     return list.some(({ covered }) => covered.subarray(from, from + length).includes(1));
   }
 
@@ -560,6 +561,8 @@ export class Predecoder {
     return pages;
   }
 }
+
+const hasCode = ({ runs, crossers }: CodePage): boolean => runs.length > 0 || crossers.size > 0;
 
 /** Are flags wanted before an instruction, if `live` behind it? Whoever may leave shows them to JavaScript. */
 function flagsLiveBefore(live: boolean, facts: FormInfo['facts'], dead: boolean): boolean {
