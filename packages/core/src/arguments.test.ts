@@ -108,6 +108,7 @@ describe('anything for anything', () => {
         () => vcpu.setXcrs(any(v)),
         () => vcpu.setXcrs({ xcr0: any(v) }),
         () => vcpu.setFpu(any(v)),
+        () => vcpu.setXsave(any(v)),
         () => vcpu.setCpuid(any(v)),
         () => vcpu.setCpuid(any([v])),
         () => vcpu.setGuestDebug(any(v)),

@@ -163,7 +163,10 @@ function uintOfSize(): Shape {
       : `${at} is not a value of at most 64 bytes`;
 }
 
-/** x87, SSE and AVX state as Vcpu.getFpu gives it. */
+/** struct kvm_fpu and struct kvm_xsave. */
+export const KVM_FPU = bytes(416, 416);
+export const KVM_XSAVE = bytes(4096, 4096);
+/** x87, SSE and AVX state in a saved vCPU: the state block from `S.ymm` to MXCSR. */
 export const FPU_IMAGE = bytes(FRESH_FPU.length, FRESH_FPU.length);
 
 /** What Vcpu.save gives. */

@@ -128,7 +128,8 @@ const invalid = (code: string, message: string, rule?: string): never => {
 };
 const hex = (n: bigint): string => `0x${n.toString(16)}`;
 
-function requireUnprotected(vcpu: Vcpu, what: string): void {
+/** Throws KvmError PROTECTED_STATE (EINVAL) for a guest whose registers are encrypted. */
+export function requireUnprotected(vcpu: Vcpu, what: string): void {
   if (vcpu.vm.vmType !== 'default' && vcpu.arch.guestStateProtected) {
     invalid('PROTECTED_STATE', `${what}: the guest's registers are encrypted`);
   }

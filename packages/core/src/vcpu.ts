@@ -3,7 +3,7 @@
 import { CpuidPlaces, setCpuid2 } from './cpuid.ts';
 import { KvmError } from './diagnostics.ts';
 import { kvmInjectNmi, kvmInjectSmi } from './exceptions.ts';
-import { FRESH_FPU, getFpu, setFpu } from './fpu.ts';
+import { FRESH_FPU } from './fpu.ts';
 import type { Kvm } from './kvm.ts';
 import type { Lapic } from './lapic.ts';
 import { kvmMmuGvaToGpaSystem } from './mmu/walker.ts';
@@ -12,13 +12,14 @@ import { RegSet } from './reg-set.ts';
 import { kvmMakeRequest, RequestSet } from './requests.ts';
 import { requireShape, u64, words } from './shape.ts';
 import { loadVcpu, saveVcpu, type VcpuSave } from './snapshot.ts';
-import { FPU_IMAGE, XCRS } from './state-shapes.ts';
+import { XCRS } from './state-shapes.ts';
 import type { KvmExit, KvmSegment } from './types.ts';
 import { Errno, MpState, Req } from './types.ts';
 import type { KvmDebugregs, KvmRegs, KvmSregs, KvmSregs2, KvmVcpuEvents } from './vcpu-state.ts';
 import * as state from './vcpu-state.ts';
 import type { Vm } from './vm.ts';
 import { kvmArchVcpuIoctlRun, vcpuLoad } from './x86.ts';
+import { getKvmFpu, getXsave, setKvmFpu, setXsave } from './xsave.ts';
 
 /** struct kvm_queued_exception. */
 export interface QueuedException {
@@ -342,14 +343,21 @@ export class Vcpu {
       throw new KvmError('XCR0', Errno.EINVAL, `XCR0 0x${xcrs.xcr0.toString(16)} is not legal for this guest`);
     }
   }
-  /** x87, SSE and AVX state: the processor's state block from `S.ymm` to MXCSR (see state-layout). A copy. */
+  /** KVM_GET_FPU: struct kvm_fpu, 416 bytes. KVM leaves its `mxcsr` out. */
   getFpu(): Uint8Array {
-    return getFpu(this);
+    return getKvmFpu(this);
   }
-  /** Throws KvmError FPU_IMAGE (EINVAL) unless it is as long as what getFpu gives. */
+  /** KVM_SET_FPU. Throws KvmError FPU_IMAGE (EINVAL). */
   setFpu(image: Uint8Array): void {
-    requireShape('FPU_IMAGE', Errno.EINVAL, 'KVM_SET_FPU: ', image, 'image', FPU_IMAGE);
-    setFpu(this, image);
+    setKvmFpu(this, image);
+  }
+  /** KVM_GET_XSAVE: the XSAVE area in the standard format, 4096 bytes. */
+  getXsave(): Uint8Array {
+    return getXsave(this);
+  }
+  /** KVM_SET_XSAVE. Throws KvmError XSAVE_AREA (EINVAL) before anything has changed. */
+  setXsave(area: Uint8Array): void {
+    setXsave(this, area);
   }
   /** KVM_SET_CPUID2. Throws KvmError CPUID_*. */
   setCpuid(entries: readonly CpuidEntry[]): void {

@@ -130,6 +130,8 @@ export interface GuestMode {
   writeMsr?(index: number, value: bigint): boolean;
   /** EFER write trap (SEV-ES): called after WRMSR committed and RIP advanced; true: exit recorded. */
   msrWritten?(index: number, value: bigint): boolean;
+  /** The processor is about to freeze because of a pending x87 exception (CR0.NE clear); true: exit recorded. Absent: no such intercept. */
+  interceptFerrFreeze?(): boolean;
   /** Shutdown (triple fault); true: exit recorded. */
   interceptShutdown(): boolean;
   /** Physical events, tested at instruction boundaries; true: exit recorded. */

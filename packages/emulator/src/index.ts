@@ -25,5 +25,8 @@ export * from './memory/physical.ts';
 export { PageSize, Rights, Tlb, type TlbFill } from './memory/tlb.ts';
 export * from './ops.ts';
 export * from './processor-api.ts';
+export { FpuArea } from './semantics/fp/area.ts';
+export { putMxcsr, putX87, putXmm, takeX87, takeXmm } from './semantics/fp/fxsave.ts';
+export { initialise as initialiseX87, MXCSR_MASK } from './semantics/fp/words.ts';
 export * from './state-layout.ts';
 export * from './system/index.ts';

@@ -148,7 +148,7 @@ export interface X86EmulateOps {
    * long as it is the same memory. Absent: a machine without them.
    */
   fpuArea?(): DataView;
-  /** An unmasked x87 exception is pending while CR0.NE is clear: FERR#. */
+  /** An unmasked x87 exception is pending while CR0.NE is clear: FERR#. Comes back if IGNNE# lets the instruction go on; else throws. */
   assertFerr?(): void;
   /** RDRAND's and RDSEED's next number, 64 bits; absent: there is no source. */
   random?(): bigint;

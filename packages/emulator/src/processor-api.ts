@@ -63,6 +63,11 @@ export interface PlatformBus {
   write(pa: number, size: number, value: bigint): void;
   /** Vector of a pending external interrupt (acknowledges it), or -1. */
   acknowledgeInterrupt(): number;
+  /**
+   * FERR# rises (an unmasked x87 exception waits and CR0.NE is clear) or falls; a PC makes IRQ 13 of it. Answers IGNNE#: true lets the
+   * instruction go on, false freezes the processor in front of it until an interrupt comes. Absent: IGNNE# is always asserted.
+   */
+  ferr?(asserted: boolean): boolean;
 }
 
 /** Accessors over the state block. Setters keep derived state (mode, TLB context, segment caches) right by themselves. */
@@ -91,7 +96,7 @@ export interface ProcessorState {
   /** Interrupt shadow: bit 0 STI, bit 1 MOV SS. */
   shadow: number;
   nmiBlocked: boolean;
-  /** 0 active, 1 HLT, 2 shutdown, 3 wait-for-SIPI. */
+  /** 0 active, 1 HLT, 2 shutdown, 3 wait-for-SIPI, 4 frozen by FERR#. */
   activity: number;
   smm: boolean;
   getSegment(seg: SegmentIndex): Segment;

@@ -54,7 +54,7 @@ export const S = {
   shadow: 0x299,
   /** u8: 1 while NMIs are blocked. */
   nmiBlocked: 0x29a,
-  /** u8: 0 active, 1 HLT, 2 shutdown, 3 wait-for-SIPI (VMX's activity states). */
+  /** u8: 0 active, 1 HLT, 2 shutdown, 3 wait-for-SIPI (VMX's activity states); 4 frozen in front of an x87 instruction (FERR#). */
   activity: 0x29b,
   /** u8: 1 inside SMM. */
   smm: 0x29c,

@@ -234,6 +234,19 @@ describe('entries and parameters', () => {
   });
 });
 
+describe('an unmasked x87 exception', () => {
+  it('is #MF for a guest whose CR0.NE is clear: VMX operation keeps the bit set', async () => {
+    // fninit; fldcw [500h] (ZE not masked); fld1; fldz; fdivp; fld1
+    const m = await machine([0xdb, 0xe3, 0xd9, 0x2e, 0, 5, 0xd9, 0xe8, 0xd9, 0xee, 0xde, 0xf9, 0xd9, 0xe8, HLT]);
+    m.vm.writeGuest(0x500, Uint8Array.of(0x7b, 3));
+    m.vm.writeGuest(16 * 4, Uint8Array.of(0, 6, 0, 0));
+    m.vm.writeGuest(0x600, Uint8Array.of(HLT));
+    expect(m.vcpu.getSregs().cr0 & 0x20n).toBe(0n);
+    hlt(m);
+    expect(m.vcpu.getRegs().rip).toBe(0x601n);
+  });
+});
+
 describe('loading and unloading', () => {
   it('the module can go and come again', async () => {
     const kvm = await Kvm.create(vmx(), { memory: 16 << 20 });

@@ -1,5 +1,5 @@
 /** Snapshots, debugging, events from outside and user-space interrupts. */
-import { CR0, Flag } from '@tskvm/emulator';
+import { CR0, CR4, Flag } from '@tskvm/emulator';
 import { describe, expect, test } from 'vitest';
 import type { Backend } from '../backend.ts';
 import type { TraceEvents } from '../trace.ts';
@@ -13,9 +13,87 @@ const throughStructuredClone = <T>(value: T): T => structuredClone(value);
 
 export function stateSuite(make: () => Backend): void {
   snapshotSuite(make);
+  xsaveSuite(make);
   debugSuite(make);
   outsideSuite(make);
   traceSuite(make);
+}
+
+const AREA = 0x6000;
+/** mov eax, 7; xor edx, edx; xor ecx, ecx; xsetbv; fld1; fldpi; pcmpeqd xmm3, xmm3; vinsertf128 ymm4, ymm4, xmm3, 1; xsave64 [AREA]. */
+const XSAVE_CODE = [
+  ...[0xb8, 7, 0, 0, 0, 0x31, 0xd2, 0x31, 0xc9, 0x0f, 0x01, 0xd1, 0xd9, 0xe8, 0xd9, 0xeb, 0x66, 0x0f, 0x76, 0xdb],
+  ...[0xc4, 0xe3, 0x5d, 0x18, 0xe3, 1, 0x48, 0x0f, 0xae, 0x24, 0x25, 0, 0x60, 0, 0],
+];
+
+function xsaveSuite(make: () => Backend): void {
+  const guestWith = (code: readonly number[]): Promise<Guest> =>
+    makeGuest(make(), {
+      mode: 'long',
+      code,
+      patch: (sregs) => {
+        sregs.cr4 |= CR4.OSFXSR | CR4.OSXSAVE;
+      },
+    });
+  const changed = (area: Uint8Array, at: number, value: number): Uint8Array => {
+    const copy = area.slice();
+    copy[at] = value;
+    return copy;
+  };
+
+  describe('KVM_GET_XSAVE and KVM_SET_XSAVE, KVM_GET_FPU and KVM_SET_FPU', () => {
+    test('give what XSAVE writes in the guest', async () => {
+      const { vm, vcpu } = await guestWith(XSAVE_CODE);
+      expect(portOf(vcpu.run({ budget: 1000 }))).toBe(DONE_PORT);
+      const area = vcpu.getXsave();
+      expect(area.length).toBe(4096);
+      expect(area.subarray(0, 832)).toEqual(vm.readGuest(AREA, 832));
+      expect(area[512]).toBe(7);
+    });
+    test('one vCPU takes what another gave, also on the processor', async () => {
+      const first = await guestWith(XSAVE_CODE);
+      first.vcpu.run({ budget: 1000 });
+      const second = await guestWith([]);
+      second.vcpu.run({ budget: 1000 });
+      const area = first.vcpu.getXsave();
+      second.vcpu.setXsave(area);
+      expect(second.vcpu.getXsave()).toEqual(area);
+      second.vcpu.setXsave(changed(area, 512, 1));
+      const x87 = second.vcpu.getXsave();
+      expect([x87[512], x87[160 + 3 * 16], x87[32 + 9]]).toEqual([1, 0, area[32 + 9]]);
+      second.vcpu.setXsave(new Uint8Array(4096));
+      expect(second.vcpu.getXsave()).toEqual((await guestWith([])).vcpu.getXsave());
+    });
+    test.each([
+      ['an unknown component', 512, 8, /0x8/],
+      ['the compacted format', 527, 0x80, /XCOMP_BV/],
+      ['bytes of the header that must be 0', 540, 1, /must be 0/],
+      ['reserved bits of MXCSR', 26, 1, /MXCSR/],
+    ])('refuse %s', async (_what, at, value, message) => {
+      const { vcpu } = await guestWith(XSAVE_CODE);
+      vcpu.run({ budget: 1000 });
+      const before = vcpu.getXsave();
+      expect(() => vcpu.setXsave(changed(before, at, value))).toThrow(message);
+      expect(() => vcpu.setXsave(before.subarray(0, 576))).toThrow(/4096/);
+      expect(vcpu.getXsave()).toEqual(before);
+    });
+    test('struct kvm_fpu has 416 bytes and no MXCSR', async () => {
+      const { vcpu } = await guestWith(XSAVE_CODE);
+      vcpu.run({ budget: 1000 });
+      const fpu = vcpu.getFpu();
+      const view = new DataView(fpu.buffer);
+      expect([fpu.length, view.getUint16(128, true), view.getUint16(130, true) >> 11, fpu[132]]).toEqual([
+        416, 0x37f, 6, 0xc0,
+      ]);
+      expect([view.getUint16(8, true), view.getUint32(152 + 3 * 16, true), view.getUint32(408, true)]).toEqual([
+        0x4000, 0xffffffff, 0,
+      ]);
+      const other = await guestWith([]);
+      other.vcpu.setFpu(fpu);
+      expect(other.vcpu.getFpu()).toEqual(fpu);
+      expect(() => other.vcpu.setFpu(fpu.subarray(1))).toThrow(/416/);
+    });
+  });
 }
 
 function snapshotSuite(make: () => Backend): void {

@@ -238,7 +238,7 @@ export class EventUnit {
   #interrupts(): RunStop | undefined {
     const cpu = this.#cpu;
     const { guest, state } = cpu;
-    const open = state.shadow === 0 || state.activity === 1;
+    const open = state.shadow === 0 || state.activity !== 0;
     if (guest === null) {
       if (cpu.interruptPending && open && (state.rflagsLow & Flag.IF) !== 0 && !this.#external()) return this.#left();
       return cpu.tick >= cpu.deadline ? 'deadline' : undefined;

@@ -2,7 +2,7 @@
  * The silicon's X86EmulateOps: what an instruction finds when it runs on the processor itself, bare or in guest mode.
  * Manual: APM vol. 2 ch. 3 and 15.7-15.11, SDM vol. 3 ch. 25. KVM's counterpart is emulate_ops.
  */
-import { VMEXIT } from '../exceptions.ts';
+import { RETRY, VMEXIT } from '../exceptions.ts';
 import type { PendingEvent } from '../guest-mode.ts';
 import type { Intercept } from '../intercepts.ts';
 import { AccessKind } from '../memory/paging.ts';
@@ -23,6 +23,8 @@ const PORT_INTERCEPTS: Partial<Record<Intercept, { in: boolean; string: boolean 
   out: { in: false, string: false },
   outs: { in: false, string: true },
 };
+/** `S.activity` in front of an x87 instruction that FERR# holds back. */
+const FROZEN = 4;
 const XCR0_AVX = 4n;
 const XCR0_SSE = 2n;
 
@@ -220,6 +222,21 @@ export class SiliconOps implements X86EmulateOps {
 
   halt(): void {
     this.#cpu.state.activity = 1;
+  }
+  /**
+   * With CR0.NE clear a waiting x87 instruction behind an unmasked exception stops the processor until an interrupt comes, unless IGNNE# is
+   * asserted (SDM vol. 1 section 8.7.2, APM vol. 2 section 15.12). A guest's FERR# goes nowhere: its platform is the owner's affair.
+   */
+  assertFerr(): void {
+    const cpu = this.#cpu;
+    if (cpu.guest === null) {
+      if (cpu.bus?.ferr === undefined) return;
+      cpu.ferr = true;
+      if (cpu.bus.ferr(true)) return;
+    } else if (cpu.guest.interceptFerrFreeze?.()) throw VMEXIT;
+    cpu.state.activity = FROZEN;
+    cpu.state.shadow = 0;
+    throw RETRY;
   }
   wbinvd(): void {
     // Caches are transparent.

@@ -59,6 +59,7 @@ const RFLAGS = S.rflags >> 2;
 const STATUS = S.cpl >> 2;
 /** A shadow, or not active. */
 const NOT_PLAIN = 0xff00ff00 | 0;
+const ERROR_SUMMARY = 0x80;
 /** Shadow left by MOV SS. */
 const MOV_SS = 2;
 
@@ -89,6 +90,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   tscAdjust = 0n;
   /** The SMI came while NMIs were blocked: they stay so after RSM. */
   smmInsideNmi = false;
+  /** FERR# is asserted: it falls with FSW.ES. */
+  ferr = false;
   /** Set by the driver while a nested guest runs; part of {@link ProcessorMode}. */
   nested = false;
   readonly #cpuid: CpuidLookup;
@@ -351,8 +354,14 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     const trap = evaluator.context.debugTrap ?? 0n;
     if ((this.#hits | step | trap) !== 0n) this.events.afterInstruction(this.#hits | trap, step, ops.newShadow);
     state.shadow = ops.newShadow;
+    if (this.ferr && (state.block.getUint16(S.fsw, true) & ERROR_SUMMARY) === 0) this.#dropFerr();
     if (state.modeStale) this.noticeMode(insn.row.mnemonic, insn);
     return ops.writtenCr >= 0 || ops.writtenEfer ? this.#writeTraps() : undefined;
+  }
+
+  #dropFerr(): void {
+    this.ferr = false;
+    this.bus?.ferr?.(false);
   }
 
   /** Linear address of the instruction that evaluate has just executed, whatever it did to CS. */
@@ -434,6 +443,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     this.eventInDelivery = undefined;
     this.events.waiting = 0;
     this.#recorded = null;
+    if (this.ferr && !init) this.#dropFerr();
     this.stateReplaced(init ? 'init' : 'reset');
     if (!init) this.engine?.invalidateAll();
   }

@@ -22,6 +22,7 @@ export interface ProcessorSave {
   eventInDelivery: PendingEvent | null;
   nested: boolean;
   smmInsideNmi: boolean;
+  ferr: boolean;
 }
 
 export function saveProcessor(cpu: Processor): ProcessorSave {
@@ -45,6 +46,7 @@ export function saveProcessor(cpu: Processor): ProcessorSave {
     eventInDelivery: cpu.eventInDelivery === undefined ? null : { ...cpu.eventInDelivery },
     nested: cpu.nested,
     smmInsideNmi: cpu.smmInsideNmi,
+    ferr: cpu.ferr,
   };
 }
 
@@ -72,6 +74,7 @@ export function loadProcessor(cpu: Processor, state: unknown): void {
   cpu.eventInDelivery = saved.eventInDelivery ?? undefined;
   cpu.nested = saved.nested;
   cpu.smmInsideNmi = saved.smmInsideNmi;
+  cpu.ferr = saved.ferr;
   cpu.access.codePages.fill(0);
   cpu.engine?.invalidateAll();
   cpu.modeLoaded();

@@ -290,6 +290,23 @@ describe('exceptions and events', () => {
     t.load(0x0f, 0x0b);
     expect(t.run()).toBe(SvmExit.SHUTDOWN);
   });
+  // fninit; fldcw [500h] (ZE not masked); fld1; fldz; fdivp; fld1
+  const DIVIDE = [0xdb, 0xe3, 0xd9, 0x2e, 0x00, 0x05, 0xd9, 0xe8, 0xd9, 0xee, 0xde, 0xf9, 0xd9, 0xe8];
+  it('an x87 exception without CR0.NE leaves with FERR_FREEZE in front of the next waiting instruction', () => {
+    t.memory.write16(GUEST_RAM + 0x500, 0x37b);
+    t.vmcb.setIntercept(SvmExit.FERR_FREEZE, true);
+    t.load(...DIVIDE, HLT);
+    expect(t.run()).toBe(SvmExit.FERR_FREEZE);
+    expect(rip()).toBe(CODE + 12);
+  });
+  it('without the intercept the guest is frozen there until a physical interrupt leaves', () => {
+    t.memory.write16(GUEST_RAM + 0x500, 0x37b);
+    t.load(...DIVIDE, HLT);
+    expect(t.run()).toBe(SvmExit.INTR);
+    expect(rip()).toBe(CODE + 12);
+    expect(t.run()).toBe(SvmExit.INTR);
+    expect(rip()).toBe(CODE + 12);
+  });
   it('a physical interrupt leaves with INTR at the next boundary', () => {
     t.load(0xeb, 0xfe);
     expect(t.run()).toBe(SvmExit.INTR);

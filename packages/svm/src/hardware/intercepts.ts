@@ -433,6 +433,9 @@ export class SvmGuest implements GuestMode {
   interceptShutdown(): boolean {
     return this.has(SvmExit.SHUTDOWN) && this.record(SvmExit.SHUTDOWN, 0n);
   }
+  interceptFerrFreeze(): boolean {
+    return this.has(SvmExit.FERR_FREEZE) && this.record(SvmExit.FERR_FREEZE, 0n);
+  }
   interceptInterrupt(): boolean {
     if (!this.has(SvmExit.INTR)) return false;
     const masked = (this.intCtl & IntCtl.V_INTR_MASKING) === 0 && !this.#guestIf();
