@@ -1,4 +1,5 @@
 import { defineConfig } from 'tsup';
+import { constants } from '../../scripts/tsup-constants.ts';
 
 export default defineConfig({
   entry: ['src/index.ts', 'src/testing/index.ts'],
@@ -6,4 +7,5 @@ export default defineConfig({
   target: 'es2022',
   sourcemap: true,
   clean: true,
+  plugins: [constants],
 });

@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { defineConfig } from 'tsup';
+import { constants } from '../../scripts/tsup-constants.ts';
 import { mainModuleBytes } from './src/engines/interpret/handlers.ts';
 import { toBase64 } from './src/engines/interpret/prebuilt.ts';
 
@@ -25,5 +26,6 @@ export default defineConfig({
   target: 'es2022',
   sourcemap: true,
   clean: true,
+  plugins: [constants],
   esbuildPlugins: [prebuilt],
 });
