@@ -270,6 +270,13 @@ export class MemoryAccess implements WalkMemory {
     return this.tlb.lookup(low, high, system ? this.#implicitContext() : this.dataContext, Tag.read);
   }
 
+  /** Likewise of a write, to a page without predecoded code. */
+  peekWrite(low: number, high: number, system: boolean): number {
+    if (this.#state.derivedStale) this.refresh();
+    const hpa = this.tlb.lookup(low, high, system ? this.#implicitContext() : this.dataContext, Tag.write);
+    return hpa >= 0 && this.codePages[hpa >>> 12] === 0 ? hpa : -1;
+  }
+
   #miss(low: number, high: number, kind: number, context: number): number {
     if (!this.#long) high = 0;
     else if (high >> this.#canonicalShift !== 0 && high >> this.#canonicalShift !== -1)

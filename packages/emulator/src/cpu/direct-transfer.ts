@@ -7,6 +7,9 @@ import { PRIVATE } from '../memory/physical.ts';
 import { Attrib, EFER, Flag, RCX, RSP, S, Seg } from '../state-layout.ts';
 import type { DirectRow, DirectUnit } from './direct.ts';
 
+/** The processor and its state's words: what direct-delivery.ts has, too. */
+export type PlainUnit = Pick<DirectUnit, 'cpu' | 'words'>;
+
 const GPR = S.gpr >> 2;
 const RIP = S.rip >> 2;
 const RFLAGS = S.rflags >> 2;
@@ -26,11 +29,11 @@ const CODE64 = FLAT | Attrib.L | 0xb;
 const STACK = FLAT | Attrib.DB | 0x3;
 
 /** A null selector in SS, as segments.ts has it. */
-const NO_STACK = STACK | Attrib.unusable;
+export const NO_STACK = STACK | Attrib.unusable;
 
-const slot = (seg: number): number => (S.segments >> 2) + seg * 4;
+export const slot = (seg: number): number => (S.segments >> 2) + seg * 4;
 
-function setFlat(words: Int32Array, seg: number, selector: number, attrib: number): void {
+export function setFlat(words: Int32Array, seg: number, selector: number, attrib: number): void {
   const at = slot(seg);
   words[at] = selector | (attrib << 16);
   words[at + 1] = -1;
@@ -39,11 +42,11 @@ function setFlat(words: Int32Array, seg: number, selector: number, attrib: numbe
 }
 
 /** Sets CPL; the shadow ends, too. */
-function setCpl(words: Int32Array, cpl: number): void {
+export function setCpl(words: Int32Array, cpl: number): void {
   words[STATUS] = (words[STATUS] & ~0xffff) | cpl;
 }
 
-const isCanonical = (high: number): boolean => {
+export const isCanonical = (high: number): boolean => {
   const top = high >> 15;
   return top === 0 || top === -1;
 };
@@ -106,7 +109,7 @@ export const sysret: DirectRow = {
 };
 
 /** Offset in linear memory of bytes within one page that the TLB knows, or -1. */
-function cached(unit: DirectUnit, low: number, high: number, size: number, system: boolean): number {
+export function cached(unit: PlainUnit, low: number, high: number, size: number, system: boolean): number {
   const { access, memory } = unit.cpu;
   if ((low & 0xfff) > 4096 - size) return -1;
   const hpa = access.peek(low, high, system);
@@ -114,7 +117,7 @@ function cached(unit: DirectUnit, low: number, high: number, size: number, syste
 }
 
 /** Offset in linear memory of a GDT descriptor that fits a return to `cpl`: `type` under `mask` of its upper half; -1 otherwise. */
-function descriptor(unit: DirectUnit, selector: number, cpl: number, mask: number, type: number): number {
+export function descriptor(unit: PlainUnit, selector: number, cpl: number, mask: number, type: number): number {
   const { words } = unit;
   const gdt = slot(Seg.GDTR);
   const offset = selector & 0xfff8;
@@ -127,13 +130,13 @@ function descriptor(unit: DirectUnit, selector: number, cpl: number, mask: numbe
   return (upper & (mask | 0x6000)) === (type | (cpl << 13)) ? at : -1;
 }
 /** Present, code or data, type bits: accessed code that is not conforming, of 64 bits; accessed writable expand-up data. */
-const CODE_MASK = 0x60_9d00;
-const CODE_WANTED = 0x20_9900;
+export const CODE_MASK = 0x60_9d00;
+export const CODE_WANTED = 0x20_9900;
 const DATA_MASK = 0x9f00;
 const DATA_WANTED = 0x9300;
 
 /** A descriptor becomes a segment. */
-function loadSegment(unit: DirectUnit, seg: number, selector: number, at: number): void {
+export function loadSegment(unit: PlainUnit, seg: number, selector: number, at: number): void {
   const { view } = unit.cpu.memory;
   const { words } = unit;
   const low = view.getInt32(at, true);

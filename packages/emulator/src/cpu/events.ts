@@ -9,6 +9,8 @@ import type { RunStop } from '../processor-api.ts';
 import { Flag, S, Vector } from '../state-layout.ts';
 import { deliverEvent } from '../system/events.ts';
 import { DR7_GD, mergeDr6 } from './debug.ts';
+import { deliverDirectly } from './direct-delivery.ts';
+import type { PlainUnit } from './direct-transfer.ts';
 import { emulateModeOf } from './mode.ts';
 import type { Processor } from './processor.ts';
 
@@ -47,8 +49,11 @@ export class EventUnit {
   deliveredAt = -1;
   readonly #cpu: Processor;
 
+  readonly #unit: PlainUnit;
+
   constructor(cpu: Processor) {
     this.#cpu = cpu;
+    this.#unit = { cpu, words: cpu.state.words };
   }
 
   /** `waiting` as the register's type. */
@@ -153,6 +158,7 @@ export class EventUnit {
 
   #tryDeliver(event: PendingEvent, resume: boolean): GuestException | 'exit' | undefined {
     const cpu = this.#cpu;
+    if (deliverDirectly(this.#unit, event, resume)) return undefined;
     const context = new EvaluateContext(cpu.ops, 'x86', cpu.model.vendor);
     context.mode = emulateModeOf(cpu.state);
     context.rip = cpu.state.rip;

@@ -1,0 +1,118 @@
+/** The short way of deliveries does what evaluate does, and leaves alone what it is not for. */
+import { describe, expect, it } from 'vitest';
+import type { PendingEvent } from '../guest-mode.ts';
+import { AccessKind } from '../memory/paging.ts';
+import { Flag, RSP, Seg } from '../state-layout.ts';
+import { TestLayout, TestMachine, TestSelector } from '../testing/index.ts';
+import { deliverDirectly } from './direct-delivery.ts';
+
+const HANDLER = 0x20000;
+const VECTOR = 14;
+const IST1 = 0x38ff8;
+const GATE = TestLayout.idt + VECTOR * 16;
+
+interface Case {
+  user: 'kernel' | 'code64' | 'code32';
+  ist: 0 | 1;
+  trap: boolean;
+  errorCode: number | undefined;
+  kind: 'exception' | 'external' | 'nmi';
+  resume: boolean;
+  rsp: bigint;
+  rflags: number;
+}
+const event = ({ kind, errorCode }: Case): PendingEvent => ({ kind, vector: VECTOR, errorCode, instructionLength: 0 });
+
+/** A long-mode machine in front of an instruction, with everything that the delivery needs in its TLB. */
+function machineFor(c: Case): TestMachine {
+  const machine = new TestMachine();
+  machine.load([0x90], 'long');
+  machine.setHandler(VECTOR, HANDLER, 'long');
+  const { memory, state } = machine;
+  memory.write8(GATE + 4, c.ist);
+  if (c.trap) memory.write8(GATE + 5, 0x8f);
+  memory.write64(TestLayout.tss + 4, BigInt(TestLayout.stack));
+  memory.write64(TestLayout.tss + 0x24, BigInt(IST1));
+  if (c.user !== 'kernel') {
+    const code = c.user === 'code64' ? TestSelector.userCode64 : TestSelector.userCode32;
+    machine.setSegment(Seg.CS, code, c.user === 'code64' ? 0xafb : 0xcfb, 0xffffffff);
+    machine.setSegment(Seg.SS, TestSelector.userData, 0xcf3, 0xffffffff);
+    state.cpl = 3;
+  }
+  state.gpr[RSP] = c.rsp;
+  state.rflags = BigInt(c.rflags | 2);
+  machine.cpu.stateReplaced('test');
+  const { access } = machine.cpu;
+  for (const low of [TestLayout.idt, TestLayout.gdt, TestLayout.tss, TestLayout.stack - 8, IST1, 0x7000]) {
+    for (const kind of [AccessKind.read, AccessKind.write]) access.translate(low, 0, kind | AccessKind.system);
+    if (c.user === 'kernel') access.translate(low, 0, AccessKind.write);
+  }
+  return machine;
+}
+const everything = ({ state, memory }: TestMachine) => ({
+  gpr: Array.from({ length: 16 }, (_, n) => state.gpr[n]),
+  rip: state.rip,
+  rflags: state.rflags,
+  cpl: state.cpl,
+  segments: [Seg.CS, Seg.SS, Seg.DS, Seg.TR].map((seg) => state.getSegment(seg)),
+  memory: Buffer.from(memory.readBytes(0, 0x40000)).toString('base64'),
+});
+const short = (machine: TestMachine, c: Case): boolean =>
+  deliverDirectly({ cpu: machine.cpu, words: machine.state.words }, event(c), c.resume);
+
+const PLAIN: Case = {
+  user: 'kernel',
+  ist: 0,
+  trap: false,
+  errorCode: 6,
+  kind: 'exception',
+  resume: true,
+  rsp: 0x7f3dn,
+  rflags: Flag.IF | Flag.CF,
+};
+const CASES: [string, Partial<Case>][] = [
+  ['a fault of the kernel', {}],
+  ['an interrupt of the kernel', { kind: 'external', errorCode: undefined, resume: false }],
+  ['a trap gate keeps IF', { trap: true }],
+  ['the flags that handlers lose', { rflags: Flag.IF | Flag.TF | Flag.NT | Flag.RF | Flag.AC | Flag.DF | Flag.IOPL }],
+  ['IST from the kernel', { ist: 1, kind: 'nmi', errorCode: undefined, resume: false }],
+  ['a fault of a 64-bit program', { user: 'code64', rsp: 0x1234_5678_9abcn }],
+  ['a fault of a 32-bit program', { user: 'code32', rsp: 0xffff_fff3n }],
+  ['IST from a program', { user: 'code64', ist: 1 }],
+];
+
+describe('deliverDirectly', () => {
+  it.each(CASES)('%s', (_name, part) => {
+    const c = { ...PLAIN, ...part };
+    const [ours, theirs] = [machineFor(c), machineFor(c)];
+    theirs.cpu.onModeChange = () => {};
+    expect(short(theirs, c)).toBe(false);
+    expect(theirs.cpu.events.deliver(event(c), c.resume)).toBe(true);
+    expect(short(ours, c)).toBe(true);
+    expect(everything(ours)).toEqual(everything(theirs));
+  });
+  it.each<[string, (machine: TestMachine) => void]>([
+    ['a gate of another type', ({ memory }) => memory.write8(GATE + 5, 0x8c)],
+    ['a gate that is not present', ({ memory }) => memory.write8(GATE + 5, 0x0e)],
+    ['a handler that is not canonical', ({ memory }) => memory.write32(GATE + 8, 0x8000)],
+    ['32-bit code', ({ memory }) => memory.write16(GATE + 2, TestSelector.code32)],
+    ['a selector behind the limit', ({ memory }) => memory.write16(GATE + 2, 0x100)],
+    ['a stack that is not in the TLB', ({ state }) => (state.gpr[RSP] = 0x3_0000_0000n)],
+    ['a frame across two pages', ({ state }) => (state.gpr[RSP] = 0x7010n)],
+    ['an IDT that ends before', ({ state }) => state.setTable('idtr', { base: 0n, limit: VECTOR * 16 + 14 })],
+  ])('not: %s', (_name, spoil) => {
+    const machine = machineFor(PLAIN);
+    spoil(machine);
+    const before = everything(machine);
+    expect(short(machine, PLAIN)).toBe(false);
+    expect(everything(machine)).toEqual(before);
+  });
+  it('not: software interrupts, whose gates have a DPL', () => {
+    const machine = machineFor(PLAIN);
+    const unit = { cpu: machine.cpu, words: machine.state.words };
+    for (const kind of ['softint', 'softexception', 'icebp'] as const) {
+      const soft = { kind, vector: VECTOR, errorCode: undefined, instructionLength: 1 };
+      expect(deliverDirectly(unit, soft, false)).toBe(false);
+    }
+  });
+});
