@@ -1,47 +1,59 @@
 /** `tskvm run`: a machine on standard input and output. */
 import type { Command } from 'commander';
 import { addRunOptions, backendSpec, INPUT_HELP, machineOptions, type RunFlags } from './options.ts';
+import { addProfileOptions, type ProfileFlags, startProfiling } from './profile.ts';
 import { describeStop, exitStatus, runSession } from './session.ts';
 
 export function addRunCommand(program: Command): void {
-  addRunOptions(
-    program
-      .command('run')
-      .description('run a guest; its serial port is standard input and output')
-      .addHelpText(
-        'after',
-        `
+  addProfileOptions(
+    addRunOptions(
+      program
+        .command('run')
+        .description('run a guest; its serial port is standard input and output')
+        .addHelpText(
+          'after',
+          `
 Examples:
   tskvm run hello                                     under AMD-V
   tskvm run --backend vmx,unrestrictedGuest=0 hello   VT-x without it
   tskvm run --json --max-instructions 100000 hello    outcome as data
   tskvm run --kernel vmlinuz --initrd initramfs.cpio --append console=ttyS0
                                                       Linux (docs/linux.md)
+  tskvm run --profile hello                           where guest time goes
+  tskvm run --profile-file out.speedscope.json hello  for speedscope.app
+                                                      (docs/profile.md)
 
 --json prints one object: backend, reason (debug-exit, shutdown, budget, idle,
-reset, guest-terminated, error) with its details, instructions, serial.
+reset, guest-terminated, error) with its details, instructions, serial, and
+with --profile, profile.
 
 Exit status: the guest's by the debug-exit port 0xF4, value*2+1 as QEMU has it,
 so a guest that writes 0 ends with 1; 0 halted for ever, reset, or --until;
 3 triple fault; 124 instructions used up; 1 error; 2 usage. On a terminal
 Ctrl-] ends the run.
 ${INPUT_HELP}`,
-      ),
-  ).action(async (image: string | undefined, flags: RunFlags) => {
+        ),
+    ),
+  ).action(async (image: string | undefined, flags: RunFlags & ProfileFlags) => {
     const common = machineOptions(image, flags);
     const spec = await backendSpec(flags);
+    const profiling = startProfiling(flags, spec);
     const result = await runSession({
       spec,
       common,
       flags,
       interactive: true,
       onSerial: flags.json ? undefined : (byte) => process.stdout.write(Uint8Array.of(byte)),
+      prepare: (machine) => profiling?.attach(machine),
+      onInterrupt: () => profiling?.print(),
     });
+    const profile = profiling?.finish();
     if (flags.json) {
       process.stdout.write(
-        `${JSON.stringify({ backend: spec, ...result.stop, exit: undefined, instructions: result.instructions, serial: result.serial })}\n`,
+        `${JSON.stringify({ backend: spec, ...result.stop, exit: undefined, instructions: result.instructions, serial: result.serial, profile })}\n`,
       );
     } else if (result.stop.reason !== 'debug-exit') process.stderr.write(`tskvm: ${describeStop(result.stop)}\n`);
+    if (!flags.json) profiling?.print();
     process.exitCode = exitStatus(result.stop);
   });
 }

@@ -14,6 +14,8 @@ export interface SessionOptions {
   interactive?: boolean;
   /** Called with the machine before it runs (to attach listeners). */
   prepare?: (machine: Machine) => void;
+  /** Called before Ctrl-] ends the process. */
+  onInterrupt?: () => void;
 }
 
 export interface SessionResult {
@@ -70,6 +72,7 @@ function connectInput(machine: Machine, options: SessionOptions): () => void {
     // Ctrl-] ends a session on a terminal, as telnet's does: Ctrl-C belongs to the guest.
     if (stdin.isTTY && chunk.includes(0x1d)) {
       stdin.setRawMode(false);
+      options.onInterrupt?.();
       process.exit(130);
     }
   };

@@ -1,8 +1,8 @@
 /** The table of mode switches: what `modes` and `tour` print, and their JSON. */
 import type { ModeSwitch } from '@tskvm/core';
 import type { ProcessorMode } from '@tskvm/emulator';
-import { Decoder, DecoderOptions, Formatter, FormatterSyntax } from 'iced-x86';
 import pc from 'picocolors';
+import { disassemble } from './disassembly.ts';
 import { outputWidth, textTable } from './text-table.ts';
 
 const CR0_LOW = ['PE', 'MP', 'EM', 'TS', 'ET', 'NE'] as const;
@@ -60,27 +60,10 @@ export function modeName(mode: ProcessorMode): string {
     .join(' ');
 }
 
-const BITNESS: Readonly<Record<ProcessorMode['name'], number>> = {
-  real: 16,
-  unreal: 16,
-  protected16: 16,
-  protected32: 32,
-  virtual8086: 16,
-  compatibility16: 16,
-  compatibility32: 32,
-  long: 64,
-};
-
 /** The instruction's text, or its cause where no instruction did it. */
 export function instructionText(event: ModeSwitch): string {
   if (!event.bytes || event.bytes.length === 0 || event.rip === undefined) return event.cause;
-  const decoder = new Decoder(BITNESS[event.from.name], event.bytes, DecoderOptions.None);
-  decoder.ip = event.rip;
-  const instruction = decoder.decode();
-  const formatter = new Formatter(FormatterSyntax.Nasm);
-  const text = formatter.format(instruction);
-  for (const each of [instruction, formatter, decoder]) each.free();
-  return text;
+  return disassemble(event.bytes, event.rip, event.from.name);
 }
 
 const hex = (value: bigint | undefined): string => (value === undefined ? '' : `0x${value.toString(16)}`);

@@ -5,6 +5,8 @@
 import { modeName, viewControls } from '../cpu/mode.ts';
 import { Processor } from '../cpu/processor.ts';
 import type { Instruction } from '../decode/instruction.ts';
+import { PRIVATE } from '../memory/physical.ts';
+import { Tag } from '../memory/tlb.ts';
 import type { ModeName, ProcessorApi } from '../processor-api.ts';
 import type { CodePlace, Engine, EngineStop, TranslateStatistics } from './engine.ts';
 
@@ -27,8 +29,12 @@ export interface SamplingOptions {
   clock?(): number;
 }
 
-/** Ticks between the first samples; so many samples later twice as many, up to the last: short guests are seen too, long ones stay cheap. */
-const FIRST = 100;
+/**
+ * Ticks between samples: a few close ones for guests that run for a moment; then so far apart that engines do what they do without
+ * (they step through the last instructions before a sample), and after each so many twice as far, so that long guests stay cheap.
+ */
+const CLOSE = { samples: 64, ticks: 16 } as const;
+const FIRST = 1000;
 const SAMPLES_EACH = 4096;
 const LAST = 50_000;
 
@@ -58,7 +64,7 @@ export class Sampling implements Engine {
   readonly #handedBack = new Map<string, number>();
   readonly #began: { tick: number; misses: number; fills: number };
   readonly #clock: () => number;
-  #period = FIRST;
+  #period: number = CLOSE.ticks;
   #seed = 1;
   #next: number;
   /** Tick and idle ticks of the sample before. */
@@ -147,9 +153,25 @@ export class Sampling implements Engine {
   }
   /** Not in step with loops. */
   #schedule(tick: number): void {
-    if (this.#samples > 0 && this.#samples % SAMPLES_EACH === 0) this.#period = Math.min(LAST, this.#period * 2);
+    if (this.#samples === CLOSE.samples) this.#period = FIRST;
+    else if (this.#samples % SAMPLES_EACH === SAMPLES_EACH - 1) this.#period = Math.min(LAST, this.#period * 2);
     this.#seed = (Math.imul(this.#seed, 1103515245) + 12345) >>> 0;
     this.#next = tick + this.#period + ((this.#seed >>> 16) % (this.#period >> 2));
+  }
+
+  /** Up to so many bytes of code at a linear address, as far as the TLB maps them for fetches. Fills nothing. */
+  codeAt(linear: bigint, length: number): Uint8Array {
+    const { access, memory } = this.#processor;
+    const bytes: number[] = [];
+    const { misses } = access.tlb;
+    for (let i = 0n; i < BigInt(length); i++) {
+      const [low, high] = [Number((linear + i) & 0xffffffffn), Number((linear + i) >> 32n)];
+      const pa = access.tlb.lookup(low | 0, high, access.context(), Tag.exec);
+      if (pa < 0) break;
+      bytes.push(memory.u8[PRIVATE + pa]);
+    }
+    access.tlb.misses = misses;
+    return Uint8Array.from(bytes);
   }
 
   holdsCode(pa: number, length: number): boolean {

@@ -1,0 +1,94 @@
+/** `tskvm run --profile`: the options, and what becomes of a profile when the run is over. */
+import { readFileSync, writeFileSync } from 'node:fs';
+import type { Command } from 'commander';
+import { UsageError } from '../machine/errors.ts';
+import type { Machine } from '../machine/machine.ts';
+import { Profile, type ProfileData } from '../profile/collect.ts';
+import { speedscope } from '../profile/speedscope.ts';
+import { Symbols } from '../profile/symbols.ts';
+import { profileText } from '../report/profile-table.ts';
+import type { RunFlags } from './options.ts';
+
+export interface ProfileFlags {
+  profile?: boolean;
+  profileFile?: string;
+  symbols?: string;
+}
+
+const LEAST_WIDTH = 60;
+const PIPED_WIDTH = 100;
+
+export function addProfileOptions(command: Command): Command {
+  return command
+    .option('--profile', 'say on standard error where guest time went: engines, regions, exits (docs/profile.md)')
+    .option('--profile-file <file>', 'write the profile for speedscope, a flame-graph viewer')
+    .option('--symbols <file>', "names for a profile's addresses: System.map or what nm prints");
+}
+
+function writeProfile(file: string, text: string): void {
+  try {
+    writeFileSync(file, text);
+  } catch (error) {
+    throw new UsageError('FILE_UNWRITABLE', `--profile-file ${file} can't be written: ${(error as Error).message}`);
+  }
+}
+function readSymbols(file: string): Symbols {
+  let text: string;
+  try {
+    text = readFileSync(file, 'utf8');
+  } catch (error) {
+    throw new UsageError('FILE_UNREADABLE', `--symbols ${file} can't be read: ${(error as Error).message}`);
+  }
+  return new Symbols(text, file);
+}
+
+/** A profile from the command line. Its files are tried before the guest runs. */
+export class Profiling {
+  readonly #flags: RunFlags & ProfileFlags;
+  readonly #spec: string;
+  readonly #symbols: Symbols | undefined;
+  #profile: Profile | null = null;
+  #data: ProfileData | undefined;
+
+  constructor(flags: RunFlags & ProfileFlags, spec: string) {
+    this.#flags = flags;
+    this.#spec = spec;
+    this.#symbols = flags.symbols === undefined ? undefined : readSymbols(flags.symbols);
+    if (flags.profileFile !== undefined) writeProfile(flags.profileFile, '');
+  }
+
+  attach(machine: Machine): void {
+    this.#profile = new Profile(machine, this.#symbols);
+  }
+
+  /** Ends it and writes the file; undefined if it never began. */
+  finish(): ProfileData | undefined {
+    if (this.#profile === null || this.#data !== undefined) return this.#data;
+    const { engine, profileFile, kernel, bios } = this.#flags;
+    this.#data = this.#profile.finish(this.#spec, engine ?? 'translate');
+    const name = `tskvm ${this.#spec} ${kernel ?? bios ?? ''}`.trim();
+    if (profileFile !== undefined) writeProfile(profileFile, JSON.stringify(speedscope(this.#profile, name)));
+    return this.#data;
+  }
+
+  /** The table, if it was asked for, and where the file is. */
+  print(): void {
+    const data = this.finish();
+    if (data === undefined) return;
+    const { profile, profileFile } = this.#flags;
+    const width = Math.max(LEAST_WIDTH, process.stderr.columns ?? PIPED_WIDTH);
+    if (profile) process.stderr.write(`\n${profileText(data, width)}\n`);
+    if (profileFile !== undefined)
+      process.stderr.write(`tskvm: wrote ${profileFile}; open it at https://www.speedscope.app\n`);
+  }
+}
+
+/** null: nobody asked for a profile. */
+export function startProfiling(flags: RunFlags & ProfileFlags, spec: string): Profiling | null {
+  if (flags.profile || flags.profileFile !== undefined) return new Profiling(flags, spec);
+  if (flags.symbols === undefined) return null;
+  throw new UsageError(
+    'NO_PROFILE',
+    '--symbols names the addresses of a profile: add --profile or --profile-file FILE',
+  );
+}
