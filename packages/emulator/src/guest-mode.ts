@@ -69,6 +69,11 @@ export interface DirectExits {
   leave(id: number, length: number): void;
   /** MOV CR with verdict `ask`: `gpr` is the other operand's number. True: exit recorded. */
   movCr(cr: number, write: boolean, gpr: number, length: number): boolean;
+  /**
+   * Low half of the bits of CR0 that MOV to CR0 must leave as the guest sees them for CR0.TS to change without an exit, by it or by CLTS;
+   * -1: there may be one whatever is written. Absent: -1.
+   */
+  cr0Owned?(): number;
   /** RDMSR and WRMSR with verdict `ask`. True: exit recorded. */
   msr(index: number, write: boolean, length: number): boolean;
   /** IN and OUT (not the string forms) with verdict `ask`. True: exit recorded. */

@@ -424,6 +424,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   set onModeChange(listener: ((change: ModeChange) => void) | null) {
     if (this.#watch.listener === null) this.#watch.remember();
     this.#watch.listener = listener;
+    this.state.touchControls();
   }
   /** Called wherever an instruction, an event or a world switch has ended. */
   noticeMode(cause: string, insn?: Instruction): void {
@@ -505,6 +506,15 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   }
   plainFlagImages(): boolean {
     return this.guest === null || this.guest.interceptsFlagImages === false;
+  }
+  cr0Owned(): number {
+    if (this.onModeChange !== null) return -1;
+    const { guest } = this;
+    return guest === null ? 0 : (guest.direct?.cr0Owned?.() ?? -1);
+  }
+  cr0Seen(): number {
+    const real = this.state.words[S.cr0 >> 2];
+    return this.guest?.viewCr?.(0, real) ?? real;
   }
   codeWritten(pa: number, length: number): void {
     const hostPage = Math.floor(pa / PAGE);

@@ -34,6 +34,13 @@ export interface EngineHost {
   awaitsInterrupts(): boolean;
   /** Nobody intercepts PUSHF and POPF now. */
   plainFlagImages(): boolean;
+  /**
+   * Low half of the bits of CR0 that CLTS and MOV to CR0 must leave as the code sees them (`cr0Seen`) if they are to change CR0.TS without
+   * asking anybody; -1: every write is the host's.
+   */
+  cr0Owned(): number;
+  /** Low half of CR0 as the code sees it. */
+  cr0Seen(): number;
   /** Full access behind the inline TLB probe: fills the TLB, does MMIO, crosses pages. 0: done (value in S.scratch), 1: fault or exit recorded. */
   slowRead(low: number, high: number, size: number): number;
   /** Value in S.scratch. 0: done, 1: fault or exit recorded, 2: done and predecoded code was hit (leave the record). */

@@ -115,6 +115,11 @@ export class SvmDirectExits implements DirectExits {
     return (words[S.efer >> 2] & 0x400) !== 0 && ((words[(S.segments >> 2) + Seg.CS * 4] >> 16) & Attrib.L) !== 0;
   }
 
+  /** The selective intercept ignores TS. */
+  cr0Owned(): number {
+    return this.#guest.has(SvmExit.WRITE_CR0) ? -1 : 0;
+  }
+
   movCr(cr: number, write: boolean, gpr: number, length: number): boolean {
     const guest = this.#guest;
     if (write && cr === 0) return this.#writeCr0(gpr, length);

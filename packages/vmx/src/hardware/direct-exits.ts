@@ -107,6 +107,11 @@ export class VmxDirectExits implements DirectExits {
     this.#guest.record(this.#rules[id]!.reason, length);
   }
 
+  cr0Owned(): number {
+    const [mask] = this.#guest.cr0Halves;
+    return (mask & TS) !== 0 ? -1 : mask;
+  }
+
   movCr(cr: number, write: boolean, gpr: number, length: number): boolean {
     const guest = this.#guest;
     if (write ? !this.#writeExits(cr, gpr) : !this.#readExits(cr)) return false;

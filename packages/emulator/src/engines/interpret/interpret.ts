@@ -85,12 +85,12 @@ const RFLAGS = Layout.state + S.rflags;
 
 const word = (offset: number): number => (Layout.state + offset) >> 2;
 const CR0_WORD = word(S.cr0);
+const TS = 8;
 const CR4_WORD = word(S.cr4);
 const XCR0_WORD = word(S.xcr0);
 
 /** {@link P.vectors} by CR0.EM, CR0.TS, CR4.OSFXSR and OSXSAVE, XCR0, and the mode (APM vol. 4 section 1.2.4). */
-function vectorGates(words: Int32Array): number {
-  const cr0 = words[CR0_WORD];
+function vectorGates(words: Int32Array, cr0: number): number {
   const cr4 = words[CR4_WORD];
   const sse = (cr0 & 0xc) === 0 && (cr4 & 0x200) !== 0;
   const protectedMode = (cr0 & 1) !== 0 && (words[RFLAGS >> 2] & Flag.VM) === 0;
@@ -325,7 +325,11 @@ export class InterpretEngine implements Engine {
     words[P.codeLimit >> 2] = long ? -1 : words[CS_LIMIT >> 2];
     words[(P.codeLimit >> 2) + 1] = long ? -1 : 0;
     words[P.flagsIntercepted >> 2] = host.plainFlagImages() ? 0 : 1;
-    words[P.vectors >> 2] = vectorGates(words);
+    const cr0 = words[CR0_WORD];
+    words[P.vectors >> 2] = vectorGates(words, cr0);
+    words[P.vectorsClear >> 2] = vectorGates(words, cr0 & ~TS);
+    words[P.cr0Owned >> 2] = host.cr0Owned();
+    words[P.cr0Seen >> 2] = host.cr0Seen();
     words[(P.key >> 2) + 1] = id;
   }
 

@@ -55,6 +55,12 @@ export class MiniHost implements EngineHost {
   awaitsInterrupts(): boolean {
     return false;
   }
+  cr0Owned(): number {
+    return -1;
+  }
+  cr0Seen(): number {
+    return 0;
+  }
   plainFlagImages(): boolean {
     return true;
   }

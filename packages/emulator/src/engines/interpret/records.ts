@@ -68,6 +68,11 @@ export const P = {
   translated: slot + 68,
   /** i32: ticks that an out-of-line handler may use. */
   left: slot + 72,
+  /** u32: what `vectors` is while CR0.TS is clear. */
+  vectorsClear: slot + 76,
+  /** u32: what the host says about writes of CR0 (EngineHost). */
+  cr0Owned: slot + 80,
+  cr0Seen: slot + 84,
   /** u64: code key id << 32, upper half of the jump cache's tags. */
   key: slot + 48,
 } as const;

@@ -31,6 +31,8 @@ interface RowShapes {
   readonly counted: boolean;
   readonly segment: boolean;
   readonly vector: boolean;
+  /** MOV to and from control registers, which `reg` names. */
+  readonly control: boolean;
   readonly shapes: Map<number, Shape>;
 }
 
@@ -86,6 +88,7 @@ export class ShapeTable {
         counted: isCounted(insn.row),
         segment: isSegmentInstruction(insn.row),
         vector: isVector(insn.row),
+        control: insn.row.mnemonic === 'movcr',
         shapes: new Map(),
       };
       this.#rows.set(insn.row, row);
@@ -99,7 +102,7 @@ export class ShapeTable {
       (REP_CODE(insn.rep) << 10) |
       (SEGMENT_CODE[insn.seg] << 12) |
       (row.counted && countNotZero(insn) ? 0x4000 : 0) |
-      (row.segment ? (insn.reg & 7) << 15 : 0) |
+      (row.segment ? (insn.reg & 7) << 15 : row.control ? insn.reg << 15 : 0) |
       (isNested(insn) ? 1 << 27 : 0) |
       // Lanes are chosen by a static immediate.
       (row.vector ? (insn.vex.l << 18) | ((Number(insn.imm) & 0xff) << 19) : 0);

@@ -102,6 +102,43 @@ const swapgs: SystemPath = {
   },
 };
 
+const TS = 8;
+/** CR0.TS is the code's own, and it may execute CLTS and MOV to CR0. */
+function guardTaskSwitched(r: Recorder): Value {
+  const owned = r.state(PRIVATE_SLOT(P.cr0Owned), 4);
+  r.handBackWhen(r.orC(r.eq(owned, r.const(0xffffffffn)), r.ne(cpl(r), r.const(0))));
+  return owned;
+}
+/** SSE, AVX and x87 instructions do not run as they are while TS is set. */
+function setTaskSwitched(r: Recorder, cr0: Value): void {
+  const gates = r.select(has(r, cr0, TS), r.const(7), r.state(PRIVATE_SLOT(P.vectorsClear), 4));
+  r.setState(S.cr0, 8, cr0);
+  r.setState(PRIVATE_SLOT(P.vectors), 4, gates);
+}
+
+const clts: SystemPath = {
+  accepts: always,
+  record: (r) => {
+    guardTaskSwitched(r);
+    setTaskSwitched(r, r.and(r.state(S.cr0, 8), r.const(~BigInt(TS))));
+  },
+};
+
+/** MOV to CR0 that changes TS alone; kernels that switch their FPU late live on it. */
+const movcr: SystemPath = {
+  accepts: (insn) => insn.opcode === 0x0f22 && insn.reg === 0 && insn.mod === 3 && insn.codeSize !== 2,
+  record: (r, op) => {
+    const owned = guardTaskSwitched(r);
+    const value = op.operands[1].get();
+    const old = r.state(S.cr0, 8);
+    const seen = r.state(PRIVATE_SLOT(P.cr0Seen), 4);
+    // Host-owned bits as they are seen, all others as they are.
+    const asSeen = r.or(r.and(seen, owned), r.and(old, r.xor(owned, r.const(0xffffffffn))));
+    r.handBackWhen(r.ne(r.and(r.xor(value, asSeen), r.const(~BigInt(TS))), r.const(0)));
+    setTaskSwitched(r, r.or(r.and(old, r.const(~BigInt(TS))), r.and(value, r.const(TS))));
+  },
+};
+
 /** Offsets in a segment's slot. */
 const SELECTOR = 0;
 const ATTRIB = 2;
@@ -163,7 +200,10 @@ const popseg: SystemPath = {
   },
 };
 
-const PATHS: Readonly<Record<string, SystemPath>> = { cli, sti, pushf, popf, swapgs, movseg, pushseg, popseg };
+const PATHS: Readonly<Record<string, SystemPath>> = {
+  ...{ cli, sti, pushf, popf, swapgs, clts, movcr },
+  ...{ movseg, pushseg, popseg },
+};
 
 const NAMES = ['ES', 'CS', 'SS', 'DS', 'FS', 'GS'];
 
