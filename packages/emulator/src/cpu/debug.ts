@@ -12,6 +12,8 @@ const DR6_WRITABLE = 0xe00fn;
 const DR7_FIXED = 0x400n;
 const DR7_WRITABLE = 0xffff2bffn;
 export const DR7_GD = 0x2000n;
+/** IA32_DEBUGCTL, DebugCtl on AMD. */
+export const DebugCtl = { BTF: 2 } as const;
 
 /** R/W fields of DR7. */
 const Kind = { execute: 0, write: 1, io: 2, readWrite: 3 } as const;

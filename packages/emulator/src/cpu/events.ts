@@ -8,7 +8,7 @@ import type { PendingEvent } from '../guest-mode.ts';
 import type { RunStop } from '../processor-api.ts';
 import { Flag, S, Vector } from '../state-layout.ts';
 import { deliverEvent } from '../system/events.ts';
-import { DR7_GD, mergeDr6 } from './debug.ts';
+import { DebugCtl, DR7_GD, mergeDr6 } from './debug.ts';
 import { deliverDirectly } from './direct-delivery.ts';
 import type { PlainUnit } from './direct-transfer.ts';
 import { emulateModeOf } from './mode.ts';
@@ -40,6 +40,7 @@ export function combine(during: PendingEvent | undefined, vector: number): 'alon
 
 export const SOFT: ReadonlySet<PendingEvent['kind']> = new Set(['softint', 'softexception', 'icebp']);
 const RF = BigInt(Flag.RF);
+const BTF = BigInt(DebugCtl.BTF);
 const MOV_SS = 2;
 
 export class EventUnit {
@@ -110,6 +111,9 @@ export class EventUnit {
     const { state } = this.#cpu;
     state.set64(S.dr6, mergeDr6(state.get64(S.dr6), payload));
     state.set64(S.dr7, state.get64(S.dr7) & ~DR7_GD);
+    // Stepping on branches ends with each #DB (SDM vol. 3 section 17.4.3).
+    const debugctl = state.get64(S.debugctl);
+    if ((debugctl & BTF) !== 0n) state.set64(S.debugctl, debugctl & ~BTF);
   }
 
   /** INT1 takes along the breakpoints that MOV SS has held back: one #DB for both (SDM vol. 3 section 6.8.3, 17.3.1). */

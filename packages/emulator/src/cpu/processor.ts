@@ -19,7 +19,7 @@ import { type AccessHost, linearOf, MemoryAccess } from './access.ts';
 import { CodeKeyCache } from './code-key.ts';
 import { ControlRegisters } from './control.ts';
 import { type CpuidResult, cpuidNow, modelCpuid } from './cpuid.ts';
-import { armedBreakpoints, type Breakpoint, codeHits, Dr6, dataHits, ioHits } from './debug.ts';
+import { armedBreakpoints, type Breakpoint, codeHits, DebugCtl, Dr6, dataHits, ioHits } from './debug.ts';
 import { DirectUnit, Direct as directOutcomes } from './direct.ts';
 import { EventUnit, SOFT } from './events.ts';
 import { type CpuidLookup, type FeatureName, hasFeature } from './features.ts';
@@ -60,6 +60,7 @@ const STATUS = S.cpl >> 2;
 /** A shadow, or not active. */
 const NOT_PLAIN = 0xff00ff00 | 0;
 const ERROR_SUMMARY = 0x80;
+const ALWAYS_BRANCHES = new Set('jmp call ret jmpfar callfar retfar iret syscall sysret sysenter sysexit'.split(' '));
 /** Shadow left by MOV SS. */
 const MOV_SS = 2;
 
@@ -349,7 +350,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     const { ops, state, evaluator } = this;
     this.tick++;
     // INT n and its kin clear TF on their way into the handler: no single step there.
-    const step = evaluator.context.singleStep && this.eventInDelivery === undefined ? Dr6.BS : 0n;
+    const steps = evaluator.context.singleStep && this.eventInDelivery === undefined;
+    const step = steps && this.#stepsOver(insn) ? Dr6.BS : 0n;
     this.eventInDelivery = undefined;
     const trap = evaluator.context.debugTrap ?? 0n;
     if ((this.#hits | step | trap) !== 0n) this.events.afterInstruction(this.#hits | trap, step, ops.newShadow);
@@ -357,6 +359,15 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     if (this.ferr && (state.block.getUint16(S.fsw, true) & ERROR_SUMMARY) === 0) this.#dropFerr();
     if (state.modeStale) this.noticeMode(insn.row.mnemonic, insn);
     return ops.writtenCr >= 0 || ops.writtenEfer ? this.#writeTraps() : undefined;
+  }
+
+  /** TF traps behind an instruction; with DEBUGCTL.BTF behind taken branches only (SDM vol. 3 section 17.4.3, APM vol. 2 section 13.1.1). */
+  #stepsOver({ row, length }: Instruction): boolean {
+    const { state, evaluator } = this;
+    if ((state.block.getUint32(S.debugctl, true) & DebugCtl.BTF) === 0 || ALWAYS_BRANCHES.has(row.mnemonic))
+      return true;
+    const next = evaluator.context.truncateRip(evaluator.context.rip + BigInt(length));
+    return !row.string && state.rip !== next;
   }
 
   #dropFerr(): void {
