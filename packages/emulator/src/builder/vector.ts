@@ -40,6 +40,9 @@ export interface VectorBuilder extends Builder {
   /** A register's bits 127:0 (`half` 0) or 255:128 (1). */
   getVector(field: VectorField, half: 0 | 1): V128;
   setVector(field: VectorField, half: 0 | 1, value: V128): void;
+  /** A register by its number. */
+  getRegister(number: number, half: 0 | 1): V128;
+  setRegister(number: number, half: 0 | 1, value: V128): void;
   /** #GP(0) if the linear address of the memory operand is not a multiple of `align`. */
   checkAligned(align: 16 | 32): void;
   /** 16 bytes at the effective address plus `at`. */
@@ -50,6 +53,8 @@ export interface VectorBuilder extends Builder {
 
   /** MXCSR. */
   mxcsr(): Value;
+  /** Its low 16 bits. */
+  setMxcsr(value: Value): void;
   /** JavaScript executes the instruction after all; nothing may have been committed. */
   handBackWhen(c: Cond): void;
 }

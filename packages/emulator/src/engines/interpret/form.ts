@@ -191,7 +191,7 @@ function significantImmediate({ row, imm }: Instruction): number {
 const vectorFacts = (insn: Instruction): NonNullable<Form['vector']> => ({
   vex: insn.vex.present,
   wide: insn.vex.l === 1,
-  imm: insn.row.operands.includes('Ib') ? significantImmediate(insn) : 0,
+  imm: insn.row.operands.some((spec) => spec === 'Ib' || spec === 'Lx') ? significantImmediate(insn) : 0,
 });
 
 function specialSegment(seg: number, long: boolean): Form['special'] {

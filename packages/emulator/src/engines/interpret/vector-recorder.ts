@@ -89,6 +89,16 @@ export class VectorRecorder extends Recorder implements VectorBuilder, X87Builde
     this.effect({ kind: 'setVector', address, k, value: asNode(value) });
   }
 
+  getRegister(number: number, half: 0 | 1): V128 {
+    const k = BigInt(Layout.state + S.ymm + number * 32 + half * 16);
+    return asVector(this.shared('vector', 'v128', [], k, 8, 128, `v${this.#vectorVersion}`));
+  }
+  setRegister(number: number, half: 0 | 1, value: V128): void {
+    this.#vectorVersion++;
+    const k = BigInt(Layout.state + S.ymm + number * 32 + half * 16);
+    this.effect({ kind: 'setVector', address: null, k, value: asNode(value) });
+  }
+
   /** Linear address of the memory operand plus `at`; no segment is checked (shape.ts). */
   #operand(at: number, forWrite: boolean): Node {
     const linear = this.linear(n(this.ea()), { seg: 'operand', size: 8, forWrite });
@@ -135,6 +145,9 @@ export class VectorRecorder extends Recorder implements VectorBuilder, X87Builde
 
   mxcsr(): Value {
     return this.state(S.mxcsr, 4);
+  }
+  setMxcsr(value: Value): void {
+    this.setState(S.mxcsr, 2, value);
   }
   /** SSE (or AVX) instructions do not run as they are. */
   isGated(vex: boolean): Cond {

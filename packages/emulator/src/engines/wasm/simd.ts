@@ -41,6 +41,7 @@ export const SIMD_BINARY = {
   i8x16MaxS: 0x78,
   i8x16MaxU: 0x79,
   i8x16AvgrU: 0x7b,
+  i16x8Q15mulrSatS: 0x82,
   i16x8NarrowI32x4S: 0x85,
   i16x8NarrowI32x4U: 0x86,
   i16x8Add: 0x8e,
@@ -93,7 +94,15 @@ export const SIMD_UNARY = {
   f32x4DemoteF64x2Zero: 0x5e,
   f64x2PromoteLowF32x4: 0x5f,
   i8x16Abs: 0x60,
+  f32x4Ceil: 0x67,
+  f32x4Floor: 0x68,
+  f32x4Trunc: 0x69,
   f32x4Nearest: 0x6a,
+  f64x2Ceil: 0x74,
+  f64x2Floor: 0x75,
+  f64x2Trunc: 0x7a,
+  i16x8ExtaddPairwiseI8x16U: 0x7d,
+  i32x4ExtaddPairwiseI16x8U: 0x7f,
   i16x8Abs: 0x80,
   i16x8ExtendLowI8x16S: 0x87,
   i16x8ExtendLowI8x16U: 0x89,
@@ -115,6 +124,7 @@ export const SIMD_UNARY = {
 
 /** A vector and a count (i32, modulo the lane) to a vector. */
 export const SIMD_SHIFT = {
+  i8x16ShrS: 0x6c,
   i16x8Shl: 0x8b,
   i16x8ShrS: 0x8c,
   i16x8ShrU: 0x8d,
@@ -122,6 +132,7 @@ export const SIMD_SHIFT = {
   i32x4ShrS: 0xac,
   i32x4ShrU: 0xad,
   i64x2Shl: 0xcb,
+  i64x2ShrS: 0xcc,
   i64x2ShrU: 0xcd,
 } as const;
 

@@ -21,12 +21,12 @@ const INVERSES = Uint8Array.from({ length: 256 }, (_, a) => {
 });
 
 /** The S-box: the inverse in the field, then an affine map. */
-const S_BOX = INVERSES.map((inverse) => {
+export const S_BOX = INVERSES.map((inverse) => {
   let result = 0x63;
   for (let shift = 0; shift < 5; shift++) result ^= (inverse << shift) | (inverse >> (8 - shift));
   return result & 0xff;
 });
-const INVERSE_S_BOX = new Uint8Array(256);
+export const INVERSE_S_BOX = new Uint8Array(256);
 S_BOX.forEach((value, i) => {
   INVERSE_S_BOX[value] = i;
 });

@@ -316,6 +316,37 @@ const truncated =
     else o.write(o.dst, [parts.length === 2 ? joinLow(b, parts[0]!, parts[1]!) : parts[0]!]);
   };
 
+/** Rounded to nearest instead. */
+const roundedToInteger =
+  (type: Type): Rule =>
+  (o) => {
+    const { b } = o;
+    b.handBackWhen(b.notC(b.andC(isNearest(b), isInexactSticky(b))));
+    const src = o.read(o.src).map((x) => b.v1(op(type, 'Nearest'), x));
+    const masks = src.map((x) => b.v2(op(type, 'Le'), absolute(b, type, x), b.vconst(BOUND[type.name])));
+    b.handBackWhen(b.notC(holds(b, type, and(b, ...masks), false)));
+    const parts = src.map((x) => b.v1(type === DOUBLE ? 'i32x4TruncSatF64x2SZero' : 'i32x4TruncSatF32x4S', x));
+    o.write(o.dst, type === DOUBLE && parts.length === 2 ? [joinLow(b, parts[0]!, parts[1]!)] : parts);
+  };
+
+const ROUNDINGS = ['Nearest', 'Floor', 'Ceil', 'Trunc'] as const;
+/** ROUNDxx: immediate bit 2 asks MXCSR for the direction, bit 3 hides inexactness. */
+const round = (type: Type, scalar: boolean): Rule => {
+  return (o) => {
+    const { b } = o;
+    const { imm } = o.form;
+    const byMxcsr = (imm & 4) !== 0;
+    if (byMxcsr) b.handBackWhen(b.notC(isNearest(b)));
+    const { src, first } = sources(o, type, scalar);
+    const result = src.map((x) => b.v1(op(type, ROUNDINGS[byMxcsr ? 0 : imm & 3]!), x));
+    const plain = and(b, ...src.map((x) => plainLanes(b, type, x)));
+    const same = and(b, ...src.map((x, half) => b.v2(op(type, 'Eq'), x, result[half]!)));
+    const silent = (imm & 8) !== 0 ? b.true() : b.orC(isInexactSticky(b), holds(b, type, same, scalar));
+    b.handBackWhen(b.notC(b.andC(holds(b, type, plain, scalar), silent)));
+    writeLanes(o, type, scalar, result, first);
+  };
+};
+
 const CONVERSIONS: Readonly<Record<string, Rule>> = {
   cvtsi2sd: fromGeneral(DOUBLE),
   cvtsi2ss: fromGeneral(SINGLE),
@@ -331,6 +362,8 @@ const CONVERSIONS: Readonly<Record<string, Rule>> = {
   cvtpd2ps,
   cvttpd2dq: truncated(DOUBLE),
   cvttps2dq: truncated(SINGLE),
+  cvtpd2dq: roundedToInteger(DOUBLE),
+  cvtps2dq: roundedToInteger(SINGLE),
 };
 
 const MAKERS: Readonly<Record<string, (type: Type, scalar: boolean) => Rule>> = {
@@ -339,6 +372,7 @@ const MAKERS: Readonly<Record<string, (type: Type, scalar: boolean) => Rule>> = 
   mul: (type, scalar) => arithmetic('Mul', type, scalar),
   div: (type, scalar) => arithmetic('Div', type, scalar),
   sqrt: squareRoot,
+  round,
   min: (type, scalar) => choose('Pmin', type, scalar),
   max: (type, scalar) => choose('Pmax', type, scalar),
   cmp: compareLanes,

@@ -21,7 +21,7 @@ export const perHalf =
     );
   };
 /** Only the second source counts. */
-const ofSource = (f: (b: VectorBuilder, src: V128, half: number, imm: number) => V128): Rule => {
+export const ofSource = (f: (b: VectorBuilder, src: V128, half: number, imm: number) => V128): Rule => {
   return (o) => {
     const src = o.read(o.src);
     o.write(
@@ -141,7 +141,7 @@ const highProducts = (sign: 'S' | 'U'): Rule =>
   );
 
 /** PMOVSX, PMOVZX; `op` widens the low half by two, again and again. */
-const extend = (...ops: readonly SimdUnary[]): Rule => {
+export const extend = (...ops: readonly SimdUnary[]): Rule => {
   return (o) => {
     const { b } = o;
     const size = sizeOf(o.src, o.form.opSize);

@@ -100,6 +100,15 @@ const extract: Rule = (o) => {
   o.setGeneral(o.dst, o.isMemory(o.dst) || size === 8 ? size : 4, value);
 };
 
+/** Reserved bits are #GP(0). */
+const LOW = 0xffff;
+const ldmxcsr: Rule = ({ b }) => {
+  const value = b.load(b.ea(), { seg: 'operand', size: 4 });
+  b.handBackWhen(b.ltU(b.const(LOW), value));
+  b.setMxcsr(value);
+};
+const stmxcsr: Rule = ({ b }) => b.store(b.ea(), b.mxcsr(), { seg: 'operand', size: 4 });
+
 export const MOVES: Readonly<Record<string, Rule>> = {
   movups: whole,
   movupd: whole,
@@ -128,4 +137,6 @@ export const MOVES: Readonly<Record<string, Rule>> = {
   pextrb: extract,
   pextrw: extract,
   pextrd: extract,
+  ldmxcsr,
+  stmxcsr,
 };

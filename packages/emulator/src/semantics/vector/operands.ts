@@ -49,7 +49,9 @@ export class Operands {
     this.src = operands[named === 1 ? 2 : 1] ?? this.dst;
     const byLength = operands.some((spec) => spec.endsWith('x') && letterOf(spec) !== 'L');
     this.halves = wide && byLength ? 2 : 1;
-    const aligned = vex ? ALIGNED_VEX.has(mnemonic) : !UNALIGNED.has(mnemonic);
+    // SHA instructions: only Intel's demand alignment (SDM vol. 2 table 2-21).
+    const lax = mnemonic.startsWith('sha') && b.vendor === 'amd';
+    const aligned = vex ? ALIGNED_VEX.has(mnemonic) : !UNALIGNED.has(mnemonic) && !lax;
     this.#align = aligned ? (this.halves === 2 ? 32 : 16) : 0;
   }
 
