@@ -222,6 +222,16 @@ describe('hostile code', () => {
     expect(engine.statistics.bytes).toBeLessThanOrEqual(8192);
   });
 
+  it('hundreds of tiny loops, each hot at once: what is kept stays within its bounds', () => {
+    const crowd = Array.from({ length: 500 }, () => one).flat();
+    const engine = compare([...crowd, 0xf4], 'prot32', 2_000_000, { maxBytes: 2 ** 15 });
+    const { regions, live, bytes, evicted } = engine.statistics;
+    expect(regions).toBeGreaterThan(20);
+    expect(evicted).toBeGreaterThan(10);
+    expect(bytes).toBeLessThanOrEqual(2 ** 15);
+    expect(live + evicted).toBe(regions);
+  });
+
   it('more entries than the table has: all start anew', () => {
     const engine = compare(many, 'prot32', 1_000_000, { maxEntries: 30 });
     expect(engine.statistics.evicted).toBeGreaterThan(9);
