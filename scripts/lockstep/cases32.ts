@@ -2,49 +2,29 @@
  * Random cases for the lock-step comparison: a firmware image whose every case does one privileged thing (a descriptor load, a gate, a task switch,
  * an IRET …) on random descriptors at a random privilege level, and tables that the driver puts back behind each.
  */
-
-/** Where the tables lie. The driver writes them, so that no case sees what another has done to them. */
-export const LAYOUT = {
-  next: 0x500,
-  idt: 0x1000,
-  tss: 0x2000,
-  ldt: 0x3800,
-  gdt: 0x4000,
-  /** Stacks of rings 0 to 3 for exceptions, top first. */
-  stacks: [0x5000, 0x5400, 0x5800, 0x5c00],
-  doubleFaultStack: 0x6000,
-  stack: 0x7000,
-  end: 0x7000,
-} as const;
-const ROM = 0xf0000;
-const TSS_STRIDE = 0x100;
-/** Offsets in the image. */
-const LANDING = 0x80;
-const HANDLER = 0x90;
-const FIRST_CASE = 0x100;
-
-/** Does an address lie in what is common to all cases. */
-export const isHandler = (rip: bigint): boolean => rip >= BigInt(ROM + HANDLER) && rip < BigInt(ROM + FIRST_CASE);
-
-/** mulberry32. */
-export function makeRandom(seed: number): (below: number) => number {
-  let state = seed >>> 0;
-  return (below) => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = state;
-    t = Math.imul(t ^ (t >>> 15), t | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * below);
-  };
-}
-type Random = ReturnType<typeof makeRandom>;
-const pick = <T>(random: Random, values: readonly T[]): T => values[random(values.length)];
+import {
+  descriptor,
+  EXIT_VECTOR,
+  FIRST_CASE,
+  firstCase,
+  gate,
+  HANDLER,
+  hex,
+  LANDING,
+  LAYOUT,
+  makeRandom,
+  type Program,
+  pick,
+  type Random,
+  ROM,
+  TSS_STRIDE,
+} from './common.ts';
 
 /** Where a far branch to a code segment must go: some have the image's base, and a limit of 64 KiB. */
 const landingIn = (based: ReadonlySet<number>, selector: number): number =>
   based.has(selector & ~3) || (selector & ~7) === CODE16 ? LANDING : ROM + LANDING;
 
-export interface Tables {
+interface Tables {
   /** [physical address, bytes], together LAYOUT.idt to LAYOUT.end. */
   ram: Uint8Array;
   selectors: number[];
@@ -72,19 +52,6 @@ const LDT_ENTRIES = 16;
 /** Vectors with random gates. */
 const FIRST_GATE = 0x40;
 const GATES = 64;
-const EXIT_VECTOR = 0x30;
-
-function descriptor(base: number, limit: number, access: number, flags: number): bigint {
-  const low = BigInt((limit & 0xffff) + (base & 0xffff) * 0x10000);
-  const high = BigInt(
-    ((base >>> 16) & 0xff) + (access << 8) + (((limit >>> 16) & 15) << 16) + (flags << 20) + (base >>> 24) * 2 ** 24,
-  );
-  return low | (high << 32n);
-}
-/** A 16-bit gate's offset has no upper half. */
-const gate = (selector: number, offset: number, access: number, count = 0): bigint =>
-  BigInt((offset & 0xffff) + selector * 0x10000) |
-  (BigInt(count + access * 0x100 + (access & 8 ? offset >>> 16 : 0) * 0x10000) << 32n);
 
 function randomSegment(random: Random): bigint {
   const isCode = random(2) === 1;
@@ -160,7 +127,7 @@ function putTss16(view: DataView, at: number, random: Random, selectors: number[
 }
 
 /** Tables in RAM. */
-export function makeTables(random: Random): Tables {
+function makeTables(random: Random): Tables {
   const ram = new Uint8Array(LAYOUT.end - LAYOUT.idt);
   const view = new DataView(ram.buffer);
   const at = (address: number): number => address - LAYOUT.idt;
@@ -249,8 +216,6 @@ export function makeTables(random: Random): Tables {
   }
   return { ram, selectors, codeSelectors, based };
 }
-
-const hex = (value: number): string => `0x${(value >>> 0).toString(16)}`;
 
 /** What a case does; text for nasm. `sel` gives a random selector, with a random RPL now and then. */
 function instructionOf(random: Random, tables: Tables, ring: number): string {
@@ -393,16 +358,7 @@ handler:
 times ${FIRST_CASE} - ($ - $$) db 0x90
 `;
 
-export interface Program {
-  source: string;
-  tables: Tables;
-  /** What LAYOUT.next holds at the start. */
-  firstCase: Uint8Array;
-  /** The landing place once more, for 16-bit branches into flat code. */
-  lowLanding: { at: number; bytes: Uint8Array };
-}
-
-export function makeProgram(seed: number, cases: number): Program {
+export function makeProgram32(seed: number, cases: number): Program {
   const random = makeRandom(seed);
   const tables = makeTables(random);
   let source = TOP;
@@ -415,7 +371,6 @@ export function makeProgram(seed: number, cases: number): Program {
   }
   source += `align 16\ncase${cases}:\nmov al, 1\nout 0xf4, al\nhlt\n`;
   source += 'times 0xfff0 - ($ - $$) db 0xff\nbits 16\njmp 0xf000:start\ntimes 0x10000 - ($ - $$) db 0\n';
-  const firstCase = new Uint8Array(4);
-  new DataView(firstCase.buffer).setUint32(0, ROM + FIRST_CASE, true);
-  return { source, tables, firstCase, lowLanding: { at: LANDING, bytes: Uint8Array.of(0xcd, EXIT_VECTOR) } };
+  const landing = Uint8Array.of(0xcd, EXIT_VECTOR);
+  return { source, ram: tables.ram, once: [firstCase(), [LANDING, landing]] };
 }

@@ -5,12 +5,14 @@ export class GdbRemote {
   readonly #socket: Socket;
   #received = '';
   #waiting: ((packet: string) => void) | undefined;
+  #lost: ((error: Error) => void) | undefined;
   readonly #packets: string[] = [];
 
   private constructor(socket: Socket) {
     this.#socket = socket;
     socket.setEncoding('latin1');
     socket.on('data', (text: string) => this.#take(text));
+    socket.on('close', () => this.#lost?.(new Error('QEMU has gone: a triple fault there')));
   }
 
   /** Connects to a stub that listens on a Unix socket, and agrees on packets without acknowledgement. */
@@ -45,8 +47,9 @@ export class GdbRemote {
   #next(): Promise<string> {
     const packet = this.#packets.shift();
     if (packet !== undefined) return Promise.resolve(packet);
-    return new Promise((resolve) => {
+    return new Promise((resolve, reject) => {
       this.#waiting = resolve;
+      this.#lost = reject;
     });
   }
   /** Sends a packet, gives the answer's text. */

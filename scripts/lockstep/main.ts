@@ -7,7 +7,9 @@ import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { inspect, parseArgs } from 'node:util';
-import { isHandler, LAYOUT, makeProgram, type Program } from './cases32.ts';
+import { makeProgram32 } from './cases32.ts';
+import { makeProgram64 } from './cases64.ts';
+import { isHandler, LAYOUT, type Program } from './common.ts';
 import { describe, Pair, type Step, textOf } from './pair.ts';
 
 const { values, positionals } = parseArgs({
@@ -17,6 +19,8 @@ const { values, positionals } = parseArgs({
     limit: { type: 'string', default: '100000' },
     seed: { type: 'string', default: '1' },
     cases: { type: 'string', default: '200' },
+    mode: { type: 'string', default: 'protected' },
+    verbose: { type: 'boolean', default: false },
     keep: { type: 'string' },
   },
 });
@@ -51,25 +55,31 @@ const dword = (bytes: Uint8Array, at: number): number =>
   new DataView(bytes.buffer, bytes.byteOffset).getUint32(at, true);
 /** RF in pushed flags, which QEMU 7.2 leaves out, and what it does not set: accessed bits of code that far branches load, busy bits. */
 const TOLERATED = [0x10000, 1, 0x100, 0x200];
+/** QEMU 7.2 counts gates of 16 bytes in error codes: vector * 16 + 2. */
+const isIdtError = (mine: number, other: number): boolean =>
+  mine < 0x800 && (mine & 7) === 2 && other === (mine - 2) * 2 + 2;
 /** Offsets of the dwords in which memories differ. */
 function memoryDifferences(ours: Uint8Array, theirs: Uint8Array): number[] {
   const found: number[] = [];
   for (let i = 0; i < ours.length; i += 4) {
     const [mine, other] = [dword(ours, i), dword(theirs, i)];
-    if (mine !== other && !TOLERATED.some((bit) => mine - other === bit)) found.push(i);
+    if (mine !== other && !TOLERATED.some((bit) => mine - other === bit) && !isIdtError(mine, other)) found.push(i);
   }
   return found;
 }
 
+/** Instructions of a case that a report shows. */
+const HISTORY = 12;
+
 const hex8 = (value: number): string => value.toString(16).padStart(8, '0');
 async function runCases(): Promise<number> {
-  const program = makeProgram(Number(values.seed), Number(values.cases));
+  const make = values.mode === 'long' ? makeProgram64 : makeProgram32;
+  const program = make(Number(values.seed), Number(values.cases), values.backend.startsWith('svm'));
   const { path, image } = assemble(program);
   const pair = await Pair.start(path, image, values.backend);
-  const { ram } = program.tables;
+  const { ram } = program;
   await pair.write(LAYOUT.idt, ram);
-  await pair.write(LAYOUT.next, program.firstCase);
-  await pair.write(program.lowLanding.at, program.lowLanding.bytes);
+  for (const [at, bytes] of program.once) await pair.write(at, bytes);
   const next = (): bigint => BigInt(Buffer.from(pair.readOurs(LAYOUT.next, 4)).readUInt32LE());
   let found = 0;
   let steps = 0;
@@ -78,7 +88,7 @@ async function runCases(): Promise<number> {
   const report = (text: string): void => {
     found++;
     const own = history.filter(({ before }) => !isHandler(before.get('rip') ?? 0n));
-    say(`case ${cases} ${text}\n    ${own.map(textOf).slice(3).join(' | ')}`);
+    say(`case ${cases} ${text}\n    ${own.map(textOf).slice(-HISTORY).join(' | ')}`);
     for (const name of own
       .map(textOf)
       .join(' ')
@@ -112,6 +122,7 @@ async function runCases(): Promise<number> {
       }
       if (rip !== next() && step.differ.length === 0) continue;
       cases++;
+      if (values.verbose) say(`case ${cases}`);
       const ours = pair.readOurs(LAYOUT.idt, ram.length);
       const theirs = await pair.readTheirs(LAYOUT.idt, ram.length);
       const differ = memoryDifferences(ours, theirs);

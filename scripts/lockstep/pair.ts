@@ -186,7 +186,10 @@ export class Pair {
   /** QEMU's general registers and flags become ours. */
   async align(): Promise<void> {
     const state = this.ours();
+    const theirs = await this.theirs();
     for (const [number, name] of GENERAL.entries()) {
+      // Outside 64-bit code QEMU clears the upper half of what is written.
+      if (!is64Bit(state) && number < 16 && !differences(state, theirs, 0n).includes(`r${name}`)) continue;
       await this.#remote.writeRegister(number, state.get(`r${name}`) ?? 0n, 8);
     }
     await this.#remote.writeRegister(GENERAL.length, state.get('rfl') ?? 0n, 4);

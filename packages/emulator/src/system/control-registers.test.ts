@@ -109,6 +109,13 @@ describe('xgetbv, xsetbv', () => {
     expect(m.run(0x0f, 0x01, 0xd0).exception?.vector).toBe(Vector.UD);
     expect(m.run(0x0f, 0x01, 0xd1).exception?.vector).toBe(Vector.UD);
   });
+  it('xsetbv outside CPL 0 is #GP(0), but #UD while CR4.OSXSAVE is clear', () => {
+    const m = new TestMachine('prot64').setLevel(3);
+    m.features.add('xsave');
+    expect(m.run(0x0f, 0x01, 0xd1).exception?.vector).toBe(Vector.UD);
+    m.cr[4]! |= CR4.OSXSAVE;
+    expect(m.run(0x0f, 0x01, 0xd1).exception?.vector).toBe(Vector.GP);
+  });
   it('xsetbv writes XCR0, and a refused value is #GP(0)', () => {
     const m = new TestMachine('prot64');
     m.features.add('xsave');

@@ -106,9 +106,15 @@ const xgetbv: SystemFunction = (ctx) => {
   return X86Emul.CONTINUE;
 };
 
-const xsetbv: SystemFunction = (ctx) => {
-  requireOsxsave(ctx);
+/** KVM's emulator looks at the privilege first. */
+const checkXsetbv = (ctx: EmulateContext): void => {
+  if (ctx.subset === 'x86') requireOsxsave(ctx);
   requireCpl0(ctx);
+};
+
+const xsetbv: SystemFunction = (ctx) => {
+  checkXsetbv(ctx);
+  requireOsxsave(ctx);
   const value = (low32(ctx, RDX) << 32n) | low32(ctx, RAX);
   if (ctx.ops.setXcr(Number(low32(ctx, RCX)), value) !== 0) ctx.raise(Vector.GP, 0);
   ctx.modeChanged = true;
@@ -121,4 +127,4 @@ export const CONTROL_INSTRUCTIONS = { movcr, movdr, lmsw, smsw, clts, xgetbv, xs
 >;
 
 /** Checks that stand before the POST_EXCEPT intercept (KVM: check_perm hooks). */
-export const CONTROL_CHECKS = { movcr: checkMovCr, movdr: checkMovDr } as const;
+export const CONTROL_CHECKS = { movcr: checkMovCr, movdr: checkMovDr, xsetbv: checkXsetbv } as const;

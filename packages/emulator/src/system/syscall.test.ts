@@ -73,6 +73,15 @@ describe('syscall', () => {
 });
 
 describe('sysret', () => {
+  it('outside CPL 0 is #GP(0), without EFER.SCE #UD at any level', () => {
+    for (const vendor of ['amd', 'intel'] as const) {
+      const m = machine('prot64', vendor, 3);
+      expect(m.run(...SYSRET).exception).toMatchObject({ vector: Vector.GP, errorCode: 0 });
+      m.msrs.set(MSR.EFER, (m.msrs.get(MSR.EFER) ?? 0n) & ~EFER.SCE);
+      expect(m.run(...SYSRET).exception?.vector).toBe(Vector.UD);
+    }
+    expect(compatibility('intel', 3).run(...SYSRET).exception?.vector).toBe(Vector.UD);
+  });
   it('with REX.W returns to 64-bit code at RCX with flags from R11', () => {
     const m = machine('prot64', 'intel', 0);
     m.gpr[RCX] = 0x7fff_0000_0000n;

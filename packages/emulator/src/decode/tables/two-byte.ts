@@ -25,7 +25,8 @@ const GROUP7: RowText[] = [
   ['NP 0F 01 CB', 'stac', '', '?smap', '-kvm'],
   ['NP 0F 01 CF', 'encls', '', 'priv', '?sgx', '-kvm'],
   ['NP 0F 01 D0', 'xgetbv', '', '?xsave', '-kvm'],
-  ['NP 0F 01 D1', 'xsetbv', '', 'priv', '?xsave', '@xsetbv'],
+  // #UD without CR4.OSXSAVE comes before #GP for lack of privilege: its check has both.
+  ['NP 0F 01 D1', 'xsetbv', '', '?xsave', '@xsetbv'],
   ['NP 0F 01 D4', 'vmfunc', '', '?vmx', '@vmfunc', '-kvm'],
   ['NP 0F 01 D5', 'xend', '', '?rtm', '-kvm'],
   ['NP 0F 01 D6', 'xtest', '', '?rtm', '-kvm'],
@@ -97,7 +98,8 @@ export const TWO_BYTE = rows({ unit: 'integer', kvm: true }, [
   ['0F 03 /r', 'lsl', 'Gv Ew', 'prot', '-kvm'],
   ['0F 05', 'syscall', '', '?syscall', 'on-ud'],
   ['0F 06', 'clts', '', 'priv', '@clts'],
-  ['0F 07', 'sysret', '', 'priv', '?syscall', '-kvm'],
+  // #UD without EFER.SCE comes before #GP for lack of privilege: it looks for itself.
+  ['0F 07', 'sysret', '', '?syscall', '-kvm'],
   ['0F 08', 'invd', '', 'priv', '@invd'],
   ['0F 09', 'wbinvd', '', 'priv', '@wbinvd'],
   ['F3 0F 09', 'wbnoinvd', '', 'priv', '?wbnoinvd', '@wbinvd'],
