@@ -337,3 +337,10 @@ describe.each(
     );
   });
 });
+
+it.each(['interpret', 'translate'] as const)('rep stosb over itself, then what stands there now, on %s', (engine) => {
+  // mov edi, CODE + 16; mov ecx, 40; mov al, 90h; nop, nop; 10h: rep stosb writes NOPs over itself; hlt behind
+  const head = [0xbf, ...le32(CODE + 16), 0xb9, ...le32(40), 0xb0, 0x90, 0x90, 0x90, 0x90, 0x90];
+  const code = [...head, 0xf3, 0xaa, ...new Array<number>(40).fill(0x40), 0xf4];
+  for (const slices of [[9], [12, 1000], [8, 1, 1, 1000]]) compare(code, 'prot32', 1, slices, engine);
+});

@@ -237,8 +237,6 @@ export class InterpretEngine implements Engine {
     const run = this.#run!;
     this.#words[P.awaited >> 2] = this.#host.awaitsInterrupts() ? 1 : 0;
     this.#running = true;
-    const resume = this.#words[RFLAGS >> 2] & Flag.RF;
-    if (resume !== 0) this.#words[RFLAGS >> 2] &= ~Flag.RF;
     let left = maxTicks;
     let at = ENTRY_RECORD;
     let shadowed = false;
@@ -248,8 +246,13 @@ export class InterpretEngine implements Engine {
       const exact = slice <= MAX_RUN;
       if (exact && at === ENTRY_RECORD && (at = this.#enter(key)) === 0) break;
       if (exact) this.#copyRun(at, slice);
+      // A repeated instruction that goes on sets it again; one that was overwritten between its iterations does not.
+      const resume = this.#words[RFLAGS >> 2] & Flag.RF;
+      if (resume !== 0) this.#words[RFLAGS >> 2] &= ~Flag.RF;
       const status = run(exact ? SCRATCH_RECORDS : at, slice);
       const used = slice - this.#words[P.remaining >> 2];
+      // Nothing retired: RF is still in force.
+      if (used === 0) this.#words[RFLAGS >> 2] |= resume;
       left -= used;
       stop = this.#after(status);
       if (shadowed && used > 0) {
@@ -273,8 +276,6 @@ export class InterpretEngine implements Engine {
       if (stop === undefined && status === Status.miss && left > 0 && (at = this.#enter(key)) === 0) break;
     }
     if (at === 0) stop = this.#entryStop;
-    // Nothing retired: RF is still in force.
-    if (resume !== 0 && left === maxTicks) this.#words[RFLAGS >> 2] |= Flag.RF;
     this.#running = false;
     this.retired = maxTicks - left;
     return stop ?? 'budget';
