@@ -344,3 +344,19 @@ it.each(['interpret', 'translate'] as const)('rep stosb over itself, then what s
   const code = [...head, 0xf3, 0xaa, ...new Array<number>(40).fill(0x40), 0xf4];
   for (const slices of [[9], [12, 1000], [8, 1, 1, 1000]]) compare(code, 'prot32', 1, slices, engine);
 });
+
+it.each(['interpret', 'translate'] as const)(
+  'rep stosd that becomes an instruction never seen before, on %s',
+  (engine) => {
+    // mov edi, CODE + 8; mov ecx, 40; mov eax, 90900AD5h (aad; nop; nop) and NOPs up to rep stosd at CODE + 20h
+    const head = [0xbf, ...le32(CODE + 8), 0xb9, ...le32(40), 0xb8, ...le32(0x90900ad5)];
+    const code = [
+      ...head,
+      ...new Array<number>(0x20 - head.length).fill(0x90),
+      0xf3,
+      0xab,
+      ...new Array<number>(160).fill(0x90),
+    ];
+    compare([...code, 0xf4], 'prot32', 1, [30, 20, 1000], engine);
+  },
+);

@@ -452,6 +452,8 @@ export class Predecoder {
       this.#keep(at, insn);
       return true;
     }
+    // A form that never ran has no handler yet.
+    if (info.hot < 0 && info.slot < 0) return false;
     if (plain !== (info.hot >= 0 ? info.hot : page.key.handlers.firstSlot + info.slot)) return false;
     // Its old target may still wait to be linked.
     if (shape.direct) for (const waiting of page.wanted.values()) remove(waiting, at);
