@@ -43,21 +43,62 @@ const HOT: Demand = { sight: 'hot', carry: false };
 const demandOf = ({ to, leaves }: Ways, entry: readonly Demand[]): Demand =>
   to.map((block) => entry[block]).reduce(both, leaves ? COLD : NO_DEMAND);
 
-const wantedOf = (graph: FlagGraph, entry: readonly Demand[], block: number): Wanted => ({
-  end: demandOf(graph.end(block), entry),
-  jump: (index) => demandOf(graph.jump(block, index), entry),
-});
-const livenessOf = (graph: FlagGraph, entry: readonly Demand[], block: number): Liveness =>
-  new Liveness(graph.bodies[block], graph.count(block), wantedOf(graph, entry, block));
+/** Where control leaves a block: behind its end, and at its jumps by instruction. */
+interface Leaving {
+  readonly end: Ways;
+  readonly jumps: ReadonlyMap<number, Ways>;
+}
+function leavingOf(graph: FlagGraph, block: number): Leaving {
+  const jumps = new Map<number, Ways>();
+  let index = -1;
+  const visit = (region: IrRegion): void => {
+    for (const item of region.items) {
+      if (isNode(item)) continue;
+      if (item.kind === 'advance') index++;
+      else if (item.kind === 'jump') jumps.set(index, graph.jump(block, index));
+      for (const inner of innerRegions(item)) visit(inner);
+    }
+  };
+  visit(graph.bodies[block]);
+  return { end: graph.end(block), jumps };
+}
+
+const sameDemand = (a: Demand, b: Demand): boolean => a.sight === b.sight && a.carry === b.carry;
+
+/** The livenesses of a graph's blocks: each is worked out again only when something else is wanted behind its block. */
+class Livenesses {
+  readonly #graph: FlagGraph;
+  readonly #leaving: readonly Leaving[];
+  readonly #known: ({ wanted: readonly Demand[]; live: Liveness } | undefined)[] = [];
+
+  constructor(graph: FlagGraph) {
+    this.#graph = graph;
+    this.#leaving = graph.bodies.map((_, block) => leavingOf(graph, block));
+  }
+  of(block: number, entry: readonly Demand[]): Liveness {
+    const { end, jumps } = this.#leaving[block];
+    const wanted = [end, ...jumps.values()].map((ways) => demandOf(ways, entry));
+    const known = this.#known[block];
+    if (known?.wanted.every((demand, i) => sameDemand(demand, wanted[i]))) return known.live;
+    const places = new Map([...jumps.keys()].map((index, i) => [index, wanted[i + 1]]));
+    const jump: Wanted['jump'] = (index) => places.get(index)!;
+    const live = new Liveness(this.#graph.bodies[block], this.#graph.count(block), { end: wanted[0], jump });
+    this.#known[block] = { wanted, live };
+    return live;
+  }
+  edges(block: number): Edge[] {
+    return edgesOf(this.#graph.bodies[block], this.#known[block]!.live, this.#leaving[block]);
+  }
+}
 
 /** What is wanted at the start of each block. */
-function entryDemands(graph: FlagGraph, forced: ReadonlySet<number>): Demand[] {
+function entryDemands(graph: FlagGraph, livenesses: Livenesses, forced: ReadonlySet<number>): Demand[] {
   const entry = graph.bodies.map((_, block) => (forced.has(block) ? HOT : NO_DEMAND));
   for (let changed = true; changed; ) {
     changed = false;
     for (let block = graph.bodies.length - 1; block >= 0; block--) {
-      const now = both(entry[block], livenessOf(graph, entry, block).entry);
-      if (now.sight === entry[block].sight && now.carry === entry[block].carry) continue;
+      const now = both(entry[block], livenesses.of(block, entry).entry);
+      if (sameDemand(now, entry[block])) continue;
       entry[block] = now;
       changed = true;
     }
@@ -71,20 +112,20 @@ interface Edge {
   readonly last: FlagsEffect | 'locals' | null;
 }
 
-function edgesOf(graph: FlagGraph, live: Liveness, block: number): Edge[] {
+function edgesOf(body: IrRegion, live: Liveness, { end, jumps }: Leaving): Edge[] {
   const edges: Edge[] = [];
   let last: Edge['last'] = null;
   let index = -1;
-  for (const item of graph.bodies[block].items) {
+  for (const item of body.items) {
     if (isNode(item) || !live.emits(item)) continue;
     if (item.kind === 'advance') index++;
     else if (item.kind === 'flags') last = live.deferred.has(item) ? item : 'locals';
     else if (item.kind === 'jump') {
-      edges.push({ to: graph.jump(block, index).to, last });
+      edges.push({ to: jumps.get(index)!.to, last });
       if (item.condition === null) return edges;
     } else if (setsInside(item, live)) last = 'locals';
   }
-  edges.push({ to: graph.end(block).to, last });
+  edges.push({ to: end.to, last });
   return edges;
 }
 const setsInside = (effect: Effect, live: Liveness): boolean =>
@@ -117,10 +158,11 @@ function spread(
 
 export function planFlags(graph: FlagGraph): FlagPlan {
   const forced = new Set<number>();
+  const livenesses = new Livenesses(graph);
   for (;;) {
-    const entry = entryDemands(graph, forced);
-    const liveness = graph.bodies.map((_, block) => livenessOf(graph, entry, block));
-    const edges = liveness.map((live, block) => edgesOf(graph, live, block));
+    const entry = entryDemands(graph, livenesses, forced);
+    const liveness = graph.bodies.map((_, block) => livenesses.of(block, entry));
+    const edges = liveness.map((_, block) => livenesses.edges(block));
     const sites = new Map<Effect, number>();
     const effects = new Map<number, FlagsEffect>();
     for (const { to, last } of edges.flat()) {
