@@ -115,7 +115,7 @@ function cut(code: Code, start: number, minimum: number): Cut | null {
   const { instructions, stops } = code;
   const direct: Successors = (at) => code.successors(instructions.get(at)!).filter((to) => instructions.has(to));
   const loops = cycles(instructions.keys(), direct);
-  if (loops.size > 0) return { kept: (process.env.VA ?? '').includes('t') ? new Set(instructions.keys()) : reaching(loops, instructions.keys(), direct), broken: false };
+  if (loops.size > 0) return { kept: reaching(loops, instructions.keys(), direct), broken: false };
   const all = [...instructions.keys(), ...stops.keys()];
   const known = (to: number): boolean => instructions.has(to) || stops.has(to);
   const through: Successors = (at) => {
@@ -199,10 +199,8 @@ export function regionOf(
   if (what === null) return null;
   const { kept, broken } = what;
   const entries = kept.has(start) ? [start] : [];
-  // Behind an instruction that is left out, and where calls return to that leave it, the region is entered again.
-  const returns = (process.env.VA ?? '').includes('e') ? [...kept].map((at) => code.instructions.get(at)!).filter((i) => i.ending === 'call' && !kept.has(i.target)).map((i) => i.next) : [];
-  const after = broken || (process.env.VA ?? '').includes('s') ? [...code.stops.values()] : [];
-  for (const next of [...after, ...returns]) if (kept.has(next) && !entries.includes(next)) entries.push(next);
+  // Behind an instruction that is left out the region is entered again.
+  if (broken) for (const next of code.stops.values()) if (kept.has(next) && !entries.includes(next)) entries.push(next);
   const blocks = blocksOf(code, kept, leadersOf(code, kept, entries));
   const blockAt = new Map(blocks.map((block) => [block.at, block]));
   for (const block of blocks) {
