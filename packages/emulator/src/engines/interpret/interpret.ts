@@ -403,10 +403,18 @@ export class InterpretEngine implements Engine {
     // Records that are held back now would get their old handlers again.
     if (length > MAX_PATCH || to > PAGE || this.#paused.length > 0) return false;
     const hostPage = Math.floor(pa / PAGE);
+    if (this.#running && this.#overwritesItself(hostPage, from, to)) return false;
     this.#hot?.patched(hostPage, from, to);
     if (!this.#predecoder.patch(hostPage, from, to, this.#unfuse)) return false;
     this.#forgetCopies();
     return true;
+  }
+  /** Is it the storing instruction that is stored into? Its record is needed until it has ended. */
+  #overwritesItself(hostPage: number, from: number, to: number): boolean {
+    const pc = this.#words[P.pc >> 2];
+    if (this.#predecoder.runAt(pc)?.page.hostPage !== hostPage) return false;
+    const view = this.#view;
+    return from < view.getUint16(pc + R.next, true) && to > view.getUint16(pc + R.offset, true);
   }
   invalidatePage(hostPage: number): void {
     for (const gone of this.#predecoder.invalidate(hostPage)) this.#hot?.dropped(gone);

@@ -214,3 +214,15 @@ it('a vector store that misses the TLB behind a comparison leaves its flags', ()
   expect(run(true)).toBe(run(false));
   expect(run(true) & 1n).toBe(1n);
 });
+
+it('an x87 store over its own instruction notes its opcode all the same', () => {
+  // fninit; fld1; fstp qword [CODE + 5], which stands at CODE + 4; NOPs: enough that not every tick is exact
+  const code = [0xdb, 0xe3, 0xd9, 0xe8, 0xdd, 0x1c, 0x25, 5, 0, 1, 0, ...new Array<number>(200).fill(0x90), 0xf4];
+  const run = (engine: (m: TestMachine) => Engine | null): number => {
+    const m = machine(code, 1, engine);
+    m.go(150);
+    return m.state.block.getUint16(S.fop, true);
+  };
+  expect(run((m) => new InterpretEngine(m.cpu, options(m)))).toBe(run(() => null));
+  expect(run(() => null)).toBe(0x51c);
+});
