@@ -9,6 +9,7 @@ export { Irqchip, type RoutingEntry } from './irqchip.ts';
 export * from './kvm.ts';
 export * from './lapic.ts';
 export * from './lapic-regs.ts';
+export { highWord, lowWord } from './low-word.ts';
 export * from './memslots.ts';
 export * from './mmu/mmu.ts';
 export { noteEmulatedSwitch, traceTrappedSwitch } from './mode-switch.ts';

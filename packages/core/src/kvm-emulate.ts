@@ -14,6 +14,7 @@ import {
 } from './exceptions.ts';
 import { is64BitMode, isGuestMode, kvmRipRead, kvmRipWrite } from './kvm-cache-regs.ts';
 import { prepareIoExit } from './kvm-emulate-io.ts';
+import { lowWord } from './low-word.ts';
 import { kvmGetRflags, kvmSetRflagsRaw } from './regs.ts';
 import { kvmMakeRequest } from './requests.ts';
 import { frame, inFrame, ownFrame, trace, unframed } from './trace.ts';
@@ -85,14 +86,6 @@ function doSinglestep(vcpu: Vcpu): number {
   return 1;
 }
 
-/** A bigint's low word without a bigint for the answer: this is asked at every exit. */
-const FLAGS = new BigUint64Array(1);
-const FLAG_WORDS = new Int32Array(FLAGS.buffer);
-function hasTrapFlag(rflags: bigint): boolean {
-  FLAGS[0] = rflags;
-  return (FLAG_WORDS[0] & Flag.TF) !== 0;
-}
-
 /** RIP past the instruction, shadow cleared, TF → #DB. KVM: kvm_skip_emulated_instruction. */
 export function kvmSkipEmulatedInstruction(vcpu: Vcpu): number {
   if (unframed(vcpu, kvmSkipEmulatedInstruction)) return inFrame(kvmSkipEmulatedInstruction, vcpu);
@@ -100,7 +93,7 @@ export function kvmSkipEmulatedInstruction(vcpu: Vcpu): number {
   const r = vcpu.kvm.calls.skipEmulatedInstruction(vcpu);
   if (r === 0) return 0;
   retire(vcpu);
-  return hasTrapFlag(rflags) ? doSinglestep(vcpu) : 1;
+  return (lowWord(rflags) & Flag.TF) !== 0 ? doSinglestep(vcpu) : 1;
 }
 ownFrame('kvmSkipEmulatedInstruction', kvmSkipEmulatedInstruction);
 

@@ -21,6 +21,7 @@ import {
 } from './kvm-cache-regs.ts';
 import { kvmGetLinearRip } from './kvm-emulate.ts';
 import { lapicGetTpr, lapicSetTpr } from './lapic.ts';
+import { highWord, lowWord } from './low-word.ts';
 import { kvmInitMmu, kvmInvalidatePcid, kvmMmuNewPgd, kvmMmuResetContext, kvmMmuUnload } from './mmu/mmu.ts';
 import { kvmMakeRequest } from './requests.ts';
 import { frame } from './trace.ts';
@@ -28,15 +29,17 @@ import { Req } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
 const { PE, MP, EM, TS, ET, NE, WP, AM, NW, CD, PG } = CR0;
-const lowOf = (value: bigint): number => Number(BigInt.asUintN(32, value)) | 0;
 /** The bits of CR0 that rules look at, as numbers for JavaScript's bit operators. */
 const Low = {
-  PE: lowOf(PE),
-  WP: lowOf(WP),
-  NW: lowOf(NW),
-  CD: lowOf(CD),
-  PG: lowOf(PG),
-  PDPTR: lowOf(CD | NW | PG),
+  PE: lowWord(PE),
+  WP: lowWord(WP),
+  NW: lowWord(NW),
+  CD: lowWord(CD),
+  PG: lowWord(PG),
+  PDPTR: lowWord(CD | NW | PG),
+  ET: lowWord(ET),
+  LME: lowWord(EFER.LME),
+  DEFINED: lowWord(PE | MP | EM | TS | ET | NE | WP | AM | NW | CD | PG),
 } as const;
 /** Every CR0 bit that exists; the others are dropped silently. */
 export const CR0_DEFINED = PE | MP | EM | TS | ET | NE | WP | AM | NW | CD | PG;
@@ -56,9 +59,9 @@ export const POSSIBLE_CR0_GUEST_BITS = TS | WP;
 
 /** Rules 1-3 and the vendor's veto, without those that need the old state. KVM: kvm_is_valid_cr0. */
 export function kvmIsValidCr0(vcpu: Vcpu, cr0: bigint): boolean {
-  const low = lowOf(cr0);
+  const low = lowWord(cr0);
   // All bits that exist stand in the low half: one number to test instead of a bigint for each rule.
-  if (BigInt(low >>> 0) !== cr0) return false;
+  if (highWord(cr0) !== 0) return false;
   if ((low & Low.NW) !== 0 && (low & Low.CD) === 0) return false;
   if ((low & Low.PG) !== 0 && (low & Low.PE) === 0) return false;
   return vcpu.kvm.calls.isValidCr0(vcpu, cr0);
@@ -69,8 +72,8 @@ const mayEnterLongMode = (vcpu: Vcpu): boolean => isPae(vcpu) && vcpu.kvm.calls.
 
 /** The rules that compare new with old. */
 function cr0TransitionAllowed(vcpu: Vcpu, old: bigint, cr0: bigint): boolean {
-  const low = lowOf(cr0);
-  const changed = low ^ lowOf(old);
+  const low = lowWord(cr0);
+  const changed = low ^ lowWord(old);
   const paging = (low & Low.PG) !== 0;
   if (paging && (changed & Low.PDPTR) !== 0 && !pagingTransitionAllowed(vcpu, (changed & Low.PG) !== 0)) return false;
   if (!paging && (is64BitMode(vcpu) || kvmIsCr4BitSet(vcpu, CR4.PCIDE))) return false;
@@ -78,7 +81,7 @@ function cr0TransitionAllowed(vcpu: Vcpu, old: bigint, cr0: bigint): boolean {
 }
 /** Paging is on after the write, and PG, CD or NW change. */
 function pagingTransitionAllowed(vcpu: Vcpu, enables: boolean): boolean {
-  if ((vcpu.arch.efer & EFER.LME) !== 0n) return !enables || mayEnterLongMode(vcpu);
+  if ((lowWord(vcpu.arch.efer) & Low.LME) !== 0) return !enables || mayEnterLongMode(vcpu);
   return !isPae(vcpu) || loadPdptrs(vcpu, kvmReadCr3(vcpu));
 }
 
@@ -89,7 +92,9 @@ function pagingTransitionAllowed(vcpu: Vcpu, enables: boolean): boolean {
 export const kvmSetCr0 = frame('kvmSetCr0', (vcpu: Vcpu, value: bigint): number => {
   const old = kvmReadCr0(vcpu);
   if (!kvmIsValidCr0(vcpu, value)) return 1;
-  const cr0 = (value | ET) & CR0_DEFINED;
+  const low = lowWord(value);
+  const asIs = (low & Low.ET) !== 0 && (low & ~Low.DEFINED) === 0;
+  const cr0 = asIs ? value : (value | ET) & CR0_DEFINED;
   if (!cr0TransitionAllowed(vcpu, old, cr0)) return 1;
   vcpu.kvm.calls.setCr0(vcpu, cr0);
   kvmPostSetCr0(vcpu, old, cr0);
@@ -98,8 +103,8 @@ export const kvmSetCr0 = frame('kvmSetCr0', (vcpu: Vcpu, value: bigint): number 
 
 /** What follows a CR0 change, however it came about. KVM: kvm_post_set_cr0. */
 export const kvmPostSetCr0 = frame('kvmPostSetCr0', (vcpu: Vcpu, old: bigint, cr0: bigint): void => {
-  const changed = lowOf(old) ^ lowOf(cr0);
-  const paging = (lowOf(cr0) & Low.PG) !== 0;
+  const changed = lowWord(old) ^ lowWord(cr0);
+  const paging = (lowWord(cr0) & Low.PG) !== 0;
   if (changed === Low.WP) {
     if (!paging) return;
     if (vcpu.kvm.caps.tdpEnabled) {

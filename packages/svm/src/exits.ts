@@ -85,8 +85,6 @@ const SEEN = seenWords;
 
 export type ExitHandler = (vcpu: Vcpu) => ExitOutcome;
 
-/** EXITINFO1 bit 63 of a CR access: a decoded MOV, register number in bits 3:0 (APM 15.8.1). */
-const CR_VALID = 1n << 63n;
 const GPR_MASK = 0xfn;
 const GUESTDBG_USE_HW_BP = 0x2_0000;
 
@@ -118,11 +116,14 @@ function undefinedCr(vcpu: Vcpu): ExitOutcome {
   return 1;
 }
 
+function traceCr(vcpu: Vcpu, rw: 'read' | 'write', cr: number, val: bigint): void {
+  trace(vcpu, 'kvm_cr', () => ({ vcpuId: vcpu.vcpuId, rw, cr, val }));
+}
 function crWrite(vcpu: Vcpu, cr: number, register: number): ExitOutcome {
   const set = CR_WRITES[cr];
   if (set === undefined) return undefinedCr(vcpu);
   const val = kvmRegisterRead(vcpu, register);
-  trace(vcpu, 'kvm_cr', () => ({ vcpuId: vcpu.vcpuId, rw: 'write', cr, val }));
+  if (vcpu.kvm.tracer !== null) traceCr(vcpu, 'write', cr, val);
   return kvmCompleteInsnGp(vcpu, set(vcpu, val));
 }
 
@@ -131,7 +132,7 @@ function crRead(vcpu: Vcpu, cr: number, register: number): ExitOutcome {
   if (get === undefined) return undefinedCr(vcpu);
   const val = get(vcpu);
   kvmRegisterWrite(vcpu, register, val);
-  trace(vcpu, 'kvm_cr', () => ({ vcpuId: vcpu.vcpuId, rw: 'read', cr, val }));
+  if (vcpu.kvm.tracer !== null) traceCr(vcpu, 'read', cr, val);
   return kvmCompleteInsnGp(vcpu, 0);
 }
 
@@ -141,10 +142,11 @@ function crRead(vcpu: Vcpu, cr: number, register: number): ExitOutcome {
  */
 export function crInterception(vcpu: Vcpu): ExitOutcome {
   if (unframed(vcpu, crInterception)) return inFrame(crInterception, vcpu);
-  const info = info1(vcpu);
-  if (!decodeAssists(vcpu) || (info & CR_VALID) === 0n) return emulateOnInterception(vcpu);
-  const register = Number(info & GPR_MASK);
-  const code = exitCode(vcpu);
+  const { words } = toSvm(vcpu).vmcb;
+  // EXITINFO1 bit 63: a decoded MOV, register number in bits 3:0 (APM 15.8.1).
+  if (!decodeAssists(vcpu) || words[W.exitInfo1 + 1] >= 0) return emulateOnInterception(vcpu);
+  const register = words[W.exitInfo1] & 15;
+  const code = words[W.exitCode];
   const cr = code === SvmExit.CR0_SEL_WRITE ? SvmExit.WRITE_CR0 : code;
   return cr >= 16 ? crWrite(vcpu, cr - 16, register) : crRead(vcpu, cr, register);
 }

@@ -2,7 +2,19 @@
  * Control registers, EFER, segments, descriptor tables, flags and debug registers in the VMCB.
  * KVM: svm.c (svm_set_cr0, svm_set_cr4, svm_set_efer, svm_get_segment, …); manual: APM vol. 2 appendix B.
  */
-import { type DtPtr, frame, type KvmSegment, kvmPdptrWrite, kvmReadCr3, type RegName, type Vcpu } from '@tskvm/core';
+import {
+  type DtPtr,
+  frame,
+  inFrame,
+  type KvmSegment,
+  kvmPdptrWrite,
+  kvmReadCr3,
+  lowWord,
+  ownFrame,
+  type RegName,
+  unframed,
+  type Vcpu,
+} from '@tskvm/core';
 import { CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '@tskvm/emulator';
 import { Clean, IntState, SvmExit, segmentOffset, V, W as vmcbWords } from './hardware/index.ts';
 import { recalcIntercepts, setDrIntercepts } from './intercepts.ts';
@@ -23,11 +35,17 @@ export function svmIsValidCr4(_vcpu: Vcpu, _cr4: bigint): boolean {
   return true;
 }
 
+const PG = lowWord(CR0.PG);
+const LME = lowWord(EFER.LME);
+/** KVM_X86_QUIRK_CD_NW_CLEARED, on by default: firmware that leaves the caches off would run uncached. */
+const CD_NW = CR0.CD | CR0.NW;
+const CD_NW_LOW = lowWord(CD_NW);
+
 /** EFER.LMA follows CR0.PG while LME is set; a protected guest's processor does that itself. */
 function updateLongMode(vcpu: Vcpu, wasPaging: boolean, paging: boolean): void {
   const { arch } = vcpu;
+  if (wasPaging === paging || (lowWord(arch.efer) & LME) === 0) return;
   const { vmcb } = toSvm(vcpu);
-  if ((arch.efer & EFER.LME) === 0n || wasPaging === paging) return;
   if (paging) {
     arch.efer |= EFER.LMA;
     if (!arch.guestStateProtected) vmcb.set64(V.efer, vmcb.get64(V.efer) | EFER.LMA | EFER.LME);
@@ -41,11 +59,16 @@ function updateLongMode(vcpu: Vcpu, wasPaging: boolean, paging: boolean): void {
  * Installs CR0 without any check: guest view in arch.cr0, hardware view in the VMCB, intercepts by whether the two agree.
  * KVM: svm_set_cr0.
  */
-export const svmSetCr0 = frame('svmSetCr0', (vcpu: Vcpu, cr0: bigint): void => {
+export function svmSetCr0(vcpu: Vcpu, cr0: bigint): void {
+  if (unframed(vcpu, svmSetCr0)) {
+    inFrame(svmSetCr0, vcpu, cr0);
+    return;
+  }
   const { vmcb } = toSvm(vcpu);
   const { npt } = svmModule(vcpu).params;
-  const wasPaging = (vcpu.arch.cr0 & CR0.PG) !== 0n;
-  const paging = (cr0 & CR0.PG) !== 0n;
+  const low = lowWord(cr0);
+  const wasPaging = (lowWord(vcpu.arch.cr0) & PG) !== 0;
+  const paging = (low & PG) !== 0;
   updateLongMode(vcpu, wasPaging, paging);
   vcpu.arch.cr0 = cr0;
   let hardware = cr0;
@@ -53,15 +76,15 @@ export const svmSetCr0 = frame('svmSetCr0', (vcpu: Vcpu, cr0: bigint): void => {
     hardware |= CR0.PG | CR0.WP;
     if (wasPaging !== paging) svmSetCr4(vcpu, vcpu.arch.cr4);
   }
-  // KVM_X86_QUIRK_CD_NW_CLEARED, on by default: firmware that leaves the caches off would run uncached.
-  hardware &= ~(CR0.CD | CR0.NW);
+  if ((low & CD_NW_LOW) !== 0) hardware &= ~CD_NW;
   vmcb.set64(V.cr0, hardware);
   vmcb.markDirty(Clean.CR);
   if (sevEsGuest(vcpu)) return;
-  const exact = hardware === cr0;
+  const exact = (npt || hardware === cr0) && (low & CD_NW_LOW) === 0;
   vmcb.setIntercept(SvmExit.READ_CR0, !exact);
   vmcb.setIntercept(SvmExit.WRITE_CR0, !exact);
-});
+}
+ownFrame('svmSetCr0', svmSetCr0);
 
 /** Installs CR4 without any check. KVM: svm_set_cr4. */
 export const svmSetCr4 = frame('svmSetCr4', (vcpu: Vcpu, cr4: bigint): void => {

@@ -2,6 +2,7 @@ import { CR0, CR4, EFER, PAGE } from '@tskvm/emulator';
 import { beforeEach, describe, expect, test } from 'vitest';
 import { getSupportedCpuid } from '../cpuid.ts';
 import { Kvm } from '../kvm.ts';
+import { lowWord } from '../low-word.ts';
 import { idleBackend } from '../testing/idle-backend.ts';
 import type { Vcpu } from '../vcpu.ts';
 import type { Vm } from '../vm.ts';
@@ -125,7 +126,7 @@ describe('walks of the guest tables', () => {
 describe('CPU role (facts: kvm_mmu_page_role)', () => {
   beforeEach(() => start());
   const role = (cr0: bigint, cr4: bigint, efer: bigint) => {
-    const value = kvmCalcCpuRole(vcpu, { cr0, cr4, efer });
+    const value = kvmCalcCpuRole(vcpu, { cr0: lowWord(cr0), cr4: lowWord(cr4), efer: lowWord(efer) });
     return { base: value % 2 ** 32, ext: Math.floor(value / 2 ** 32) };
   };
   test('paging off: direct, nothing else', () => {

@@ -1,6 +1,7 @@
 /** Roles: what a root's tables and a walk depend on. KVM: union kvm_mmu_page_role and kvm_calc_cpu_role (mmu.c). */
 import { CR0, CR4, EFER } from '@tskvm/emulator';
-import { isGuestMode, isSmm, kvmReadCr0Bits, kvmReadCr4Bits } from '../kvm-cache-regs.ts';
+import { isGuestMode, isSmm, kvmReadCr0, kvmReadCr4 } from '../kvm-cache-regs.ts';
+import { lowWord } from '../low-word.ts';
 import type { Vcpu } from '../vcpu.ts';
 
 /** Bits of the base role, KVM's layout from the low end. */
@@ -28,51 +29,62 @@ export const ExtRole = {
   hasPferrFetch: 128,
 } as const;
 
-/** The control registers that a role is computed from. KVM: struct kvm_mmu_role_regs. */
+/** The control registers that a role is computed from: their low halves. KVM: struct kvm_mmu_role_regs. */
 export interface RoleRegs {
-  cr0: bigint;
-  cr4: bigint;
-  efer: bigint;
+  cr0: number;
+  cr4: number;
+  efer: number;
 }
 /** KVM: vcpu_to_role_regs. */
 export const vcpuToRoleRegs = (vcpu: Vcpu): RoleRegs => ({
-  cr0: kvmReadCr0Bits(vcpu, CR0.PG | CR0.WP),
-  cr4: kvmReadCr4Bits(vcpu, CR4.PSE | CR4.PAE | CR4.LA57 | CR4.SMEP | CR4.SMAP | CR4.PKE),
-  efer: vcpu.arch.efer,
+  cr0: lowWord(kvmReadCr0(vcpu)),
+  cr4: lowWord(kvmReadCr4(vcpu)),
+  efer: lowWord(vcpu.arch.efer),
 });
+
+const Cr0 = { WP: lowWord(CR0.WP), PG: lowWord(CR0.PG) } as const;
+const Cr4 = {
+  PSE: lowWord(CR4.PSE),
+  PAE: lowWord(CR4.PAE),
+  LA57: lowWord(CR4.LA57),
+  SMEP: lowWord(CR4.SMEP),
+  SMAP: lowWord(CR4.SMAP),
+  PKE: lowWord(CR4.PKE),
+} as const;
+const Efer = { LMA: lowWord(EFER.LMA), NXE: lowWord(EFER.NXE) } as const;
 
 const bit = (condition: boolean, value: number): number => (condition ? value : 0);
 
 /** Levels of the guest's own tables. */
-function guestLevel(regs: RoleRegs): number {
-  if ((regs.efer & EFER.LMA) !== 0n) return (regs.cr4 & CR4.LA57) !== 0n ? 5 : 4;
-  return (regs.cr4 & CR4.PAE) !== 0n ? 3 : 2;
+function guestLevel({ cr4, efer }: RoleRegs): number {
+  if ((efer & Efer.LMA) !== 0) return (cr4 & Cr4.LA57) !== 0 ? 5 : 4;
+  return (cr4 & Cr4.PAE) !== 0 ? 3 : 2;
 }
 
 /** CPU role: base in the low 32 bits, extended above. KVM: kvm_calc_cpu_role. */
 export function kvmCalcCpuRole(vcpu: Vcpu, regs: RoleRegs): number {
-  const has4 = (mask: bigint): boolean => (regs.cr4 & mask) !== 0n;
-  const nx = (regs.efer & EFER.NXE) !== 0n;
-  const lma = (regs.efer & EFER.LMA) !== 0n;
-  const wp = (regs.cr0 & CR0.WP) !== 0n;
+  const { cr0, cr4, efer } = regs;
+  const nx = (efer & Efer.NXE) !== 0;
+  const lma = (efer & Efer.LMA) !== 0;
+  const wp = (cr0 & Cr0.WP) !== 0;
   const common = Role.accessAll | bit(isGuestMode(vcpu), Role.guestMode) | ((isSmm(vcpu) ? 1 : 0) << Role.smmShift);
-  if ((regs.cr0 & CR0.PG) === 0n) return (common | Role.direct) + ExtRole.valid * 2 ** 32;
+  if ((cr0 & Cr0.PG) === 0) return (common | Role.direct) + ExtRole.valid * 2 ** 32;
   const base =
     common |
     bit(nx, Role.eferNx) |
     bit(wp, Role.cr0Wp) |
-    bit(has4(CR4.SMEP), Role.cr4Smep) |
-    bit(has4(CR4.SMAP) && !wp, Role.smapAndnotWp) |
-    bit(!has4(CR4.PAE), Role.has4ByteGpte) |
+    bit((cr4 & Cr4.SMEP) !== 0, Role.cr4Smep) |
+    bit((cr4 & Cr4.SMAP) !== 0 && !wp, Role.smapAndnotWp) |
+    bit((cr4 & Cr4.PAE) === 0, Role.has4ByteGpte) |
     guestLevel(regs);
   const ext =
     ExtRole.valid |
-    bit(has4(CR4.SMAP), ExtRole.cr4Smap) |
-    bit(has4(CR4.PSE), ExtRole.cr4Pse) |
-    bit(has4(CR4.PKE) && lma, ExtRole.cr4Pke) |
-    bit(has4(CR4.LA57) && lma, ExtRole.cr4La57) |
+    bit((cr4 & Cr4.SMAP) !== 0, ExtRole.cr4Smap) |
+    bit((cr4 & Cr4.PSE) !== 0, ExtRole.cr4Pse) |
+    bit((cr4 & Cr4.PKE) !== 0 && lma, ExtRole.cr4Pke) |
+    bit((cr4 & Cr4.LA57) !== 0 && lma, ExtRole.cr4La57) |
     bit(lma, ExtRole.eferLma) |
-    bit(nx || has4(CR4.SMEP), ExtRole.hasPferrFetch);
+    bit(nx || (cr4 & Cr4.SMEP) !== 0, ExtRole.hasPferrFetch);
   return base + ext * 2 ** 32;
 }
 

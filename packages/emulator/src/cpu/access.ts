@@ -12,16 +12,15 @@ import { TablePages } from '../memory/table-pages.ts';
 import { Tag, Tlb } from '../memory/tlb.ts';
 import type { PlatformBus } from '../processor-api.ts';
 import { CR0, Flag, S, Vector } from '../state-layout.ts';
+import { type AddressOwner, AddressSpace, AddressSpaces } from './address-space.ts';
 import {
   activePkrs,
   activePkru,
   contextRights,
   currentPcid,
   isAlignmentChecked,
-  isLongModeActive,
   isSmapActive,
   pagingConfig,
-  pagingMode,
 } from './mode.ts';
 import type { StateBlock } from './state.ts';
 
@@ -45,13 +44,8 @@ export interface AccessHost {
 }
 
 const ALL_ONES = 0xffffffff;
-const LA57 = 1 << 12;
-/** Kernels set and clear CR0.TS all day, and it decides nothing here. */
-const CR0_INPUTS = Number(CR0.PE | CR0.WP | CR0.PG) | 0;
 /** Alignment checks alone follow it: no context, no walk. */
 const AM = Number(CR0.AM);
-/** What changed of that from which contexts and walk configuration derive: nothing, CPL or RFLAGS.AC alone, more. */
-const Change = { none: 0, rights: 1, all: 2 } as const;
 
 /** The access of a nested translation, reused; its linear address becomes a bigint only where a fault is reported. */
 class Walked implements GuestPhysicalAccess {
@@ -76,27 +70,18 @@ export class MemoryAccess implements WalkMemory {
   watching = false;
   /** TLB context of explicit accesses and fetches. */
   dataContext = 1;
-  #systemContext = 0;
-  /** Contexts of explicit accesses by CPL 3 (1) and RFLAGS.AC (2), 0: not interned since something else changed. */
-  readonly #contexts = new Int32Array(4);
-  #paging = false;
+  readonly #spaces = new AddressSpaces();
+  /** What is in force. */
+  #space = new AddressSpace();
+  readonly #owner: AddressOwner = { inGuest: false, asid: 0, nestedRoot: 0, generation: -1 };
   #user = false;
   #smap = false;
-  #smapImplicit = false;
-  #long = false;
-  /** The upper half of a canonical address, shifted so far, is 0 or -1: 48 or 57 bits. */
-  #canonicalShift = 15;
   #alignment = false;
-  #asid = 0;
-  #nestedRoot = 0;
   /** The access that a walk belongs to, for the nested translation. */
   readonly #nested = new Walked();
   readonly #tables = new TablePages();
-  /** What contexts and walk configuration were last derived from: CR0, CR3, CR4, EFER, CPL, RFLAGS.AC, CR0.AM. */
-  readonly #seen = new Int32Array(8);
-  #seenAsid = -2;
-  #seenRoot = -2;
-  #seenGeneration = -1;
+  /** What rights were last derived from: CPL, RFLAGS.AC and CR0.AM. */
+  #seenRights = -1;
   /** False while PDPTEs are loaded: no linear address belongs to that. */
   #walking = true;
   #walkLow = 0;
@@ -143,81 +128,51 @@ export class MemoryAccess implements WalkMemory {
     state.derivedStale = false;
     state.runStale = true;
     state.touched = true;
-    const { keysStale } = state;
+    if (state.keysStale) this.#spaces.forget();
     state.keysStale = false;
-    const change = this.#inputsChanged(guest);
-    if (change === Change.none && !keysStale) return;
-    if (change === Change.all || keysStale) this.#refreshAll(guest);
-    this.#user = state.cpl === 3 && this.#paging;
+    const changed = this.#follow(guest);
+    const { words } = state;
+    const rights = (words[S.cpl >> 2] & 0xff) | (words[S.rflags >> 2] & Flag.AC) | ((words[S.cr0 >> 2] & AM) << 1);
+    if (!changed && rights === this.#seenRights) return;
+    this.#seenRights = rights;
+    const space = this.#space;
+    this.#user = state.cpl === 3 && space.paging;
     this.#smap = isSmapActive(state);
     this.#alignment = isAlignmentChecked(state);
-    const place = (state.cpl === 3 ? 1 : 0) | ((state.words[S.rflags >> 2] & Flag.AC) !== 0 ? 2 : 0);
-    let id = this.#contexts[place];
-    if (id === 0) {
-      const { generation } = this.tlb;
-      id = this.#intern(contextRights(state, false));
-      if (generation !== this.tlb.generation) {
-        // Ids ran out: those that were interned before have lost their meaning.
-        this.#contexts.fill(0);
-        this.#systemContext = 0;
-      }
-      this.#contexts[place] = id;
-    }
-    this.dataContext = id;
+    const place = (state.cpl === 3 ? 1 : 0) | ((words[S.rflags >> 2] & Flag.AC) !== 0 ? 2 : 0);
+    if (space.contexts[place] === 0) this.#internAt(space, place);
+    this.dataContext = space.contexts[place];
   }
-
-  /** All but what follows CPL and RFLAGS.AC. */
-  #refreshAll(guest: GuestMode | null): void {
-    const state = this.#state;
-    this.#asid = guest?.asid ?? 0;
-    this.#nestedRoot = guest?.nestedRoot ?? 0;
-    this.#tables.belongTo(this.#asid, this.#nestedRoot, this.tlb.nestedEpoch);
-    this.#paging = pagingMode(state) !== 'off';
-    this.#smapImplicit = (contextRights(state, true) & 8) !== 0;
-    this.#long = isLongModeActive(state);
-    this.#canonicalShift = (state.block.getInt32(S.cr4, true) & LA57) !== 0 ? 24 : 15;
-    this.walker.configure(
-      pagingConfig(state, this.#host.pagingModel, this.usesPdpteRegisters() ? this.#pdpte : undefined),
-    );
-    this.#systemContext = 0;
-    this.#contexts.fill(0);
-  }
-
-  /** A world switch back to the same guest changes nothing: comparing is cheaper than deriving. */
-  #inputsChanged(guest: GuestMode | null): number {
-    const changed = this.#registersChanged();
-    const asid = guest === null ? -1 : guest.asid;
-    const root = guest === null ? -1 : guest.nestedRoot;
+  #internAt(space: AddressSpace, place: number): void {
     const { generation } = this.tlb;
-    if (this.#seenAsid === asid && this.#seenRoot === root && this.#seenGeneration === generation) return changed;
-    this.#seenAsid = asid;
-    this.#seenRoot = root;
-    this.#seenGeneration = generation;
-    return Change.all;
+    const id = this.#intern(contextRights(this.#state, false));
+    if (generation !== this.tlb.generation) {
+      // Ids ran out: those that were interned before have lost their meaning.
+      space.forgetContexts();
+      space.generation = this.tlb.generation;
+    }
+    space.contexts[place] = id;
   }
 
-  #registersChanged(): number {
+  /** The space that the registers and the owner make. True if it is another, or was derived anew. */
+  #follow(guest: GuestMode | null): boolean {
+    const owner = this.#owner;
     const { words } = this.#state;
-    const seen = this.#seen;
-    const cr0 = words[S.cr0 >> 2] & CR0_INPUTS;
-    const cr3 = words[S.cr3 >> 2];
-    const cr3High = words[(S.cr3 >> 2) + 1];
-    const cr4 = words[S.cr4 >> 2];
-    const efer = words[S.efer >> 2];
-    const cpl = words[S.cpl >> 2] & 0xff;
-    const ac = words[S.rflags >> 2] & Flag.AC;
-    const am = words[S.cr0 >> 2] & AM;
-    const rights = seen[5] === cpl && seen[6] === ac && seen[7] === am ? Change.none : Change.rights;
-    seen[5] = cpl;
-    seen[6] = ac;
-    seen[7] = am;
-    if (seen[0] === cr0 && seen[1] === cr3 && seen[2] === cr3High && seen[3] === cr4 && seen[4] === efer) return rights;
-    seen[0] = cr0;
-    seen[1] = cr3;
-    seen[2] = cr3High;
-    seen[3] = cr4;
-    seen[4] = efer;
-    return Change.all;
+    owner.inGuest = guest !== null;
+    owner.asid = guest === null ? 0 : guest.asid;
+    owner.nestedRoot = guest === null ? 0 : guest.nestedRoot;
+    owner.generation = this.tlb.generation;
+    if (this.#space.matches(words, owner)) return false;
+    let space = this.#spaces.find(words, owner);
+    if (space === undefined) {
+      space = this.#spaces.replace(this.#space);
+      const pdptes = this.usesPdpteRegisters() ? this.#pdpte : undefined;
+      space.derive(this.#state, owner, pagingConfig(this.#state, this.#host.pagingModel, pdptes));
+    }
+    this.#space = space;
+    this.walker.configure(space.config);
+    this.#tables.belongTo(space.asid, space.nestedRoot, this.tlb.nestedEpoch);
+    return true;
   }
 
   /** The context for generated code. */
@@ -227,7 +182,7 @@ export class MemoryAccess implements WalkMemory {
   }
 
   #implicitContext(): number {
-    if (this.#systemContext !== 0) return this.#systemContext;
+    if (this.#space.systemContext !== 0) return this.#space.systemContext;
     const { generation } = this.tlb;
     let id = this.#internImplicit();
     if (this.tlb.generation !== generation) {
@@ -235,7 +190,7 @@ export class MemoryAccess implements WalkMemory {
       this.refresh();
       id = this.#internImplicit();
     }
-    this.#systemContext = id;
+    this.#space.systemContext = id;
     return id;
   }
   #internImplicit(): number {
@@ -244,9 +199,9 @@ export class MemoryAccess implements WalkMemory {
   #intern(rights: number): number {
     const state = this.#state;
     return this.tlb.context(
-      this.#asid,
+      this.#space.asid,
       currentPcid(state),
-      this.#nestedRoot,
+      this.#space.nestedRoot,
       rights,
       activePkru(state),
       activePkrs(state),
@@ -278,19 +233,19 @@ export class MemoryAccess implements WalkMemory {
   }
 
   #miss(low: number, high: number, kind: number, context: number): number {
-    if (!this.#long) high = 0;
-    else if (high >> this.#canonicalShift !== 0 && high >> this.#canonicalShift !== -1)
+    if (!this.#space.long) high = 0;
+    else if (high >> this.#space.canonicalShift !== 0 && high >> this.#space.canonicalShift !== -1)
       throw this.#host.exception.set(Vector.GP, 0);
     const implicit = (kind & AccessKind.system) !== 0;
     const user = this.#user && !implicit;
-    const smap = implicit ? this.#smapImplicit : this.#smap;
+    const smap = implicit ? this.#space.smapImplicit : this.#smap;
     this.#walkLow = low;
     this.#walkHigh = high;
     this.#nested.user = user;
     if (!this.walker.walk(low, high, kind, user, smap)) {
       throw this.#host.exception.set(Vector.PF, this.walker.errorCode, linearOf(low, high));
     }
-    const nested = this.#nestedRoot !== 0 ? this.#translateNested(this.walker.gpa, kind, false) : undefined;
+    const nested = this.#space.nestedRoot !== 0 ? this.#translateNested(this.walker.gpa, kind, false) : undefined;
     const hpa = nested === undefined ? this.walker.gpa : pageOf(nested.hpa) + (this.walker.gpa % PAGE);
     this.#fill(low, high, context, hpa, user, smap, nested);
     return hpa;
@@ -335,13 +290,13 @@ export class MemoryAccess implements WalkMemory {
 
   // WalkMemory: guest physical addresses of table entries.
   entryAddress(gpa: number, write: boolean): number {
-    if (this.#nestedRoot === 0) return gpa;
+    if (this.#space.nestedRoot === 0) return gpa;
     const inside = gpa & (PAGE - 1);
     if (write) return pageOf(this.#translateNested(gpa, AccessKind.write, true).hpa) + inside;
     const known = this.#tables.find(gpa, this.tlb.nestedEpoch);
     if (known >= 0) return known + inside;
     const page = pageOf(this.#translateNested(gpa, AccessKind.read, true).hpa);
-    this.#tables.belongTo(this.#asid, this.#nestedRoot, this.tlb.nestedEpoch);
+    this.#tables.belongTo(this.#space.asid, this.#space.nestedRoot, this.tlb.nestedEpoch);
     this.#tables.remember(gpa, page);
     return page + inside;
   }
@@ -410,7 +365,7 @@ export class MemoryAccess implements WalkMemory {
   /** Start of the page behind; wraps at 4 GiB outside long mode. */
   #nextPage(low: number, high: number): [number, number] {
     const next = ((low & 0xfffff000) + 0x1000) | 0;
-    return [next, next === 0 && this.#long ? (high + 1) >>> 0 : high];
+    return [next, next === 0 && this.#space.long ? (high + 1) >>> 0 : high];
   }
 
   write(low: number, high: number, value: bigint, size: number, kind: number): void {

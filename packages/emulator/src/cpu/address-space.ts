@@ -1,0 +1,111 @@
+/**
+ * What of control registers and of the guest's owner decides how addresses are translated, and what follows from it. The last few are kept:
+ * kernels go back and forth between address spaces, and between CR0.WP set and clear.
+ * Manual: APM vol. 2 ch. 5; SDM vol. 3 ch. 4.
+ */
+import type { PagingConfig } from '../memory/paging.ts';
+import { CR0, CR4, S } from '../state-layout.ts';
+import { contextRights, isLongModeActive, pagingMode } from './mode.ts';
+import type { StateBlock } from './state.ts';
+
+const CR0_INPUTS = Number(CR0.PE | CR0.PG | CR0.WP) | 0;
+const LA57 = Number(CR4.LA57);
+const CR0_WORD = S.cr0 >> 2;
+const CR3_WORD = S.cr3 >> 2;
+const CR4_WORD = S.cr4 >> 2;
+const EFER_WORD = S.efer >> 2;
+
+/** Whose addresses they are. */
+export interface AddressOwner {
+  inGuest: boolean;
+  asid: number;
+  nestedRoot: number;
+  /** The TLB's. */
+  generation: number;
+}
+
+export class AddressSpace implements AddressOwner {
+  // What it follows from.
+  #cr0 = 0;
+  #cr3 = 0;
+  #cr3High = 0;
+  #cr4 = 0;
+  #efer = 0;
+  inGuest = false;
+  asid = 0;
+  nestedRoot = 0;
+  /** -1: never filled, or no longer right. */
+  generation = -1;
+
+  // What follows.
+  paging = false;
+  long = false;
+  smapImplicit = false;
+  /** The upper half of a canonical address, shifted so far, is 0 or -1: 48 or 57 bits. */
+  canonicalShift = 15;
+  config!: PagingConfig;
+  /** Contexts of explicit accesses by CPL 3 (1) and RFLAGS.AC (2), and that of implicit ones; 0: not interned yet. */
+  readonly contexts = new Int32Array(4);
+  systemContext = 0;
+
+  matches(words: Int32Array, owner: AddressOwner): boolean {
+    return (
+      this.#cr3 === words[CR3_WORD] &&
+      this.#cr0 === (words[CR0_WORD] & CR0_INPUTS) &&
+      this.#cr3High === words[CR3_WORD + 1] &&
+      this.#cr4 === words[CR4_WORD] &&
+      this.#efer === words[EFER_WORD] &&
+      this.inGuest === owner.inGuest &&
+      this.asid === owner.asid &&
+      this.nestedRoot === owner.nestedRoot &&
+      this.generation === owner.generation
+    );
+  }
+
+  derive(state: StateBlock, owner: AddressOwner, config: PagingConfig): void {
+    const { words } = state;
+    this.#cr0 = words[CR0_WORD] & CR0_INPUTS;
+    this.#cr3 = words[CR3_WORD];
+    this.#cr3High = words[CR3_WORD + 1];
+    this.#cr4 = words[CR4_WORD];
+    this.#efer = words[EFER_WORD];
+    this.inGuest = owner.inGuest;
+    this.asid = owner.asid;
+    this.nestedRoot = owner.nestedRoot;
+    this.generation = owner.generation;
+    this.paging = pagingMode(state) !== 'off';
+    this.long = isLongModeActive(state);
+    this.smapImplicit = (contextRights(state, true) & 8) !== 0;
+    this.canonicalShift = (words[CR4_WORD] & LA57) !== 0 ? 24 : 15;
+    this.config = config;
+    this.forgetContexts();
+  }
+  forgetContexts(): void {
+    this.contexts.fill(0);
+    this.systemContext = 0;
+  }
+}
+
+/** As many as are kept. */
+const PLACES = 4;
+
+/** The spaces that were in force lately. */
+export class AddressSpaces {
+  readonly #places = Array.from({ length: PLACES }, () => new AddressSpace());
+  #next = 0;
+
+  find(words: Int32Array, owner: AddressOwner): AddressSpace | undefined {
+    for (const space of this.#places) if (space.matches(words, owner)) return space;
+    return undefined;
+  }
+  /** The one that goes next; never `inForce`. */
+  replace(inForce: AddressSpace): AddressSpace {
+    this.#next = (this.#next + 1) % PLACES;
+    if (this.#places[this.#next] === inForce) this.#next = (this.#next + 1) % PLACES;
+    return this.#places[this.#next];
+  }
+  /** What was derived does not hold any more, whatever the registers say. */
+  forget(): void {
+    for (const space of this.#places) space.generation = -1;
+  }
+}
