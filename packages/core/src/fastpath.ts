@@ -3,10 +3,12 @@
  * vmx_exit_handlers_fastpath and EXIT_FASTPATH_REENTER_GUEST in vcpu_enter_guest); KVM has them for a few MSR writes, HLT and the
  * preemption timer.
  *
- * Here CPUID and RDMSR take it: they change nothing that the way back into the guest looks at. The run loop then would find nothing to do,
- * which is what this asks; while anything listens to the trace, every exit takes the full way.
+ * Here CPUID and RDMSR take it, accesses to control registers, and IN and OUT: the handlers that the table has for them run before the run
+ * loop hears of the exit, if the loop would find nothing else to do. Afterwards it hears of it if they have left it anything. While anything
+ * listens to the trace, every exit takes the full way.
  */
 import { isGuestMode } from './kvm-cache-regs.ts';
+import { FastPath, MpState } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
 /**
@@ -32,4 +34,17 @@ export function kvmMayUseFastpath(vcpu: Vcpu, handleExit: unknown, skip: unknown
     kvm.calls.handleExit === handleExit &&
     kvm.calls.skipEmulatedInstruction === skip
   );
+}
+
+/** What becomes of an exit whose handler has run for a fastpath. @param outcome the handler's: > 0 go on, 0 to user space */
+export function kvmFastpathOutcome(vcpu: Vcpu, outcome: number): FastPath {
+  if (outcome <= 0) return FastPath.EXIT_USERSPACE;
+  const { arch, requests } = vcpu;
+  const calm =
+    requests.isEmpty &&
+    arch.mmu.hpa >= 0 &&
+    arch.mpState === MpState.RUNNABLE &&
+    !arch.exception.pending &&
+    !arch.emulationRequired;
+  return calm ? FastPath.REENTER_GUEST : FastPath.EXIT_HANDLED;
 }

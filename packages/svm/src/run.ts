@@ -5,9 +5,8 @@ import {
   type ExitInfo,
   FastPath,
   inFrame,
-  kvmEmulateCpuid,
-  kvmEmulateRdmsr,
   kvmFastCpuid,
+  kvmFastpathOutcome,
   kvmMayUseFastpath,
   kvmSetCr8,
   ownFrame,
@@ -20,7 +19,7 @@ import {
 import { RAX as rax, RSP as rsp, S } from '@tskvm/emulator';
 import { svmCompleteInterrupts, svmMaySkip, svmSkip, svmSkipEmulatedInstruction } from './events.ts';
 import { svmExitName } from './exit-names.ts';
-import { svmHandleExit, svmReadGuestOwnedCr } from './exits.ts';
+import { svmHandleExit, svmInvokeExitHandler, svmReadGuestOwnedCr } from './exits.ts';
 import { EventInfo, IntCtl as intCtlBits, SvmExit, V, Q as vmcbQuads, W as vmcbWords } from './hardware/index.ts';
 import { assignAsid } from './mmu.ts';
 import { DR6_ACTIVE_LOW, svmSetDr6 } from './registers.ts';
@@ -147,17 +146,23 @@ ownFrame('svmVcpuRun', svmVcpuRun);
 function svmExitHandlersFastpath(vcpu: Vcpu, svm: VcpuSvm): FastPath {
   const { words } = svm.vmcb;
   const code = words[W.exitCode];
-  if ((code !== SvmExit.CPUID && code !== SvmExit.MSR) || svm.sev !== null) return FastPath.NONE;
-  if (code === SvmExit.MSR && words[W.exitInfo1] !== 0) return FastPath.NONE;
+  if (!isFast(code, words[W.exitInfo1]) || svm.sev !== null) return FastPath.NONE;
   if (!kvmMayUseFastpath(vcpu, svmHandleExit, svmSkipEmulatedInstruction)) return FastPath.NONE;
   svmReadGuestOwnedCr(vcpu, svm);
-  if (code === SvmExit.CPUID && svmMaySkip(vcpu) && kvmFastCpuid(vcpu)) {
+  if (!svmMaySkip(vcpu)) return FastPath.NONE;
+  if (code === SvmExit.CPUID && kvmFastCpuid(vcpu)) {
     svmSkip(vcpu);
     return FastPath.REENTER_GUEST;
   }
-  const outcome = code === SvmExit.CPUID ? kvmEmulateCpuid(vcpu) : kvmEmulateRdmsr(vcpu);
-  return outcome > 0 ? FastPath.REENTER_GUEST : FastPath.EXIT_USERSPACE;
+  return kvmFastpathOutcome(vcpu, svmInvokeExitHandler(vcpu, code));
 }
+/** CPUID, RDMSR, accesses to control registers, IN and OUT that are no string instructions. */
+function isFast(code: number, info: number): boolean {
+  if (code === CPUID || code <= LAST_CR || code === CR0_SEL_WRITE) return code >= 0;
+  return code === MSR ? info === 0 : code === IOIO && (info & IO_STRING) === 0;
+}
+const { CPUID, CR0_SEL_WRITE, IOIO, MSR, WRITE_CR8: LAST_CR } = SvmExit;
+const IO_STRING = 4;
 const DR6_INACTIVE = Number(DR6_ACTIVE_LOW) | 0;
 /** All groups but the two that KVM always treats as dirty: int_ctl (3) and CR2 (9). */
 const ALWAYS_CLEAN = 0xffff_ffff & ~((1 << 3) | (1 << 9));

@@ -9,10 +9,9 @@ import {
   FastPath,
   inFrame,
   is64BitMode,
-  kvmEmulateCpuid,
   kvmEmulateInstruction,
-  kvmEmulateRdmsr,
   kvmFastCpuid,
+  kvmFastpathOutcome,
   kvmMayUseFastpath,
   kvmRipRead,
   kvmRipWrite,
@@ -26,7 +25,7 @@ import {
 } from '@tskvm/core';
 import { Flag as flagBits, RSP as rsp, S as stateLayout } from '@tskvm/emulator';
 import { vmxCompleteInterrupts, vmxGetInterruptShadow, vmxSetInterruptShadow } from './events.ts';
-import { vmxHandleExit } from './exits.ts';
+import { kvmVmxExitHandlers, vmxHandleExit } from './exits.ts';
 import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, PendingDebug, Reason as reasons } from './hardware/bits.ts';
 import { F, Word as vmcsWords } from './hardware/vmcs.ts';
 import { vmxLoadGuestMsrs } from './msrs.ts';
@@ -161,16 +160,19 @@ function afterExit(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
 /** KVM: vmx_exit_handlers_fastpath. */
 function vmxExitHandlersFastpath(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
   const { exitReason } = vmx;
-  if (exitReason !== Reason.CPUID && exitReason !== Reason.MSR_READ) return FastPath.NONE;
+  if (!isFast(exitReason) || !maySkip(vcpu, vmx)) return FastPath.NONE;
   if (!kvmMayUseFastpath(vcpu, vmxHandleExit, vmxSkipEmulatedInstruction)) return FastPath.NONE;
-  if (exitReason === Reason.CPUID && maySkip(vcpu, vmx) && kvmFastCpuid(vcpu)) {
+  if (exitReason === Reason.CPUID && kvmFastCpuid(vcpu)) {
     vmxSkipEmulatedInstruction(vcpu);
     vcpu.kvm.processor.tick++;
     return FastPath.REENTER_GUEST;
   }
-  const outcome = exitReason === Reason.CPUID ? kvmEmulateCpuid(vcpu) : kvmEmulateRdmsr(vcpu);
-  return outcome > 0 ? FastPath.REENTER_GUEST : FastPath.EXIT_USERSPACE;
+  return kvmFastpathOutcome(vcpu, kvmVmxExitHandlers[exitReason](vcpu));
 }
+
+const isFast = (reason: number): boolean =>
+  reason === CPUID || reason === MSR_READ || reason === CR_ACCESS || reason === IO_INSTRUCTION;
+const { CPUID, MSR_READ, CR_ACCESS, IO_INSTRUCTION } = Reason;
 
 /** For a fastpath: RIP is as the exit left it, and there is no trap to be made of TF. */
 const maySkip = (vcpu: Vcpu, vmx: VcpuVmx): boolean =>
