@@ -1,10 +1,10 @@
-/** Nanoseconds of one kind of VM exit with KVM's handler and re-entry, in both vendors: `npx tsx --conditions=@tskvm/source bench/exits.ts [driver cpuid out …]`. */
+/** Nanoseconds of one kind of VM exit with KVM's handler and re-entry, in both vendors: `npx tsx [--conditions=@tskvm/source] bench/exits.ts [driver cpuid out …]`. */
 import { fileURLToPath } from 'node:url';
 import type { Backend } from '@tskvm/core';
 import type { InstructionInfo, RunStop } from '@tskvm/emulator';
 import { svm } from '@tskvm/svm';
 import { vmx } from '@tskvm/vmx';
-import { bootSector, createMachine } from '../packages/cli/src/index.ts';
+import { bootSector, createMachine } from 'tskvm';
 import { assemble, cpuMs } from './peers.ts';
 
 export const EXITS = ['cpuid', 'out', 'cr0', 'rdmsr', 'mmio', 'hlt', 'none'] as const;

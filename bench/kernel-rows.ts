@@ -1,33 +1,38 @@
 /** Rows of the kernels: how many times as fast as each peer on the same image, per unit of work, in processor time. */
 import { spawnSync } from 'node:child_process';
-import { join } from 'node:path';
 import { inTurn, progress, type Row } from './harness.ts';
 import { KERNELS, type Kernel, type KernelName } from './kernels.ts';
-import { missing, root } from './peers.ts';
+import { benchProgram, missing, root } from './peers.ts';
 
 type Width = '32' | '64';
 /** A measurement takes so many milliseconds: translation and warm-up, some 0.1 s, are a small part. */
-const WANTED_MS = 1000;
+const WANTED_MS = 600;
 /** What calibration is content with: ticks of other processes' clocks are 10 ms. */
-const ENOUGH_MS = 150;
+const ENOUGH_MS = 50;
 
 /** One process of bench/kernels.ts: milliseconds of processor time. */
 export function kernelMs(name: string, engine: string, width: Width, units: number): number {
   const words = [name, engine, width, String(units)];
-  const args = ['--conditions=@tskvm/source', '--import', 'tsx', join(root, 'bench/kernels.ts'), ...words];
-  const result = spawnSync('node', args, { cwd: root, encoding: 'utf8', timeout: 300_000 });
+  const result = spawnSync('node', benchProgram('kernels.ts', ...words), {
+    cwd: root,
+    encoding: 'utf8',
+    timeout: 300_000,
+  });
   if (result.status !== 0) throw new Error(`bench/kernels.ts ${words.join(' ')}: ${result.stderr || result.error}`);
   return Number(result.stdout);
 }
 
-/** Units that take an engine about a second. */
+/** Where calibration starts, in the kernel's units: as far as an engine is known to be fast. */
+const FIRST: Readonly<Record<string, number>> = { translate: 8, tcg: 8, v86: 4, native: 24, host: 24 };
+
+/** Units that take an engine as long as is wanted. */
 function calibrate(name: KernelName, engine: string, width: Width): number {
-  const least: number = KERNELS[name].units;
-  let units = least;
+  const { units: least, exits }: Kernel = KERNELS[name];
+  let units = least * (exits ? 4 : (FIRST[engine] ?? 1));
   for (;;) {
     const ms = kernelMs(name, engine, width, units);
-    const times = Math.max(1, Math.min(ms < ENOUGH_MS ? 20 : 8, Math.round(WANTED_MS / Math.max(ms, 1))));
-    units = Math.min(units * times, Math.floor((2 ** 32 - 1) / least) * least);
+    const wanted = (units * WANTED_MS) / Math.max(ms, 5);
+    units = Math.min(Math.max(1, Math.round(wanted / least)), Math.floor((2 ** 32 - 1) / least)) * least;
     if (ms >= ENOUGH_MS || units > 2 ** 31) return units;
   }
 }

@@ -1,13 +1,13 @@
 /**
  * The kernels (bench/guests/kernels.asm) and their targets, and one run of one of them on one engine, as a process of its own: prints
  * milliseconds of processor time (machines that run benchmarks are rarely idle).
- * Run: `npx tsx --conditions=@tskvm/source bench/kernels.ts KERNEL ENGINE WIDTH [UNITS]`; ENGINE: translate (svm), vmx, interpret, v86,
+ * Run: `npx tsx [--conditions=@tskvm/source] bench/kernels.ts KERNEL ENGINE WIDTH [UNITS]`; ENGINE: translate (svm), vmx, interpret, v86,
  * v86-nojit, tcg, bochs, native, host.
  */
 import { fileURLToPath } from 'node:url';
 import { svm } from '@tskvm/svm';
 import { vmx } from '@tskvm/vmx';
-import { createMachine, firmware, type MachineOptions } from '../packages/cli/src/index.ts';
+import { createMachine, firmware, type MachineOptions } from 'tskvm';
 import { assemble, bochs, cpuMs, native, onV86, tcg } from './peers.ts';
 
 /** How many times as fast as each peer; `fastest`: as the fastest of the emulators; `host`: as the host's own memcpy and memset. */

@@ -1,19 +1,18 @@
 /**
  * The benchmarks of docs/performance.md: medians, peers in the same run and in turn, as ratios. USAGE says how to choose.
  */
-import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { Backend } from '@tskvm/core';
 import { svm } from '@tskvm/svm';
 import { vmx } from '@tskvm/vmx';
-import { bootSector, createMachine, firmware, type Machine, memoryImage } from '../packages/cli/src/index.ts';
+import { bootSector, createMachine, firmware, type Machine, memoryImage } from 'tskvm';
 import { exitGuest, exitTime } from './exits.ts';
-import { inTurn, nsPerCall, progress, type Row } from './harness.ts';
+import { inTurn, median, nsPerCall, progress, type Row } from './harness.ts';
 import { kernelMs, kernelRows } from './kernel-rows.ts';
 import { KERNELS } from './kernels.ts';
-import { root } from './peers.ts';
+import { LINUX, linuxRows } from './linux.ts';
+import { startTime, VENDORS } from './start.ts';
 
 const SEABIOS = '/usr/share/seabios/bios.bin';
 const GRUB = '/usr/lib/grub-rescue/grub-rescue-cdrom.iso';
@@ -144,25 +143,23 @@ async function tourRows(): Promise<Row[]> {
   return [{ what: 'the three tours, traced', value: `${seconds.toFixed(1)} s`, target: '<= 10 s', met: seconds <= 10 }];
 }
 
-/** One process of bench/start.ts. */
-function startMs(vendor: string): number {
-  const args = ['--conditions=@tskvm/source', '--import', 'tsx', join(root, 'bench/start.ts'), vendor];
-  const result = spawnSync('node', args, { cwd: root, encoding: 'utf8' });
-  if (result.status !== 0) throw new Error(`bench/start.ts: ${result.stderr}`);
-  return Number(result.stdout);
-}
-
 async function startRows(): Promise<Row[]> {
+  const processor = new Map<string, number[]>(VENDORS.map((name) => [name, []]));
+  const run = (name: string): number => {
+    const time = startTime(name);
+    processor.get(name)?.push(time.processor);
+    return time.elapsed;
+  };
   const ms = await inTurn(
-    ['svm', 'vmx'].map((name) => ({ name, run: () => startMs(name) })),
+    VENDORS.map((name) => ({ name, run: () => run(name) })),
     7,
   );
   return [...ms].map(([name, value]) => ({
-    what: `start of a machine to its first instruction, fresh process, elapsed, ${name}`,
-    value: `${value.toFixed(0)} ms`,
+    what: `start of a machine to its first instruction, fresh process, ${name}`,
+    value: `${value.toFixed(0)} ms elapsed, ${median(processor.get(name)!).toFixed(0)} ms of processor time`,
     target: '<= 80 ms',
     met: value <= 80,
-    figures: { ms: value },
+    figures: { elapsed: value, processor: median(processor.get(name)!) },
   }));
 }
 
@@ -171,6 +168,7 @@ const GROUPS: Readonly<Record<string, { parts: readonly string[]; rows: Group }>
   kernels: { parts: Object.keys(KERNELS), rows: kernelRows },
   exits: { parts: [], rows: exitRows },
   start: { parts: [], rows: startRows },
+  linux: { parts: Object.keys(LINUX), rows: linuxRows },
   alu: { parts: [], rows: (_, rounds) => aluRows(rounds) },
   tour: { parts: [], rows: tourRows },
   boot: { parts: [], rows: bootRows },

@@ -13,6 +13,16 @@ process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
 /** Milliseconds of this process's own processor time: what the neighbours on the machine take does not count. */
 export const cpuMs = (): number => process.cpuUsage().user / 1000;
 
+/**
+ * Arguments for a program of bench/ in a process of its own, with the built packages, or the sources if this process has them
+ * (`--conditions=@tskvm/source`).
+ */
+export const benchProgram = (name: string, ...args: readonly string[]): string[] => [
+  ...process.execArgv,
+  join(root, 'bench', name),
+  ...args,
+];
+
 /** A file of this process's own, gone when it ends. */
 export function temporary(name: string, contents: Uint8Array | string): string {
   const path = join(folder, name);

@@ -1,6 +1,6 @@
 /**
  * Start of a machine: from `createMachine` to its guest's first instruction, in a fresh process behind the loading of the modules; on the
- * built packages, whose interpreter is generated already. `pnpm build && npx tsx --conditions=@tskvm/source bench/start.ts`
+ * built packages, whose interpreter is generated already. `pnpm build && npx tsx [--conditions=@tskvm/source] bench/start.ts`
  */
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';

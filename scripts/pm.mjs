@@ -49,7 +49,7 @@ const tasks = {
   },
   bench: () => {
     build();
-    run([...pnpm, 'exec', 'tsx', '--conditions=@tskvm/source', 'bench/main.ts', ...args]);
+    run([...pnpm, 'exec', 'tsx', 'bench/main.ts', ...args]);
   },
   vectors: () => run([...pnpm, 'exec', 'tsx', '--conditions=@tskvm/source', 'scripts/vectors.ts', ...args]),
   fuzz: () => run([...pnpm, 'exec', 'tsx', '--conditions=@tskvm/source', 'scripts/fuzz.ts', ...args]),
