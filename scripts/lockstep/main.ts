@@ -26,21 +26,26 @@ const { values, positionals } = parseArgs({
 });
 const say = (line: string): void => void process.stdout.write(`${line}\n`);
 
+/** Goes on behind a difference while both stand at the same instruction. */
 async function runImage(path: string): Promise<number> {
   const pair = await Pair.start(path, readFileSync(path), values.backend);
+  let found = 0;
+  let steps = 0;
   try {
-    for (let i = 0; i < Number(values.limit); i++) {
+    for (; steps < Number(values.limit); steps++) {
       const step = await pair.step();
       if (step.ended) break;
       if (step.differ.length === 0) continue;
+      found++;
       say(describe(step));
-      return 1;
+      if (step.differ.includes('rip')) break;
+      await pair.align();
     }
-    say('no difference');
-    return 0;
   } finally {
     pair.close();
   }
+  say(`${steps} instructions, ${found} differences`);
+  return found > 0 ? 1 : 0;
 }
 
 function assemble(program: Program): { path: string; image: Buffer } {
