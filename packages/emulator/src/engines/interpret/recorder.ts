@@ -5,7 +5,7 @@
 import type { Access, Block, Builder, Cond, FlagName, FlagUpdate, RegRef, Size, Value } from '../../builder/builder.ts';
 import { AssertionError } from '../../exceptions.ts';
 import { Layout } from '../../memory/layout.ts';
-import { Flag, S, Vector } from '../../state-layout.ts';
+import { Flag, S } from '../../state-layout.ts';
 import { How } from './block-moves.ts';
 import type { FlagArithmetic, FlagUpdateNodes } from './flags.ts';
 import * as lazy from './flags.ts';
@@ -87,7 +87,8 @@ export class Recorder extends ValueRecorder implements Builder {
   }
   protected checkAlignment(linear: Node, align: number): void {
     const low = this.andNode(linear, this.n64(BigInt(align - 1)));
-    this.raiseWhen(this.ne(v(low), this.const(0)), Vector.GP, 0);
+    // JavaScript raises #GP, unless the address is not canonical: that comes first, and is #SS on the stack.
+    this.handBackWhen(this.ne(v(low), this.const(0)));
   }
   readonly #loaded = new Map<string, Node>();
   load(offset: Value, access: Access): Value {

@@ -154,8 +154,9 @@ export function isTranslatable(info: FormInfo): boolean {
       return true;
     }
     const check = new Check();
-    // What vector instructions hand back is left to their records; system instructions have effects of their own.
-    const handsBack = info.facts.mayHandBack && info.form.vector === undefined;
+    // What vector instructions and CMPXCHG16B hand back is left to their records; system instructions have effects of their own.
+    const checksAlignment = info.form.vector !== undefined || info.form.mnemonic === 'cmpxchg16b';
+    const handsBack = info.facts.mayHandBack && !checksAlignment;
     if (!handsBack && info.form.mnemonic !== 'movseg') check.region(recordForms([info.form]).body);
     answer = check.ok && !handsBack && !/seg$/.test(info.form.mnemonic);
     known.set(info, answer);
