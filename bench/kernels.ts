@@ -39,6 +39,7 @@ export const KERNELS = {
   MOVS: { what: 'rep movsd, 1 MiB', units: 4, ...USER, target: { host: 0.5 } },
   STOS: { what: 'rep stosd, 1 MiB', units: 4, ...USER, target: { host: 0.5 } },
   PATCH: { what: 'code that patches itself', units: 5000, ...USER, target: { fastest: 1 } },
+  BESIDE: { what: 'data in the page of the code', units: 20_000, ...USER, target: { fastest: 1 } },
   PORT: { what: 'OUT to a port', units: 20_000, ...EXIT, target: {} },
   CPUID: { what: 'CPUID', units: 20_000, ...EXIT, target: {} },
   TS: { what: 'CR0.TS set and cleared', units: 10_000, ...EXIT, target: { fastest: 0.5 } },

@@ -1,5 +1,5 @@
 /**
- * Code that is patched: single instructions are decoded again where their records stand, or retired, and the page keeps the rest. An
+ * Code that is patched: single instructions are decoded again where their records stand, or in records of their own; the page keeps the rest. An
  * immediate that is patched again and again is read from the code each time; its bytes count as data from then on.
  * Manual: APM vol. 2 section 7.6.1 (self-modifying code is seen at once).
  */
@@ -12,8 +12,8 @@ export interface PatchTools {
   readonly view: DataView;
   /** Writes the instruction's record again; false if its form or length is another. */
   redecode(page: CodePage, offset: number): boolean;
-  /** Takes the instruction's record out: whoever comes to it decodes anew. */
-  retire(page: CodePage, offset: number): void;
+  /** Decodes the instruction again into a record of its own, whatever it is now; false if it can't have one. */
+  retire(page: CodePage, offset: number): boolean;
   /** Lays the instruction down again with its immediate read from the code each time; false if it has none of that kind. */
   freshen(page: CodePage, offset: number): boolean;
   /** These bytes are no code. */
@@ -62,8 +62,7 @@ export function patchPage(tools: PatchTools, page: CodePage, from: number, to: n
       if (times === OFTEN && offsets.length === 1) tools.freshen(page, offset);
       continue;
     }
-    if (++page.retired > MAX_RETIRED) return false;
-    tools.retire(page, offset);
+    if (!tools.retire(page, offset) || page.retired > MAX_RETIRED) return false;
   }
   if (offsets.length === 0) tools.uncover(page, from, to);
   return true;

@@ -29,7 +29,9 @@ export interface CodePage {
   readonly runs: KeptRun[];
   /** How often an instruction was patched, by its offset. */
   readonly patched: Map<number, number>;
-  /** Instructions that were retired since the page last got new ones. */
+  /** Records of their own of instructions that were patched with others. */
+  readonly places: Map<number, number>;
+  /** Instructions that were given such records since the page last got new ones. */
   retired: number;
   /** Pages with an instruction that ends in this one. */
   readonly crossers: Set<CodePage>;
@@ -142,6 +144,7 @@ export class Predecoder {
         covered: new Uint8Array(PAGE),
         runs: [],
         patched: new Map(),
+        places: new Map(),
         retired: 0,
         crossers: new Set(),
       };
@@ -456,29 +459,68 @@ export class Predecoder {
     if (info.hot < 0 && info.slot < 0) return false;
     if (plain !== (info.hot >= 0 ? info.hot : page.key.handlers.firstSlot + info.slot)) return false;
     // Its old target may still wait to be linked.
-    if (shape.direct) for (const waiting of page.wanted.values()) remove(waiting, at);
+    if (shape.direct) this.#unlink(page, at);
     this.#write(page, pending, shape, at);
     if (info.facts.mayHandBack) this.#keep(at, insn);
     else this.#free.push(insn);
     return true;
   }
 
-  #retire(page: CodePage, offset: number, unfuse: (record: number) => boolean): void {
-    const { view } = this.#memory;
+  /**
+   * Gives the instruction a place of its own, with a link behind it, where it is written anew each time that it is patched. False: it crosses
+   * into the next page, or there is no room.
+   */
+  #retire(page: CodePage, offset: number, unfuse: (record: number) => boolean): boolean {
     const at = page.records[offset];
+    const known = page.places.get(offset);
+    if (known === at) return this.#rewrite(page, offset, at);
+    const place = this.#next;
+    if (place + 2 * R.size > RECORDS_END) return false;
+    if (!this.#rewrite(page, offset, place)) return false;
+    this.#next += 2 * R.size;
+    this.#remember(page, place, 2);
+    this.#forward(page, at, place, unfuse);
+    page.places.set(offset, place);
+    page.records[offset] = place;
+    page.retired++;
+    return true;
+  }
+  /** The instruction as it is now, and a link to what follows it. */
+  #rewrite(page: CodePage, offset: number, at: number): boolean {
+    const pending = this.#decodeOne(page, offset);
+    if (pending.cut) return false;
+    this.#forgetInstruction(at);
+    for (const record of [at, at + R.size]) this.#unlink(page, record);
+    page.key.handlers.compile([pending]);
+    this.#chooseHandlers(page, [pending], at);
+    this.#finish(page, pending, at);
+    this.#writeLink(page, pending.next, at + R.size);
+    return true;
+  }
+  /** From now on the record only leads to another. */
+  #forward(page: CodePage, at: number, to: number, unfuse: (record: number) => boolean): void {
+    const { view } = this.#memory;
     // What stands in front of it may have left its flags to it, or be a comparison that goes with it.
-    const first = this.runAt(at)!.first;
+    const { first } = this.runAt(at)!;
     for (let before = at - R.size; before >= first; before -= R.size) {
       const plain = view.getUint16(before + R.plain, true);
       if (plain < Special.count) break;
       if (!unfuse(before)) view.setUint16(before + R.handler, plain, true);
     }
-    page.records[offset] = 0;
+    this.#forgetInstruction(at);
+    this.#forget(page, view.getUint16(at + R.offset, true));
+    this.#unlink(page, at);
+    this.#writePlace(at, view.getUint16(at + R.offset, true), view.getUint16(at + R.offset, true));
+    this.#words[at >> 2] = Special.link | (Special.link << 16);
+    view.setUint32(at + R.link, to, true);
+  }
+  #forgetInstruction(at: number): void {
     this.#instructions.delete(at);
     this.#recentRecords[(at / R.size) & (RECENT - 1)] = 0;
-    this.#forget(page, offset);
+  }
+  /** It waits for no target any more. */
+  #unlink(page: CodePage, at: number): void {
     for (const waiting of page.wanted.values()) remove(waiting, at);
-    this.#writeLink(page, offset, at);
   }
 
   #freshen(page: CodePage, offset: number, unfuse: (record: number) => boolean): boolean {
@@ -487,7 +529,7 @@ export class Predecoder {
     const first = this.#next;
     if (immediate === null || first + 3 * R.size > RECORDS_END) return false;
     this.#next += 3 * R.size;
-    this.#retire(page, offset, unfuse);
+    this.#forward(page, page.records[offset], first, unfuse);
     const from = pending.next - immediate.size;
     this.#words[first >> 2] = Special.fresh | (Special.fresh << 16);
     this.#writePlace(first, offset, pending.next);
@@ -496,7 +538,6 @@ export class Predecoder {
     this.#chooseHandlers(page, [pending], first + R.size);
     this.#write(page, pending, pending.shape!, first + R.size);
     page.records[offset] = first;
-    if (page.wanted.size > 0) this.#satisfy(page, offset);
     this.#writeLink(page, pending.next, first + 2 * R.size);
     this.#remember(page, first, 3);
     this.#uncover(page, from, pending.next);
