@@ -38,10 +38,12 @@ export interface Form {
   readonly vector?: { readonly vex: boolean; readonly wide: boolean; readonly imm: number };
   /** x87 instructions only. */
   readonly x87?: true;
+  /** STI only: what follows neither leaves generated code nor sees the shadow. */
+  readonly followed?: true;
 }
 
 export const formKey = (f: Form): string =>
-  `${f.mnemonic}.${f.condition} ${f.operands.join()} o${f.opSize} a${f.addrSize} c${f.codeSize} s${f.stackSize} ${f.segments}${f.special} ${f.memory} ${f.lock ? 'L' : ''}${f.rep}${f.countNotZero ? 'n' : ''} ${f.vendor}${f.vector === undefined ? '' : vectorKey(f.vector)}`;
+  `${f.mnemonic}.${f.condition} ${f.operands.join()} o${f.opSize} a${f.addrSize} c${f.codeSize} s${f.stackSize} ${f.segments}${f.special} ${f.memory} ${f.lock ? 'L' : ''}${f.rep}${f.countNotZero ? 'n' : ''} ${f.vendor}${f.vector === undefined ? '' : vectorKey(f.vector)}${f.followed ? ' f' : ''}`;
 const vectorKey = ({ vex, wide, imm }: NonNullable<Form['vector']>): string =>
   ` ${vex ? 'v' : ''}${wide ? 'w' : ''}${imm}`;
 

@@ -21,6 +21,8 @@ export interface FormInfo {
   readonly dead: number;
   /** Jump forms that a hot handler executes together with this one. */
   readonly fuses: boolean;
+  /** STI: the handler for where the next instruction stays in generated code. */
+  readonly followed: (() => FormInfo) | null;
   /** Out-of-line slot once compiled, or -1. */
   slot: number;
 }
@@ -99,6 +101,7 @@ export class HandlerSet {
       hot: this.#hot.get(key) ?? -1,
       dead: this.#hot.get(`${key} -`) ?? -1,
       fuses: this.#fusing.has(key),
+      followed: form.mnemonic === 'sti' && !form.followed ? () => this.#info({ ...form, followed: true }) : null,
       slot: -1,
     };
     this.#forms.set(key, info);

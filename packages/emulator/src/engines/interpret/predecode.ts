@@ -395,14 +395,21 @@ export class Predecoder {
       const plain = info.hot >= 0 ? info.hot : handlers.firstSlot + info.slot;
       if (info.hot < 0) this.#install(handlers, info);
       const dead = !live && facts.setsFlags && info.dead >= 0 && !facts.readsOwnFlags;
-      const fused = info.fuses ? this.#fused(handlers, info, run[i + 1]) : -1;
+      const fused = info.fuses || info.followed !== null ? this.#fused(handlers, info, run[i + 1]) : -1;
       this.#words[at >> 2] = (fused >= 0 ? fused : dead ? info.dead : plain) | (plain << 16);
       live = flagsLiveBefore(live, facts, dead);
     }
   }
   #fused(handlers: HandlerSet, info: FormInfo, next: Pending | undefined): number {
     const shape = next?.shape;
-    return shape?.info && shape.condition >= 0 ? handlers.fused(info, shape.info) : -1;
+    if (!shape?.info) return -1;
+    if (info.followed === null) return shape.condition >= 0 ? handlers.fused(info, shape.info) : -1;
+    const { mayLeave, mayHandBack } = shape.info.facts;
+    if (mayLeave || mayHandBack) return -1;
+    const followed = info.followed();
+    handlers.compileApart(followed);
+    this.#install(handlers, followed);
+    return handlers.firstSlot + followed.slot;
   }
 
   /** Do these bytes of one host page belong to predecoded instructions? */

@@ -46,13 +46,18 @@ const cli: SystemPath = {
   },
 };
 
-/** The shadow follows a change of IF from 0 to 1: the engine then executes one instruction by itself. */
+/**
+ * The shadow follows a change of IF from 0 to 1: the engine then executes one instruction by itself. Where nothing waits for IF and nobody
+ * can look before that instruction is done, there is no need.
+ */
 const sti: SystemPath = {
   accepts: always,
-  record: (r) => {
+  record: (r, _op, form) => {
     r.handBackWhen(r.notC(ownsInterruptFlag(r)));
-    r.when(r.notC(has(r, rawFlags(r), Flag.IF)), () => {
-      r.setRflags(r.const(Flag.IF), Flag.IF);
+    const rises = r.notC(has(r, rawFlags(r), Flag.IF));
+    const leaves = form.followed ? r.andC(rises, awaited(r)) : rises;
+    r.setRflags(r.const(Flag.IF), Flag.IF);
+    r.when(leaves, () => {
       r.setState(S.shadow, 1, r.const(1));
       r.leaveShadowed();
     });

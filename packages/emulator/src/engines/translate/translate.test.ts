@@ -129,6 +129,24 @@ describe('leaving in the middle', () => {
     compare([0xb9, ...le32(1000), 0xfa, 0x01, 0xc8, 0xfb, 0x49, 0x75, 0xf9, 0xf4], 'prot32');
   });
 
+  it('STI with an instruction behind it that stays, and one that does not', () => {
+    // mov ecx, 1000; L: cli; sti; nop; add eax, ecx; cli; sti; cpuid; dec ecx (CPUID: again from the stack); jnz L; hlt
+    const loop = [0xfa, 0xfb, 0x90, 0x01, 0xce, 0xfa, 0xfb, 0x51, 0x31, 0xc0, 0x0f, 0xa2, 0x59, 0x49];
+    compare([0xb9, ...le32(1000), ...loop, 0x75, -(loop.length + 2) & 0xff, 0xf4], 'prot32');
+    // Each deadline, also those between STI and what follows.
+    for (let ticks = 1; ticks < 60; ticks++) {
+      const [m, reference] = [machine([0xfa, 0xfb, 0x90, 0x40, 0xeb, 0xfa], 'prot32').machine, new TestMachine()];
+      reference.load([0xfa, 0xfb, 0x90, 0x40, 0xeb, 0xfa], 'prot32', CODE);
+      for (const x of [m, reference]) x.go(ticks);
+      expect([m.state.gpr[0], m.state.rip, m.state.rflags, m.state.shadow]).toEqual([
+        reference.state.gpr[0],
+        reference.state.rip,
+        reference.state.rflags,
+        reference.state.shadow,
+      ]);
+    }
+  });
+
   it('a division that overflows in the thousandth turn', () => {
     // mov ebx, 1000; L: xor edx, edx; mov eax, 12345; div ebx; add esi, edx; dec ebx; jmp L
     const code = [0xbb, ...le32(1000), 0x31, 0xd2, 0xb8, ...le32(12345), 0xf7, 0xf3, 0x01, 0xd6, 0x4b, 0xeb, 0xf2];
