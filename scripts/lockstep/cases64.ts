@@ -91,8 +91,8 @@ interface Tables {
 function randomSegment(random: Random): bigint {
   const isCode = random(2) === 1;
   const access = (random(12) === 0 ? 0 : 0x80) | (random(4) << 5) | 16 | (isCode ? 8 : 0) | random(8);
-  // Code of 64 bits, of 32 bits, of both (which is reserved), of 16 bits.
-  const flags = isCode ? pick(random, [0xa, 0xa, 0xc, 0xc, 0xe, 0x8]) : 0x8 | random(8);
+  // Code of 64 bits, of 32 bits, of 16 bits. Of both, which is reserved, QEMU takes as 64.
+  const flags = isCode ? pick(random, [0xa, 0xa, 0xc, 0xc, 0x8]) : 0x8 | random(8);
   return descriptor(0, isCode ? 0xfffff : pick(random, [0xfffff, 0xfff, 0]), access, flags);
 }
 function randomSystem(random: Random, code: readonly number[]): bigint {
@@ -169,7 +169,7 @@ function makeTables(random: Random): Tables {
 
 const SYSCALLS = ['syscall', 'db 0x0f, 0x07', 'db 0x48, 0x0f, 0x07'];
 const SYSENTERS = ['sysenter', 'sysexit', 'db 0x48, 0x0f, 0x35'];
-const EDGES = ['0x7fffffffffff', '0x800000000000', '0xffff7fffffffffff', '0xffff800000000000', '0x7ffffffffffd'];
+const EDGES = ['0x800000000000', '0xffff7fffffffffff', '0xffff800000000000'];
 
 interface Place {
   /** 64-bit code, or compatibility code. */
@@ -199,7 +199,7 @@ function instructionOf(random: Random, tables: Tables, { long, ring, amd }: Plac
     hex(FIRST_PAGE + 0x1000 * random(KINDS.length + 1) + pick(random, [0x800, 0, 0xffd, 0xfff]));
   const both: (() => string)[] = [
     () => `mov ax, ${hex(sel())}\nmov ${pick(random, ['ds', 'es', 'fs', 'gs'])}, ax`,
-    () => `mov ax, ${hex(sel())}\nmov ss, ax\nnop`,
+    () => `mov ax, ${hex(sel() | 8)}\nmov ss, ax\nnop`,
     () =>
       `mov cx, ${hex(sel())}\n${pick(random, ['lar eax, cx', 'lsl edx, cx', 'verr cx', 'verw cx', 'lar ax, cx', 'lsl dx, cx'])}`,
     () => `mov cx, ${hex(sel())}\n${pick(random, ['lar eax, cx', 'lsl edx, cx'])}`,
@@ -231,20 +231,11 @@ function instructionOf(random: Random, tables: Tables, { long, ring, amd }: Plac
     () => `mov eax, [${page()}]`,
     () => `mov [${page()}], eax`,
     () => `mov ecx, ${page()}\ncall ${long ? 'rcx' : 'ecx'}`,
-    () =>
-      pick(random, [
-        'smsw eax',
-        'sldt eax',
-        'str eax',
-        `sgdt [${stack}-16]`,
-        `sidt [${stack}-16]`,
-        'rdtsc',
-        `lgdt [${stack}-16]`,
-      ]),
+    () => pick(random, ['smsw eax', 'sldt eax', 'str eax', `sgdt [${stack}-16]`, `sidt [${stack}-16]`, 'rdtsc']),
     () =>
       `${push(flags())}\npopf${long ? 'q' : 'd'}\n${pick(random, ['nop', 'cli', 'sti', `pushf${long ? 'q' : 'd'}`])}`,
   ];
-  // What QEMU 7.2 permits and processors refuse is left out: CR0.PG, CR0.PE and CR4.PAE cleared, EFER.LME changed in long mode.
+  // What QEMU 7.2 permits and processors refuse is left out: CR0.PG, CR0.PE and CR4.PAE cleared, EFER.LME changed in long mode, reserved bits.
   const wide: (() => string)[] = [
     () => `${pointer(code(), !amd)}\n${indirect(!amd)}`,
     () => `${push(sel(), LAYOUT.stacks[3] - 0x200, code(), landing)}\nretfq`,
@@ -262,10 +253,8 @@ function instructionOf(random: Random, tables: Tables, { long, ring, amd }: Plac
         'mov rax, dr7',
         'mov rax, dr6',
       ]),
-    () =>
-      `mov rax, cr0\n${pick(random, ['btc rax, 16', 'btc rax, 40', 'bts rax, 3'])}\nmov cr0, rax\nmov eax, [${page()}]`,
-    () =>
-      `mov rax, cr4\n${pick(random, ['bts rax, 2', 'bts rax, 63', 'bts rax, 7'])}\nmov cr4, rax\nmov eax, [${page()}]`,
+    () => `mov rax, cr0\n${pick(random, ['btc rax, 16', 'bts rax, 3'])}\nmov cr0, rax\nmov eax, [${page()}]`,
+    () => `mov rax, cr4\n${pick(random, ['bts rax, 2', 'bts rax, 7'])}\nmov cr4, rax\nmov eax, [${page()}]`,
     () => `mov eax, ${hex(random(16))}\nmov cr8, rax\nmov rbx, cr8`,
     () => `mov rax, ${pick(random, ['0x400', '0x100000000', '0x600'])}\nmov dr7, rax`,
     () =>
