@@ -16,6 +16,10 @@ const RFLAGS = S.rflags >> 2;
 const STATUS = S.cpl >> 2;
 const R11 = 11;
 const SCE = Number(EFER.SCE);
+const LMA = Number(EFER.LMA);
+/** The shadow's byte, and what MOV SS leaves there. */
+const SHADOW = 0xff00;
+const MOV_SS = 0x0200;
 const RESERVED_ONE = 2;
 const RPL = 3;
 /** RFLAGS bits that SYSRET takes from R11 (SDM vol. 2, SYSRET). */
@@ -148,6 +152,86 @@ export function loadSegment(unit: PlainUnit, seg: number, selector: number, at: 
   words[to + 2] = (low >>> 16) | ((high & 0xff) << 16) | (high & 0xff00_0000);
   words[to + 3] = 0;
 }
+
+/** Real mode, or protected mode of level 0 outside long mode; and nobody who wants to hear of modes. */
+function isLegacySupervisor({ words, cpu }: DirectUnit): boolean {
+  if (cpu.onModeChange !== null || (words[S.efer >> 2] & LMA) !== 0) return false;
+  return (words[RFLAGS] & Flag.VM) === 0 && (words[STATUS] & 0xff) === 0;
+}
+/** Real mode keeps limit and rights: only the selector and the base go. */
+function loadReal(words: Int32Array, seg: number, selector: number): void {
+  const at = slot(seg);
+  words[at] = (words[at] & ~0xffff) | selector;
+  words[at + 2] = selector << 4;
+  words[at + 3] = 0;
+}
+/** A real-mode segment as RESET leaves it: anything else is looked at by evaluate. */
+const isPlainReal = (words: Int32Array, seg: number): boolean =>
+  words[slot(seg)] >= 0 && words[slot(seg) + 1] === 0xffff;
+
+/** Code of level 0 outside long mode, accessed, not conforming: L clear. */
+const LEGACY_CODE_MASK = 0x20_9d00;
+const LEGACY_CODE_WANTED = 0x9900;
+/** Limit of a descriptor, in bytes. */
+function limitAt(unit: DirectUnit, at: number): number {
+  const { view } = unit.cpu.memory;
+  const high = view.getInt32(at + 4, true);
+  const limit = (view.getInt32(at, true) & 0xffff) | (high & 0xf0000);
+  return (high & 0x80_0000) !== 0 ? ((limit << 12) | 0xfff) >>> 0 : limit;
+}
+
+/** JMP ptr16:16 and ptr16:32 to code of the same level. */
+export const jmpfar: DirectRow = {
+  supervisor: true,
+  transfers: true,
+  isPlain: (unit, insn) => insn.opcode === 0xea && isLegacySupervisor(unit),
+  run: (unit, insn) => {
+    const { words, cpu } = unit;
+    const selector = insn.imm2 & 0xffff;
+    const offset = Number(insn.imm & 0xffff_ffffn) & (insn.opSize === 2 ? 0xffff : -1);
+    if (unit.isReal()) {
+      if (!isPlainReal(words, Seg.CS) || offset >>> 0 > 0xffff) return false;
+      loadReal(words, Seg.CS, selector);
+    } else {
+      const cs = descriptor(unit, selector, 0, LEGACY_CODE_MASK, LEGACY_CODE_WANTED);
+      if (cs < 0 || offset >>> 0 > limitAt(unit, cs)) return false;
+      loadSegment(unit, Seg.CS, selector, cs);
+    }
+    words[RIP] = offset;
+    words[RIP + 1] = 0;
+    words[RFLAGS] &= ~Flag.RF;
+    words[STATUS] &= ~SHADOW;
+    cpu.state.touch();
+    return true;
+  },
+};
+
+/** MOV to ES, SS, DS, FS or GS from a register. */
+export const movseg: DirectRow = {
+  supervisor: true,
+  transfers: true,
+  isPlain: (unit, insn) =>
+    insn.opcode === 0x8e && insn.mod === 3 && insn.reg !== Seg.CS && insn.reg <= Seg.GS && isLegacySupervisor(unit),
+  run: (unit, insn) => {
+    const { words, cpu } = unit;
+    const seg = insn.reg;
+    const selector = unit.low(insn.rm) & 0xffff;
+    if (unit.isReal()) {
+      if (!isPlainReal(words, seg)) return false;
+      loadReal(words, seg, selector);
+    } else {
+      const at = descriptor(unit, selector, 0, DATA_MASK, DATA_WANTED);
+      if (at < 0) return false;
+      loadSegment(unit, seg, selector, at);
+    }
+    words[RIP] = (words[RIP] + insn.length) | 0;
+    words[RIP + 1] = 0;
+    words[RFLAGS] &= ~Flag.RF;
+    words[STATUS] = (words[STATUS] & ~SHADOW) | (seg === Seg.SS ? MOV_SS : 0);
+    cpu.state.touch();
+    return true;
+  },
+};
 
 const DATA_SEGMENTS = [Seg.ES, Seg.DS, Seg.FS, Seg.GS] as const;
 /** Would a return to an outer level take a data segment away? */

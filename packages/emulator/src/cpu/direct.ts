@@ -20,7 +20,7 @@ import {
   Seg,
   S as stateLayout,
 } from '../state-layout.ts';
-import { iret, syscall, sysret } from './direct-transfer.ts';
+import { iret, jmpfar, movseg, syscall, sysret } from './direct-transfer.ts';
 import { Msr } from './msrs.ts';
 import type { Processor } from './processor.ts';
 
@@ -404,6 +404,8 @@ const ROWS: Readonly<Record<string, DirectRow>> = {
   syscall,
   sysret,
   iret,
+  jmpfar,
+  movseg,
 };
 
 /** By `Row.systemNumber`; all of one shape, so that the loop that asks them knows where their members stand. */
