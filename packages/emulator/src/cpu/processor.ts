@@ -253,7 +253,20 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   /** One engine slice or one evaluated instruction. */
   #advance(): RunStop | undefined {
     if (this.engine === null || this.#mustStep()) return this.step();
-    return this.#runEngine(this.engine);
+    return this.state.shadow === 0 ? this.#runEngine(this.engine) : this.#runShadowed(this.engine);
+  }
+
+  /** One instruction under a shadow, which ends with it unless it makes one of its own. */
+  #runShadowed(engine: Engine): RunStop | undefined {
+    const { state } = this;
+    const { shadow } = state;
+    const alignment = state.words[RFLAGS] & Flag.AC;
+    const reason = engine.run(1);
+    this.tick += engine.retired;
+    if ((state.words[RFLAGS] & Flag.AC) !== alignment) state.touchRights();
+    if (engine.retired === 0) return reason === 'instruction' ? this.#handedBack(engine.instruction) : this.#fault();
+    if (state.shadow === shadow) state.shadow = 0;
+    return undefined;
   }
 
   #runEngine(engine: Engine): RunStop | undefined {
@@ -296,7 +309,6 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   #mustStep(): boolean {
     const { state } = this;
     return (
-      state.shadow !== 0 ||
       (state.words[RFLAGS] & STEP_FLAGS) !== 0 ||
       this.#armed.length !== 0 ||
       this.events.waiting !== 0 ||
