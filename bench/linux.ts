@@ -177,7 +177,7 @@ async function seriesRows({ architecture, what, peers, target, hint }: Series, r
     const cells = peers.map((peer) =>
       peer in ratios
         ? `${ratios[peer].toFixed(2)}x ${peer} (${times.get(peer)!.toFixed(1)} s)`
-        : `${peer}: install ${missing(peer)}`,
+        : `${peer}: ${missing(peer)}`,
     );
     const wanted = Object.entries(target);
     const memory = median(beside.get(vendor)!);

@@ -12,6 +12,7 @@ import { inTurn, median, nsPerCall, progress, type Row } from './harness.ts';
 import { kernelMs, kernelRows } from './kernel-rows.ts';
 import { KERNELS } from './kernels.ts';
 import { LINUX, linuxRows } from './linux.ts';
+import { leftOut } from './peers.ts';
 import { startTime, VENDORS } from './start.ts';
 
 const SEABIOS = '/usr/share/seabios/bios.bin';
@@ -173,7 +174,7 @@ const GROUPS: Readonly<Record<string, { parts: readonly string[]; rows: Group }>
   tour: { parts: [], rows: tourRows },
   boot: { parts: [], rows: bootRows },
 };
-const USAGE = `usage: pnpm bench [NAME[:PART],...] [--rounds n] [--json]
+const USAGE = `usage: pnpm bench [NAME[:PART],...] [--rounds n] [--without PEER] [--json]
 All of it takes about half an hour, of two processors. NAME is one of ${Object.keys(GROUPS).join(', ')};
 PART, as in kernels:ALU,kernels:FIB, one of
 ${Object.entries(GROUPS)
@@ -181,13 +182,19 @@ ${Object.entries(GROUPS)
   .map(([name, { parts }]) => `  ${name}: ${parts.join(' ')}`)
   .join('\n')}
 --rounds: measurements of each, of which the median counts (default 3).
+--without: v86, tcg, bochs or native is left out (bochs takes minutes for Linux).
 `;
 
 /** What the command line asks for, or undefined for what it can't. */
 function parse(): { wanted: Map<string, string[]>; rounds: number; json: boolean } | undefined {
   try {
-    const options = { rounds: { type: 'string', default: '3' }, json: { type: 'boolean', default: false } } as const;
+    const options = {
+      rounds: { type: 'string', default: '3' },
+      without: { type: 'string', multiple: true },
+      json: { type: 'boolean', default: false },
+    } as const;
     const { values, positionals } = parseArgs({ options, allowPositionals: true });
+    for (const peer of values.without ?? []) leftOut.add(peer);
     const rounds = Number(values.rounds);
     const wanted = new Map<string, string[]>();
     for (const word of positionals.flatMap((text) => text.split(','))) {

@@ -1,6 +1,6 @@
 /** What runs the benchmarks' guests beside tskvm: the host itself, npm's v86, QEMU's TCG, Bochs; and NASM, which makes the guests. */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -50,13 +50,17 @@ const NEEDS: Readonly<Record<string, { command: string; install: string }>> = {
   native: { command: 'ld', install: 'binutils' },
 };
 
-/** What to install for a peer, or null where it can run. */
+/** Peers that `--without` leaves out. */
+export const leftOut = new Set<string>();
+
+/** Why a peer has no figure, or null where it can run. */
 export function missing(peer: string): string | null {
+  if (leftOut.has(peer)) return 'left out';
   const needs = NEEDS[peer];
   if (needs === undefined) return null;
-  if (spawnSync('sh', ['-c', `command -v ${needs.command}`]).status !== 0) return needs.install;
+  if (spawnSync('sh', ['-c', `command -v ${needs.command}`]).status !== 0) return `install ${needs.install}`;
   const display = '/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so';
-  return peer === 'bochs' && spawnSync('test', ['-e', display]).status !== 0 ? needs.install : null;
+  return peer === 'bochs' && !existsSync(display) ? `install ${needs.install}` : null;
 }
 
 /** The kernel as a program of the host: milliseconds. */
