@@ -6,7 +6,7 @@ import { benchProgram, missing, root } from './peers.ts';
 
 type Width = '32' | '64';
 /** A measurement takes so many milliseconds: translation and warm-up, some 0.1 s, are a small part. */
-const WANTED_MS = 500;
+const WANTED_MS = 400;
 /** What calibration is content with: ticks of other processes' clocks are 10 ms. */
 const ENOUGH_MS = 50;
 
@@ -108,7 +108,11 @@ export async function kernelRows(parts: readonly string[], rounds: number): Prom
     for (const width of kernel.long ? (['32', '64'] as const) : (['32'] as const)) {
       const peers = peersOf(kernel, width).filter((peer) => missing(peer) === null);
       const times = await unitTimes(name, [...vendors, ...peers], width, rounds);
-      for (const vendor of vendors) rows.push(row(name, width, vendor, times));
+      for (const vendor of vendors) {
+        const found = row(name, width, vendor, times);
+        progress(`${found.what}: ${found.value}`);
+        rows.push(found);
+      }
     }
   }
   return rows;
