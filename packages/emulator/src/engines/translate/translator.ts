@@ -37,7 +37,8 @@ const REACH = 2;
 /** Sampled places that are remembered. */
 const MAX_SAMPLES = 4096;
 /** A page whose code changes again and again needs this many times more samples each time, up to a limit. */
-const BACK_OFF = 4;
+const BACK_OFF_SHIFT = 2;
+const BACK_OFF = 1 << BACK_OFF_SHIFT;
 const MAX_CHURN = 6;
 /** Translations that are kept at most: each is a module, which takes some 25 KB of V8's memory besides its code. */
 const MAX_LIVE = 2000;
@@ -141,7 +142,7 @@ export class Translator implements HotCode {
     const samples = (this.#samples.get(address) ?? 0) + 1;
     if (this.#samples.size >= MAX_SAMPLES) this.#samples.clear();
     this.#samples.set(address, samples);
-    const churn = BACK_OFF ** Math.min(MAX_CHURN, this.#churn.get(page.hostPage) ?? 0);
+    const churn = 1 << (BACK_OFF_SHIFT * Math.min(MAX_CHURN, this.#churn.get(page.hostPage) ?? 0));
     const needed = this.#needed.get(address) ?? this.#options.hot;
     if (samples < needed * churn) return false;
     this.#samples.delete(address);
@@ -160,6 +161,8 @@ export class Translator implements HotCode {
     const sampled = view.getUint16(record + R.offset, true);
     const rip = Number(this.#linearRip() & 0xfffn);
     const here = this.#pageOfRip(page.key.id);
+    // The sample was taken on the way into a region.
+    if (here !== undefined && this.#originals.has(here.records[rip])) return;
     const found =
       (here === page || here === undefined ? null : region(here, rip)) ??
       region(page, view.getUint16(first + R.offset, true)) ??
