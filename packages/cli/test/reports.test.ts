@@ -169,7 +169,7 @@ describe('help', () => {
     expect(all.length).toBeGreaterThanOrEqual(2);
     // Firmware, boot loaders and kernels are the user's files; real-guests.test.ts and linux.test.ts boot them.
     for (const line of all.filter((text) => !/\/usr\/|vmlinuz/.test(text))) {
-      const args = words(line.replace('butterfly.svg', join(scratch, 'butterfly.svg')));
+      const args = words(line.replace(/\S+\.(svg|speedscope\.json)/, (file) => join(scratch, file)));
       const { status, stdout, stderr } = await inProcess(args);
       // The embedded guest writes 0 to the debug-exit port: status 1.
       expect(status, `${line}\n${stderr}`).toBe(args.includes('hello') && command !== 'callers' ? 1 : 0);

@@ -20,8 +20,9 @@ Examples:
   tskvm run --kernel vmlinuz --initrd initramfs.cpio --append console=ttyS0
                                                       Linux (docs/linux.md)
   tskvm run --profile hello                           where guest time goes
-  tskvm run --profile-file out.speedscope.json hello  for speedscope.app
-                                                      (docs/profile.md)
+  tskvm run --profile-file out.speedscope.json hello
+                                                      the same for a flame-graph
+                                                      viewer (docs/profile.md)
 
 --json prints one object: backend, reason (debug-exit, shutdown, budget, idle,
 reset, guest-terminated, error) with its details, instructions, serial, and
