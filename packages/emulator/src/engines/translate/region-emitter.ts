@@ -6,14 +6,7 @@
 import { Layout, TlbEntry } from '../../memory/layout.ts';
 import { PAGE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
-import {
-  type Effect,
-  type Region as IrRegion,
-  innerRegions,
-  isNode,
-  type MemoryAccess,
-  type Node,
-} from '../interpret/ir.ts';
+import { type Effect, type Region as IrRegion, isNode, type Node } from '../interpret/ir.ts';
 import { REGION } from '../interpret/main-module.ts';
 import { recordInto } from '../interpret/operation.ts';
 import { P } from '../interpret/records.ts';
@@ -24,29 +17,20 @@ import { BoundRecorder } from './bound-recorder.ts';
 import { crossesPage, type RegionInstruction } from './explore.ts';
 import { type FlagPlan, operandsOf, planFlags, type Ways } from './flag-sites.ts';
 import { analyse, type Flow } from './flow.ts';
-import { CARRY, type Liveness } from './liveness.ts';
+import type { Liveness } from './liveness.ts';
 import { Placement } from './placement.ts';
-import { type Block, pageOffsets, type Region } from './region.ts';
-import { addressOf, gprAt, type Machine, Values, vectorAt } from './values.ts';
-import { LOAD_WORD, STORE_WORD, wordOf } from './words.ts';
+import type { Block, Region } from './region.ts';
+import { PARAM, RegionFrame, type RegionMode } from './region-frame.ts';
+import { addressOf, gprAt, Values } from './values.ts';
 
-/** Functions of the main module that regions call, in the order of their imports. */
-export const REGION_HELPERS = ['div128', 'mulHighU', 'mulHighS', 'block'] as const;
-
-const PARAM = { pageBase: 1, left: 2, slot: 3 } as const;
-const PARAMS = 4;
 /**
  * In larger regions registers are stored in one place for all stubs: the code is less by half, but V8 allocates registers worse (measured:
  * loads and stores take twice the time).
  */
 const MAX_UNSHARED = 64;
-const VECTORS = Layout.state + S.ymm;
 const TLB_MASK = (Layout.tlbEntries - 1) * TlbEntry.size;
 const LOAD: Record<number, number> = { 1: MEM.i32Load8U, 2: MEM.i32Load16U, 4: MEM.i32Load, 8: MEM.i64Load };
 const STORE: Record<number, number> = { 1: MEM.i32Store8, 2: MEM.i32Store16, 4: MEM.i32Store, 8: MEM.i64Store };
-/** Segment types that may be read (data that expands up, readable code) and written (data that expands up). */
-const READABLE = 0xcc0f;
-const WRITABLE = 0x000c;
 
 /** A block with what was recorded of it. */
 interface Recorded {
@@ -56,57 +40,21 @@ interface Recorded {
   placement: Placement;
 }
 
-export interface RegionMode {
-  /** 64-bit code. */
-  long: boolean;
-  /** No target of a near branch can be beyond the code segment's limit. */
-  flatCode: boolean;
-  /** Address of a u32 that counts entries; null: nobody wants to know. */
-  counter: number | null;
-  /** The last offset in the code segment before direct branches wrap; null in 64-bit code. */
-  lastOffset: bigint | null;
-}
-
-export class RegionEmitter implements Machine {
-  readonly word: ValType;
-  readonly base: number;
-  readonly result: number;
-  readonly aux: number;
+export class RegionEmitter {
+  readonly #frame: RegionFrame;
   readonly #region: Region;
   readonly #mode: RegionMode;
-  readonly #firstSlot: number;
   readonly #flow: Flow;
   readonly #recorded: Recorded[];
   readonly #plan: FlagPlan;
   /** Local: the source of the flags, where it is not the same on all ways. */
   #tag = -1;
-  readonly #locals: ValType[] = [];
-  readonly #registers = new Map<number, number>();
-  readonly #written = new Set<number>();
-  /** Halves of vector registers. */
-  readonly #vectors = new Map<number, number>();
-  readonly #writtenVectors = new Set<number>();
-  readonly #variables = new Map<number, number>();
-  /** Variables that stand for words of the state block, and were written. */
-  readonly #writtenWords = new Set<number>();
-  /** Limits (-1: no access) and bases of segments that are checked. */
-  readonly #limits = new Map<number, number>();
-  readonly #bases = new Map<number, number>();
-  /** By page: a local that says whether the page's mapping was checked. Empty where there is only the first page. */
-  readonly #checked = new Map<number, number>();
-  readonly #context: number;
-  readonly #hash: number;
-  readonly #rip: number;
-  readonly #state: number;
   readonly #body = new Code();
   readonly #values: Values;
   readonly #stubs: Code[] = [];
   readonly #loopLabels = new Map<number, Label>();
   readonly #mergeLabels = new Map<number, Label>();
   #dispatcher: Label | null = null;
-  /** Locals of values, free again in the next block. */
-  readonly #pool: Record<ValType, number[]> = { [I32]: [], [I64]: [], [V128]: [] };
-  #taken: { local: number; type: ValType }[] = [];
   readonly #hosts = new Map<Node, number>();
   // The block and instruction at hand.
   #current!: Recorded;
@@ -119,23 +67,12 @@ export class RegionEmitter implements Machine {
   constructor(region: Region, mode: RegionMode, firstSlot: number, view: DataView) {
     this.#region = region;
     this.#mode = mode;
-    this.#firstSlot = firstSlot;
-    this.word = mode.long ? I64 : I32;
-    this.base = this.#local(I64);
-    this.result = this.#local(I64);
-    this.aux = this.#local(I64);
-    this.#context = this.#local(I64);
-    this.#hash = this.#local(I32);
-    this.#rip = this.#local(I64);
-    this.#state = this.#local(I32);
-    this.#values = new Values(this.#body, this);
+    const bodies = region.blocks.map((block) => recordBlock(block, view));
+    this.#frame = new RegionFrame(region, mode, firstSlot, bodies);
+    this.#values = new Values(this.#body, this.#frame);
     const entries = region.entries.map((at) => region.blockAt.get(at)!.index);
     const successors = region.blocks.map((b) => b.successors.map((at) => region.blockAt.get(at)!.index));
     this.#flow = analyse(successors, entries);
-    const pages = pageOffsets(region);
-    if (pages.size > 1 || !pages.has(0)) for (const page of pages) this.#checked.set(page, this.#local(I32));
-    const bodies = region.blocks.map((block) => recordBlock(block, view));
-    this.#findRegisters(bodies);
     this.#plan = planFlags({
       bodies,
       count: (block) => region.blocks[block].instructions.length,
@@ -147,82 +84,14 @@ export class RegionEmitter implements Machine {
       const live = this.#plan.liveness[i];
       return { block, body: bodies[i], live, placement: new Placement(bodies[i], live) };
     });
-    if (this.#plan.tagged) this.#tag = this.#local(I32);
+    if (this.#plan.tagged) this.#tag = this.#frame.local(I32);
     for (const { live } of this.#recorded) {
       for (const effect of live.deferred) {
         if (effect.kind !== 'flags' || !this.#plan.sites.has(effect)) continue;
-        for (const node of operandsOf(effect, live)) this.#values.reserve(node, this.#local(this.#values.typeOf(node)));
+        for (const node of operandsOf(effect, live))
+          this.#values.reserve(node, this.#frame.local(this.#values.typeOf(node)));
       }
     }
-  }
-
-  // ---- locals
-
-  #local(type: ValType): number {
-    this.#locals.push(type);
-    return PARAMS + this.#locals.length - 1;
-  }
-  #acquire(type: ValType): number {
-    const local = this.#pool[type].pop() ?? this.#local(type);
-    this.#taken.push({ local, type });
-    return local;
-  }
-  register(number: number): number {
-    return this.#registers.get(number)!;
-  }
-  vector(number: number): number {
-    let local = this.#vectors.get(number);
-    if (local === undefined) this.#vectors.set(number, (local = this.#local(V128)));
-    return local;
-  }
-  variable(id: number): number {
-    let local = this.#variables.get(id);
-    if (local === undefined) this.#variables.set(id, (local = this.#local(I64)));
-    return local;
-  }
-  helper(name: (typeof REGION_HELPERS)[number]): number {
-    return REGION_HELPERS.indexOf(name);
-  }
-
-  /** Every way on needs as many ticks as the region has instructions at most. */
-  spare(code: Code): void {
-    code.get(PARAM.left).i32(this.#region.instructionCount).op(OP.i32Sub);
-  }
-
-  // ---- what the blocks use
-
-  #findRegisters(bodies: readonly IrRegion[]): void {
-    const note = (address: number): number | null => {
-      const gpr = gprAt(address);
-      if (gpr === null) return null;
-      if (!this.#registers.has(gpr.number)) this.#registers.set(gpr.number, this.#local(this.word));
-      return gpr.number;
-    };
-    const visit = (region: IrRegion): void => {
-      for (const item of region.items) {
-        if (isNode(item)) {
-          if (item.op === 'reg') note(addressOf(item.args[0] ?? null, item.k));
-          if (item.op === 'vector') this.vector(vectorAt(addressOf(item.args[0] ?? null, item.k)));
-          if (item.op === 'linear') this.#noteSegment(item.access!);
-          continue;
-        }
-        if (item.kind === 'setVector') this.#writtenVectors.add(this.#vectorOf(item));
-        if (item.kind === 'setReg') this.#written.add(note(addressOf(item.address, item.k))!);
-        for (const inner of innerRegions(item)) visit(inner);
-      }
-    };
-    for (const body of bodies) visit(body);
-  }
-  #vectorOf({ address, k }: Effect & { kind: 'setVector' }): number {
-    const number = vectorAt(addressOf(address, k));
-    this.vector(number);
-    return number;
-  }
-  #noteSegment(access: MemoryAccess): void {
-    const seg = access.seg as number;
-    const key = seg * 2 + (access.forWrite ? 1 : 0);
-    if (!this.#limits.has(key)) this.#limits.set(key, this.#local(I64));
-    if (!this.#bases.has(seg)) this.#bases.set(seg, this.#local(I32));
   }
 
   #waysOfJump(block: Block, at: number): Ways {
@@ -240,7 +109,7 @@ export class RegionEmitter implements Machine {
     const mayLeave =
       leaves ||
       to.length < targets.length ||
-      this.#checked.size > 0 ||
+      this.#frame.checked.size > 0 ||
       to.some((next) => this.#flow.isRouted(block.index, next) || this.#flow.isBack(block.index, next));
     return { to, leaves: mayLeave };
   }
@@ -253,17 +122,17 @@ export class RegionEmitter implements Machine {
       this.#dispatcher = code.loop();
       this.#within(flow.merges.length - 1, () => {
         const labels = flow.targets.map((block) => this.#mergeLabels.get(block)!);
-        code.get(this.#state).brTable(labels, labels[0]);
+        code.get(this.#frame.state).brTable(labels, labels[0]);
       });
       code.end();
     } else this.#tree(flow.targets[0]);
     code.op(OP.unreachable);
-    return { type: REGION, locals: this.#locals, code: this.#assemble(), export: name };
+    return { type: REGION, locals: this.#frame.locals, code: this.#assemble(), export: name };
   }
 
   #assemble(): Code {
     const code = new Code();
-    this.#prologue(code);
+    this.#frame.prologue(code);
     const leave = code.block();
     for (let i = 0; i < this.#stubs.length; i++) code.block();
     code.bytes(this.#body.done());
@@ -272,125 +141,13 @@ export class RegionEmitter implements Machine {
       code.end().bytes(stub.done());
       if (shared) code.br(leave);
       else {
-        this.#epilogue(code);
+        this.#frame.epilogue(code);
         code.op(OP.return);
       }
     }
     code.end();
-    this.#epilogue(code);
+    this.#frame.epilogue(code);
     return code;
-  }
-
-  #prologue(code: Code): void {
-    code.get(PARAM.left).i32(this.#region.instructionCount).op(OP.i32LtS).if();
-    code.get(PARAM.left).op(OP.return).end();
-    const { counter } = this.#mode;
-    if (counter !== null) {
-      code.i32(0).i32(0).mem(MEM.i32Load, counter);
-      code.i32(1).op(OP.i32Add).mem(MEM.i32Store, counter);
-    }
-    if (this.word === I32) this.#requireLowRegisters(code);
-    code.i32(0).mem(MEM.i64Load, P.context).set(this.#context);
-    code.i32(0).mem(MEM.i32Load, P.contextHash).set(this.#hash);
-    code
-      .i32(0)
-      .mem(MEM.i64Load, Layout.state + S.lazyResult)
-      .set(this.result);
-    code
-      .i32(0)
-      .mem(MEM.i64Load, Layout.state + S.lazyAux)
-      .set(this.aux);
-    const carry = this.#variables.get(CARRY.id);
-    if (carry !== undefined) code.get(this.aux).i64(63n).op(OP.i64ShrU).set(carry);
-    for (const [id, local] of this.#variables) {
-      const word = wordOf(id);
-      if (word !== undefined)
-        code
-          .i32(0)
-          .mem(LOAD_WORD[word.size], Layout.state + word.offset)
-          .set(local);
-    }
-    for (const [number, local] of this.#registers) {
-      const opcode = this.word === I64 ? MEM.i64Load : MEM.i32Load;
-      code
-        .i32(0)
-        .mem(opcode, Layout.state + S.gpr + number * 8)
-        .set(local);
-    }
-    for (const [number, local] of this.#vectors) {
-      vectorMem(code.i32(0), V128_LOAD, VECTORS + number * 16).set(local);
-    }
-    for (const [key, local] of this.#limits) this.#loadLimit(code, key, local);
-    for (const [seg, local] of this.#bases) {
-      code
-        .i32(0)
-        .mem(MEM.i32Load, Layout.state + S.segments + seg * 16 + 8)
-        .set(local);
-    }
-    code.get(PARAM.slot).i32(this.#firstSlot).op(OP.i32Sub).set(this.#state);
-    this.#enterPage(code);
-    if (this.#mode.lastOffset !== null) this.#requireReach(code, this.#mode.lastOffset);
-  }
-  /** Where a branch of the region would wrap at either end of the code segment, the region is not for that place. */
-  #requireReach(code: Code, last: bigint): void {
-    const instructions = this.#region.blocks.flatMap((block) => block.instructions);
-    const offsets = instructions.flatMap(({ ending, next, target }) =>
-      ending === 'jcc' || ending === 'jmp' || ending === 'call' ? [next, target] : [next],
-    );
-    const [low, high] = [Math.min(...offsets), Math.max(...offsets)];
-    code.get(this.base).i64(BigInt(low)).op(OP.i64Add);
-    code.i64(0n).op(OP.i64LtS);
-    code.get(this.base).i64(BigInt(high)).op(OP.i64Add);
-    code.i64(last).op(OP.i64GtS).op(OP.i32Or).if();
-    code.get(PARAM.left).op(OP.return).end();
-  }
-  /** RIP comes relative to the page that is entered. */
-  #enterPage(code: Code): void {
-    code.get(PARAM.pageBase).set(this.base);
-    if (this.#checked.size === 0) return;
-    this.#region.entries.forEach((at, state) => {
-      const { page } = this.#region.blockAt.get(at)!.instructions[0];
-      code.get(this.#state).i32(state).op(OP.i32Eq).if();
-      code.get(PARAM.pageBase).i64(BigInt(page)).op(OP.i64Sub).set(this.base);
-      code.i32(1).set(this.#checked.get(page)!).end();
-    });
-  }
-  /** Outside 64-bit code upper halves are kept as zeros only. */
-  #requireLowRegisters(code: Code): void {
-    if (this.#written.size === 0) return;
-    code.i32(0);
-    for (const number of this.#written) {
-      code
-        .i32(0)
-        .mem(MEM.i32Load, Layout.state + S.gpr + number * 8 + 4)
-        .op(OP.i32Or);
-    }
-    code.if();
-    code.get(PARAM.left).op(OP.return).end();
-  }
-  #loadLimit(code: Code, key: number, local: number): void {
-    const slot = Layout.state + S.segments + (key >> 1) * 16;
-    const attrib = this.#state;
-    code
-      .i32(0)
-      .mem(MEM.i64Load32U, slot + 4)
-      .i64(-1n);
-    code
-      .i32(0)
-      .mem(MEM.i32Load16U, slot + 2)
-      .tee(attrib)
-      .i32(0x8090)
-      .op(OP.i32And)
-      .i32(0x90)
-      .op(OP.i32Eq);
-    code
-      .i32(key & 1 ? WRITABLE : READABLE)
-      .get(attrib)
-      .i32(15)
-      .op(OP.i32And)
-      .op(OP.i32ShrU)
-      .op(OP.i32And);
-    code.op(OP.select).set(local);
   }
 
   // ---- structure
@@ -425,7 +182,7 @@ export class RegionEmitter implements Machine {
     if (routed || this.#flow.isBack(from, index)) {
       code.get(PARAM.left).i32(this.#region.instructionCount).op(OP.i32LtS);
       code.brIf(this.#leave(to.at));
-      if (routed) code.i32(this.#flow.targets.indexOf(index)).set(this.#state).br(this.#dispatcher!);
+      if (routed) code.i32(this.#flow.targets.indexOf(index)).set(this.#frame.state).br(this.#dispatcher!);
       else code.br(this.#loopLabels.get(index)!);
     } else if (this.#flow.isMerge(index)) code.br(this.#mergeLabels.get(index)!);
     else this.#nested(index);
@@ -453,22 +210,30 @@ export class RegionEmitter implements Machine {
   /** Leaves by a label unless a page of the region is still mapped where it was. */
   #requirePage(from: Block, page: number, otherwise: () => Label): void {
     if (page === from.instructions[0].page) return;
-    const checked = this.#checked.get(page);
+    const checked = this.#frame.checked.get(page);
     if (checked === undefined) return;
     const code = this.#body;
     const label = otherwise();
-    const linear = this.#acquire(I64);
-    const entry = this.#acquire(I32);
+    const linear = this.#frame.acquire(I64);
+    const entry = this.#frame.acquire(I32);
     code.get(checked).op(OP.i32Eqz).if();
-    code.get(this.base).i64(BigInt(page)).op(OP.i64Add);
+    code.get(this.#frame.base).i64(BigInt(page)).op(OP.i64Add);
     if (!this.#mode.long) {
       code.tee(linear).i64(0xfffn).op(OP.i64Add);
       code.i32(0).mem(MEM.i64Load, P.codeLimit).op(OP.i64GtU).brIf(label);
       code.get(linear).i32(0).mem(MEM.i64Load, P.codeBase).op(OP.i64Add).i64(0xffffffffn).op(OP.i64And);
     }
-    code.tee(linear).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64).get(this.#hash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And);
+    code
+      .tee(linear)
+      .i64(7n)
+      .op(OP.i64ShrU)
+      .op(OP.i32WrapI64)
+      .get(this.#frame.hash)
+      .op(OP.i32Xor)
+      .i32(TLB_MASK)
+      .op(OP.i32And);
     code.tee(entry).mem(MEM.i64Load, Layout.tlb + TlbEntry.tagExec);
-    code.get(linear).get(this.#context).op(OP.i64Or).op(OP.i64Ne).brIf(label);
+    code.get(linear).get(this.#frame.context).op(OP.i64Or).op(OP.i64Ne).brIf(label);
     const host = this.#region.pages.get(page / PAGE)!.hostPage * PAGE;
     code
       .get(entry)
@@ -494,7 +259,7 @@ export class RegionEmitter implements Machine {
     const before = values.code;
     values.code = stub;
     rip(stub);
-    stub.set(this.#rip);
+    stub.set(this.#frame.rip);
     this.#findFlags(stub);
     if (ticks > 0) stub.get(PARAM.left).i32(ticks).op(OP.i32Sub).set(PARAM.left);
     values.code = before;
@@ -507,7 +272,7 @@ export class RegionEmitter implements Machine {
     if (pending !== null && pending !== 'locals') {
       this.#values.push(pending.result!, I64);
       this.#values.push(pending.aux!, I64);
-      stub.set(this.aux).set(this.result);
+      stub.set(this.#frame.aux).set(this.#frame.result);
       return;
     }
     const sources = pending === null ? [...this.#plan.sources[this.#current.block.index]] : [0];
@@ -525,43 +290,15 @@ export class RegionEmitter implements Machine {
     if (effect === undefined) return;
     this.#values.pushLater(effect.result!, I64);
     this.#values.pushLater(effect.aux!, I64);
-    stub.set(this.aux).set(this.result);
-  }
-  /** Stores everything that the region may have changed. */
-  #epilogue(code: Code): void {
-    for (const number of this.#written) {
-      code.i32(0).get(this.register(number));
-      code.mem(this.word === I64 ? MEM.i64Store : MEM.i32Store, Layout.state + S.gpr + number * 8);
-    }
-    for (const number of this.#writtenVectors) {
-      vectorMem(code.i32(0).get(this.vector(number)), V128_STORE, VECTORS + number * 16);
-    }
-    for (const id of this.#writtenWords) {
-      const { offset, size } = wordOf(id)!;
-      code
-        .i32(0)
-        .get(this.variable(id))
-        .mem(STORE_WORD[size], Layout.state + offset);
-    }
-    const stores = [
-      [this.#rip, S.rip],
-      [this.result, S.lazyResult],
-      [this.aux, S.lazyAux],
-    ];
-    for (const [local, offset] of stores)
-      code
-        .i32(0)
-        .get(local)
-        .mem(MEM.i64Store, Layout.state + offset);
-    code.get(PARAM.left);
+    stub.set(this.#frame.aux).set(this.#frame.result);
   }
   #leave(at: number): Label {
-    return this.#stub((code) => void code.get(this.base).i64(BigInt(at)).op(OP.i64Add), 0);
+    return this.#stub((code) => void code.get(this.#frame.base).i64(BigInt(at)).op(OP.i64Add), 0);
   }
   /** In front of the instruction at hand. */
   #sideExit(): Label {
     const { at } = this.#current.block.instructions[this.#index];
-    this.#exit ??= this.#stub((code) => void code.get(this.base).i64(BigInt(at)).op(OP.i64Add), this.#index);
+    this.#exit ??= this.#stub((code) => void code.get(this.#frame.base).i64(BigInt(at)).op(OP.i64Add), this.#index);
     return this.#exit;
   }
 
@@ -573,18 +310,14 @@ export class RegionEmitter implements Machine {
     this.#index = -1;
     this.#exit = null;
     this.#pending = null;
-    // A block inside another's branch leaves the other's locals alone.
-    const outer = this.#taken;
-    this.#taken = [];
-    this.#items(recorded.body);
-    const { instructions } = recorded.block;
-    const last = instructions[instructions.length - 1];
-    if (last.ending === 'next' || last.ending === 'jcc') {
+    this.#frame.apart(() => {
+      this.#items(recorded.body);
+      const { instructions } = recorded.block;
+      const last = instructions[instructions.length - 1];
+      if (last.ending !== 'next' && last.ending !== 'jcc') return;
       this.#count();
       this.#go(recorded.block, last.next);
-    }
-    for (const { local, type } of this.#taken) this.#pool[type].push(local);
-    this.#taken = outer;
+    });
   }
   #count(): void {
     this.#body
@@ -613,7 +346,7 @@ export class RegionEmitter implements Machine {
       vectorMem(this.#body, V128_LOAD, 0);
     } else if (node.op === 'linear') this.#checkedLinear(node);
     else this.#values.compute(node, type);
-    const local = this.#acquire(type);
+    const local = this.#frame.acquire(type);
     this.#body.set(local);
     this.#values.setLocal(node, local);
   }
@@ -623,7 +356,7 @@ export class RegionEmitter implements Machine {
   /** A linear address in a local. */
   #address(node: Node): { local: number; type: ValType } {
     const type = this.#values.typeOf(node);
-    const local = this.#acquire(type);
+    const local = this.#frame.acquire(type);
     this.#values.push(node, type);
     this.#body.set(local);
     return { local, type };
@@ -632,11 +365,11 @@ export class RegionEmitter implements Machine {
   #translate(node: Node, size: number, tag: number): void {
     const code = this.#body;
     const { local, type } = this.#address(node);
-    const entry = this.#acquire(I32);
+    const entry = this.#frame.acquire(I32);
     code.get(local);
     if (type === I64) code.i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64);
     else code.i32(7).op(OP.i32ShrU);
-    code.get(this.#hash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And);
+    code.get(this.#frame.hash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And);
     code.tee(entry).mem(MEM.i64Load, Layout.tlb + tag);
     code.get(local);
     if (type === I64) {
@@ -646,7 +379,7 @@ export class RegionEmitter implements Machine {
       if (size > 1) code.i32(size - 1).op(OP.i32Add);
       code.i32(-4096).op(OP.i32And).op(OP.i64ExtendI32U);
     }
-    code.get(this.#context).op(OP.i64Or).op(OP.i64Ne).brIf(this.#sideExit());
+    code.get(this.#frame.context).op(OP.i64Or).op(OP.i64Ne).brIf(this.#sideExit());
     code.get(local);
     if (type === I64) code.op(OP.i32WrapI64);
     code
@@ -659,7 +392,7 @@ export class RegionEmitter implements Machine {
     const { size, forWrite } = node.access!;
     this.#translate(node.args[0], size, forWrite ? TlbEntry.tagWrite : TlbEntry.tagRead);
     if (forWrite) {
-      const host = this.#acquire(I32);
+      const host = this.#frame.acquire(I32);
       code.tee(host);
       this.#hosts.set(node, host);
     }
@@ -680,11 +413,11 @@ export class RegionEmitter implements Machine {
     this.#values.push(offset, I64);
     code.i64(BigInt(size - 1)).op(OP.i64Add);
     code
-      .get(this.#limits.get((seg as number) * 2 + (forWrite ? 1 : 0))!)
+      .get(this.#frame.limits.get((seg as number) * 2 + (forWrite ? 1 : 0))!)
       .op(OP.i64GtS)
       .brIf(this.#sideExit());
     this.#values.push(offset, I32);
-    code.get(this.#bases.get(seg as number)!).op(OP.i32Add);
+    code.get(this.#frame.bases.get(seg as number)!).op(OP.i32Add);
   }
 
   // ---- effects
@@ -707,7 +440,7 @@ export class RegionEmitter implements Machine {
         return;
       case 'setVector':
         values.push(effect.value, V128);
-        code.set(this.vector(this.#vectorOf(effect)));
+        code.set(this.#frame.vector(this.#frame.vectorOf(effect)));
         return;
       case 'store128':
         this.#translate(effect.linear, 16, TlbEntry.tagWrite);
@@ -742,8 +475,8 @@ export class RegionEmitter implements Machine {
         return;
       case 'setVar':
         values.push(effect.value, I64);
-        code.set(this.variable(effect.variable.id));
-        if (wordOf(effect.variable.id) !== undefined) this.#writtenWords.add(effect.variable.id);
+        code.set(this.#frame.variable(effect.variable.id));
+        this.#frame.writesWord(effect.variable.id);
         return;
       case 'when':
         this.#when(effect);
@@ -786,8 +519,8 @@ export class RegionEmitter implements Machine {
     }
     if (effect.result) this.#values.push(effect.result, I64);
     if (effect.aux) this.#values.push(effect.aux, I64);
-    if (effect.aux) this.#body.set(this.aux);
-    if (effect.result) this.#body.set(this.result);
+    if (effect.aux) this.#body.set(this.#frame.aux);
+    if (effect.result) this.#body.set(this.#frame.result);
     this.#setTag(0);
     this.#pending = 'locals';
   }
@@ -804,8 +537,8 @@ export class RegionEmitter implements Machine {
   #setReg({ address, k, size, value }: Effect & { kind: 'setReg' }): void {
     const code = this.#body;
     const { number, byte } = gprAt(addressOf(address, k))!;
-    const local = this.register(number);
-    if (size >= 4) this.#values.push(value, this.word);
+    const local = this.#frame.register(number);
+    if (size >= 4) this.#values.push(value, this.#frame.word);
     else this.#insert(local, value, size === 2 ? 0xffff : 0xff << (byte * 8), byte * 8);
     code.set(local);
   }
@@ -813,12 +546,12 @@ export class RegionEmitter implements Machine {
   #insert(local: number, value: Node, mask: number, shift: number): void {
     const code = this.#body;
     code.get(local);
-    if (this.word === I64) code.i64(~BigInt(mask)).op(OP.i64And);
+    if (this.#frame.word === I64) code.i64(~BigInt(mask)).op(OP.i64And);
     else code.i32(~mask).op(OP.i32And);
     this.#values.push(value, I32);
     if (shift > 0) code.i32(shift).op(OP.i32Shl);
     code.i32(mask).op(OP.i32And);
-    if (this.word === I64) code.op(OP.i64ExtendI32U).op(OP.i64Or);
+    if (this.#frame.word === I64) code.op(OP.i64ExtendI32U).op(OP.i64Or);
     else code.op(OP.i32Or);
   }
 
@@ -855,7 +588,7 @@ export class RegionEmitter implements Machine {
   #knowsTarget(): boolean {
     const { target, page } = this.#instruction;
     const there = Math.floor(target / PAGE) * PAGE;
-    return there === page || this.#checked.has(there);
+    return there === page || this.#frame.checked.has(there);
   }
 
   #jump(effect: Effect & { kind: 'jump' }): void {
@@ -886,13 +619,13 @@ export class RegionEmitter implements Machine {
     const code = this.#body;
     if (effect.check) this.#checkTarget(effect.target);
     const type = this.#values.typeOf(effect.target);
-    const target = this.#acquire(type);
+    const target = this.#frame.acquire(type);
     this.#values.push(effect.target, type);
     code.set(target);
     this.#count();
     const { block } = this.#current;
     for (const at of block.successors) {
-      code.get(target).get(this.base).i64(BigInt(at)).op(OP.i64Add);
+      code.get(target).get(this.#frame.base).i64(BigInt(at)).op(OP.i64Add);
       if (type === I32) code.op(OP.i32WrapI64).op(OP.i32Eq).if();
       else code.op(OP.i64Eq).if();
       this.#go(block, at);

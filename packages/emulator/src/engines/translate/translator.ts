@@ -14,7 +14,8 @@ import { COUNTERS, fetchPage, P, R, Special } from '../interpret/records.ts';
 import { Code, encodeModule, type FuncBody } from '../wasm/emitter.ts';
 import { Explorer, type PageLookup } from './explore.ts';
 import { pageOffsets, type Region, regionOf } from './region.ts';
-import { REGION_HELPERS, RegionEmitter } from './region-emitter.ts';
+import { RegionEmitter } from './region-emitter.ts';
+import { REGION_HELPERS } from './region-frame.ts';
 
 export interface TranslateOptions {
   /** Ticks between samples while the interpreter does most of the work. Default 16,000. */
