@@ -11,7 +11,7 @@ import { REGION } from '../interpret/main-module.ts';
 import { recordInto } from '../interpret/operation.ts';
 import { P } from '../interpret/records.ts';
 import { vectorMem } from '../interpret/vector-emit.ts';
-import { Code, type FuncBody, I32, I64, type Label, MEM, OP, V128, type ValType } from '../wasm/emitter.ts';
+import { Code, type FuncBody, I32, I64, type Label, MEM, OP, V128 } from '../wasm/emitter.ts';
 import { V128_LOAD, V128_STORE } from '../wasm/simd.ts';
 import { BoundRecorder } from './bound-recorder.ts';
 import { crossesPage, type RegionInstruction } from './explore.ts';
@@ -21,6 +21,7 @@ import type { Liveness } from './liveness.ts';
 import { Placement } from './placement.ts';
 import type { Block, Region } from './region.ts';
 import { PARAM, RegionFrame, type RegionMode } from './region-frame.ts';
+import { RegionMemory, STORE } from './region-memory.ts';
 import { addressOf, gprAt, Values } from './values.ts';
 
 /**
@@ -28,9 +29,6 @@ import { addressOf, gprAt, Values } from './values.ts';
  * loads and stores take twice the time).
  */
 const MAX_UNSHARED = 64;
-const TLB_MASK = (Layout.tlbEntries - 1) * TlbEntry.size;
-const LOAD: Record<number, number> = { 1: MEM.i32Load8U, 2: MEM.i32Load16U, 4: MEM.i32Load, 8: MEM.i64Load };
-const STORE: Record<number, number> = { 1: MEM.i32Store8, 2: MEM.i32Store16, 4: MEM.i32Store, 8: MEM.i64Store };
 
 /** A block with what was recorded of it. */
 interface Recorded {
@@ -51,11 +49,11 @@ export class RegionEmitter {
   #tag = -1;
   readonly #body = new Code();
   readonly #values: Values;
+  readonly #memory: RegionMemory;
   readonly #stubs: Code[] = [];
   readonly #loopLabels = new Map<number, Label>();
   readonly #mergeLabels = new Map<number, Label>();
   #dispatcher: Label | null = null;
-  readonly #hosts = new Map<Node, number>();
   // The block and instruction at hand.
   #current!: Recorded;
   #index = -1;
@@ -70,6 +68,7 @@ export class RegionEmitter {
     const bodies = region.blocks.map((block) => recordBlock(block, view));
     this.#frame = new RegionFrame(region, mode, firstSlot, bodies);
     this.#values = new Values(this.#body, this.#frame);
+    this.#memory = new RegionMemory(this.#body, this.#frame, this.#values, region, () => this.#sideExit());
     const entries = region.entries.map((at) => region.blockAt.get(at)!.index);
     const successors = region.blocks.map((b) => b.successors.map((at) => region.blockAt.get(at)!.index));
     this.#flow = analyse(successors, entries);
@@ -207,44 +206,8 @@ export class RegionEmitter {
     this.#branch(from.index, to);
   }
 
-  /** Leaves by a label unless a page of the region is still mapped where it was. */
   #requirePage(from: Block, page: number, otherwise: () => Label): void {
-    if (page === from.instructions[0].page) return;
-    const checked = this.#frame.checked.get(page);
-    if (checked === undefined) return;
-    const code = this.#body;
-    const label = otherwise();
-    const linear = this.#frame.acquire(I64);
-    const entry = this.#frame.acquire(I32);
-    code.get(checked).op(OP.i32Eqz).if();
-    code.get(this.#frame.base).i64(BigInt(page)).op(OP.i64Add);
-    if (!this.#mode.long) {
-      code.tee(linear).i64(0xfffn).op(OP.i64Add);
-      code.i32(0).mem(MEM.i64Load, P.codeLimit).op(OP.i64GtU).brIf(label);
-      code.get(linear).i32(0).mem(MEM.i64Load, P.codeBase).op(OP.i64Add).i64(0xffffffffn).op(OP.i64And);
-    }
-    code
-      .tee(linear)
-      .i64(7n)
-      .op(OP.i64ShrU)
-      .op(OP.i32WrapI64)
-      .get(this.#frame.hash)
-      .op(OP.i32Xor)
-      .i32(TLB_MASK)
-      .op(OP.i32And);
-    code.tee(entry).mem(MEM.i64Load, Layout.tlb + TlbEntry.tagExec);
-    code.get(linear).get(this.#frame.context).op(OP.i64Or).op(OP.i64Ne).brIf(label);
-    const host = this.#region.pages.get(page / PAGE)!.hostPage * PAGE;
-    code
-      .get(entry)
-      .mem(MEM.i32Load, Layout.tlb + TlbEntry.info)
-      .i32(-PAGE)
-      .op(OP.i32And);
-    code
-      .i32(host | 0)
-      .op(OP.i32Ne)
-      .brIf(label);
-    code.i32(1).set(checked).end();
+    if (page !== from.instructions[0].page) this.#memory.requirePage(page, otherwise);
   }
 
   // ---- leaving
@@ -340,84 +303,15 @@ export class RegionEmitter {
   }
   #materialise(node: Node): void {
     const type = this.#values.typeOf(node);
-    if (node.op === 'load') this.#load(node);
+    if (node.op === 'load') this.#memory.load(node);
     else if (node.op === 'load128') {
-      this.#translate(node.args[0], 16, TlbEntry.tagRead);
+      this.#memory.translate(node.args[0], 16, TlbEntry.tagRead);
       vectorMem(this.#body, V128_LOAD, 0);
-    } else if (node.op === 'linear') this.#checkedLinear(node);
+    } else if (node.op === 'linear') this.#memory.checkedLinear(node);
     else this.#values.compute(node, type);
     const local = this.#frame.acquire(type);
     this.#body.set(local);
     this.#values.setLocal(node, local);
-  }
-
-  // ---- memory
-
-  /** A linear address in a local. */
-  #address(node: Node): { local: number; type: ValType } {
-    const type = this.#values.typeOf(node);
-    const local = this.#frame.acquire(type);
-    this.#values.push(node, type);
-    this.#body.set(local);
-    return { local, type };
-  }
-  /** Leaves the region unless the TLB has the address; pushes the offset in linear memory. */
-  #translate(node: Node, size: number, tag: number): void {
-    const code = this.#body;
-    const { local, type } = this.#address(node);
-    const entry = this.#frame.acquire(I32);
-    code.get(local);
-    if (type === I64) code.i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64);
-    else code.i32(7).op(OP.i32ShrU);
-    code.get(this.#frame.hash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And);
-    code.tee(entry).mem(MEM.i64Load, Layout.tlb + tag);
-    code.get(local);
-    if (type === I64) {
-      if (size > 1) code.i64(BigInt(size - 1)).op(OP.i64Add);
-      code.i64(-4096n).op(OP.i64And);
-    } else {
-      if (size > 1) code.i32(size - 1).op(OP.i32Add);
-      code.i32(-4096).op(OP.i32And).op(OP.i64ExtendI32U);
-    }
-    code.get(this.#frame.context).op(OP.i64Or).op(OP.i64Ne).brIf(this.#sideExit());
-    code.get(local);
-    if (type === I64) code.op(OP.i32WrapI64);
-    code
-      .get(entry)
-      .mem(MEM.i32Load, Layout.tlb + TlbEntry.addend)
-      .op(OP.i32Add);
-  }
-  #load(node: Node): void {
-    const code = this.#body;
-    const { size, forWrite } = node.access!;
-    this.#translate(node.args[0], size, forWrite ? TlbEntry.tagWrite : TlbEntry.tagRead);
-    if (forWrite) {
-      const host = this.#frame.acquire(I32);
-      code.tee(host);
-      this.#hosts.set(node, host);
-    }
-    code.mem(LOAD[size], 0);
-  }
-  #store({ linear, value, access, reuse }: Effect & { kind: 'store' }): void {
-    const code = this.#body;
-    const host = reuse === null ? undefined : this.#hosts.get(reuse);
-    if (host === undefined) this.#translate(linear, access.size, TlbEntry.tagWrite);
-    else code.get(host);
-    this.#values.push(value, access.size === 8 ? I64 : I32);
-    code.mem(STORE[access.size], 0);
-  }
-  #checkedLinear(node: Node): void {
-    const code = this.#body;
-    const { seg, size, forWrite } = node.access!;
-    const offset = node.args[0];
-    this.#values.push(offset, I64);
-    code.i64(BigInt(size - 1)).op(OP.i64Add);
-    code
-      .get(this.#frame.limits.get((seg as number) * 2 + (forWrite ? 1 : 0))!)
-      .op(OP.i64GtS)
-      .brIf(this.#sideExit());
-    this.#values.push(offset, I32);
-    code.get(this.#frame.bases.get(seg as number)!).op(OP.i32Add);
   }
 
   // ---- effects
@@ -436,14 +330,14 @@ export class RegionEmitter {
         this.#setReg(effect);
         return;
       case 'store':
-        this.#store(effect);
+        this.#memory.store(effect);
         return;
       case 'setVector':
         values.push(effect.value, V128);
         code.set(this.#frame.vector(this.#frame.vectorOf(effect)));
         return;
       case 'store128':
-        this.#translate(effect.linear, 16, TlbEntry.tagWrite);
+        this.#memory.translate(effect.linear, 16, TlbEntry.tagWrite);
         values.push(effect.value, V128);
         vectorMem(code, V128_STORE, 0);
         return;
@@ -462,7 +356,7 @@ export class RegionEmitter {
         code.op(OP.i32Sub).set(PARAM.left);
         return;
       case 'probe':
-        this.#translate(effect.linear, effect.access.size, TlbEntry.tagWrite);
+        this.#memory.translate(effect.linear, effect.access.size, TlbEntry.tagWrite);
         code.op(OP.drop);
         return;
       case 'flags':
