@@ -123,6 +123,17 @@ describe('an instruction that is patched in every turn', () => {
     compare(loop(300, body));
   });
 
+  it('an immediate that is patched often, with an instruction in its other bytes that is patched seldom', () => {
+    // mov [imm], cl; test cl, 1; jnz into or eax, imm32 (inc ebx; inc ebx); each 16th turn the former becomes inc edx, or what it was
+    const body = (at: number): number[] => [
+      ...[0x88, 0x0d, ...le(at + 12)],
+      ...[0xf6, 0xc1, 1, 0x75, 3],
+      ...[0x0d, 0, 0, 0x43, 0x43],
+      ...[0xf6, 0xc1, 15, 0x75, 7, 0x80, 0x35, ...le(at + 14), 1],
+    ];
+    compare(loop(300, body));
+  });
+
   it('in front of itself, in the turn that runs: what follows a store is new', () => {
     // inc byte [victim + 1]; victim: add al, imm8; dec byte [second + 1]; second: sub bl, imm8
     const body = (at: number): number[] => [

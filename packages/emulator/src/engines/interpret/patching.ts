@@ -14,7 +14,7 @@ export interface PatchTools {
   redecode(page: CodePage, offset: number): boolean;
   /** Decodes the instruction again into a record of its own, whatever it is now; false if it can't have one. */
   retire(page: CodePage, offset: number): boolean;
-  /** Lays the instruction down again with its immediate read from the code each time; false if it has none of that kind. */
+  /** Lays the instruction down again with its immediate read from the code each time; false if it has none of that kind, or not alone. */
   freshen(page: CodePage, offset: number): boolean;
   /** These bytes are no code. */
   uncover(page: CodePage, from: number, to: number): void;
@@ -39,6 +39,10 @@ function affected(view: DataView, page: CodePage, from: number, to: number): num
   }
   return found;
 }
+
+/** Do bytes belong to more than one instruction: one is jumped into, or one crosses into this page? */
+export const areShared = (view: DataView, page: CodePage, from: number, to: number): boolean =>
+  affected(view, page, from, to).length > 1 || (from < LONGEST && page.crossers.size > 0);
 
 /** Are the bytes within the immediate that is read each time? */
 function isFresh(view: DataView, record: number, from: number, to: number): boolean {

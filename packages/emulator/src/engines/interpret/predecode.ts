@@ -10,7 +10,7 @@ import type { CodeKey } from '../engine.ts';
 import { Coverage } from './coverage.ts';
 import type { Normal } from './form.ts';
 import type { FormInfo, HandlerSet } from './handlers.ts';
-import { immediateOf, type PatchTools, patchPage } from './patching.ts';
+import { areShared, immediateOf, type PatchTools, patchPage } from './patching.ts';
 import { FIRST_RECORD, Jump, jumpIndex, MAX_RUN, R, RECORDS_END, Special } from './records.ts';
 import type { Shape, ShapeTable } from './shape.ts';
 import { segmentOperand } from './system-paths.ts';
@@ -535,9 +535,11 @@ export class Predecoder {
     const immediate = immediateOf(pending);
     const first = this.#next;
     if (immediate === null || first + 3 * R.size > RECORDS_END) return false;
+    const from = pending.next - immediate.size;
+    // They stay code for whoever else has them.
+    if (areShared(this.#memory.view, page, from, pending.next)) return false;
     this.#next += 3 * R.size;
     this.#forward(page, page.records[offset], first, unfuse);
-    const from = pending.next - immediate.size;
     this.#words[first >> 2] = Special.fresh | (Special.fresh << 16);
     this.#writePlace(first, offset, pending.next);
     this.#memory.view.setUint16(first + R.reg, from, true);
