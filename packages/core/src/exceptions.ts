@@ -163,6 +163,16 @@ export function kvmInjectNmi(vcpu: Vcpu): void {
   vcpu.arch.nmiQueued++;
   kvmMakeRequest(Req.NMI, vcpu);
 }
+/** KVM: process_nmi: at most two NMIs wait, one if one is being handled. */
+export function kvmProcessNmi(vcpu: Vcpu): void {
+  const { arch, kvm } = vcpu;
+  let limit = kvm.calls.getNmiMask(vcpu) || arch.nmiInjected ? 1 : 2;
+  if (kvm.calls.isVnmiPending(vcpu)) limit--;
+  arch.nmiPending = Math.min(arch.nmiPending + arch.nmiQueued, limit);
+  arch.nmiQueued = 0;
+  if (arch.nmiPending > 0 && kvm.calls.setVnmiPending(vcpu)) arch.nmiPending--;
+  if (arch.nmiPending > 0) kvmMakeRequest(Req.EVENT, vcpu);
+}
 /** KVM: kvm_inject_smi. */
 export function kvmInjectSmi(vcpu: Vcpu): number {
   kvmMakeRequest(Req.SMI, vcpu);

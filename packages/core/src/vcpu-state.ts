@@ -6,7 +6,7 @@ import { CR0, CR4, EFER, RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP, Seg } from '@ts
 import { kvmUpdateCpuidRuntime } from './cpuid.ts';
 import { kvmUpdateDr7, kvmUpdateDr0123 } from './debugregs.ts';
 import { KvmError } from './diagnostics.ts';
-import { kvmClearExceptionQueue, kvmQueueInterrupt } from './exceptions.ts';
+import { kvmClearExceptionQueue, kvmProcessNmi, kvmQueueInterrupt } from './exceptions.ts';
 import {
   HF_SMM_INSIDE_NMI_MASK,
   isPaePaging,
@@ -354,6 +354,7 @@ export interface KvmVcpuEvents {
 export function getVcpuEvents(vcpu: Vcpu): KvmVcpuEvents {
   vcpuLoad(vcpu);
   const { arch, kvm } = vcpu;
+  kvmProcessNmi(vcpu);
   const ex = arch.exceptionVmexit.pending ? arch.exceptionVmexit : arch.exception;
   return {
     exception: {
@@ -404,6 +405,7 @@ export function setVcpuEvents(vcpu: Vcpu, events: KvmVcpuEvents): void {
   kvm.calls.setInterruptShadow(vcpu, interrupt.shadow);
   arch.nmiInjected = nmi.injected;
   arch.nmiPending = nmi.pending;
+  arch.nmiQueued = 0;
   kvm.calls.setNmiMask(vcpu, nmi.masked);
   arch.sipiVector = events.sipiVector;
   if (isSmm(vcpu) !== smi.smm) {

@@ -5,7 +5,7 @@
 import { DEBUGREG_WONT_EXIT } from './debugregs.ts';
 import { KvmError } from './diagnostics.ts';
 import { kvmCheckAndInjectEvents, kvmCpuAcceptDmPicIntr, kvmIsDmIntrWindowOpen, kvmVcpuHasEvents } from './events.ts';
-import { kvmDeliverExceptionPayload } from './exceptions.ts';
+import { kvmDeliverExceptionPayload, kvmProcessNmi } from './exceptions.ts';
 import { loadDebugRegisters, loadGuestFpu, putGuestFpu } from './fpu.ts';
 import type { Kvm } from './kvm.ts';
 import { isGuestMode, isSmm, kvmRipRead } from './kvm-cache-regs.ts';
@@ -229,18 +229,6 @@ const tripleFault: RequestAction = (vcpu) => {
   return 0;
 };
 
-/** KVM: process_nmi: at most two NMIs wait, one if one is being handled. */
-const processNmi: RequestAction = (vcpu) => {
-  const { arch, kvm } = vcpu;
-  let limit = kvm.calls.getNmiMask(vcpu) || arch.nmiInjected ? 1 : 2;
-  if (kvm.calls.isVnmiPending(vcpu)) limit--;
-  arch.nmiPending = Math.min(arch.nmiPending + arch.nmiQueued, limit);
-  arch.nmiQueued = 0;
-  if (arch.nmiPending > 0 && kvm.calls.setVnmiPending(vcpu)) arch.nmiPending--;
-  if (arch.nmiPending > 0) vcpu.requests.add(Req.EVENT);
-  return undefined;
-};
-
 const nothing: RequestAction = () => undefined;
 
 /** Requests in the order in which an entry serves them (facts: vcpu_enter_guest). */
@@ -282,7 +270,7 @@ const REQUEST_ACTIONS: readonly (readonly [Req, RequestAction])[] = [
       return undefined;
     },
   ],
-  [Req.NMI, processNmi],
+  [Req.NMI, (vcpu) => kvmProcessNmi(vcpu) as undefined],
   [Req.SCAN_IOAPIC, nothing],
   [Req.LOAD_EOI_EXITMAP, nothing],
   [Req.APIC_PAGE_RELOAD, (vcpu) => void vcpu.kvm.calls.setApicAccessPageAddr(vcpu)],

@@ -191,6 +191,23 @@ function outsideSuite(make: () => Backend): void {
       expect(vcpu.runIo.ifFlag).toBe(true);
       expect(vcpu.getRegs().rip).toBe(BigInt(Place.code + 3));
     });
+    test('an NMI that no entry has seen yet is among the events, and moves with them', async () => {
+      const prepare = (vm: Guest['vm']): void => {
+        vm.writeGuest(handler, Uint8Array.from([0xe6, 0x80, 0xcf]));
+        vm.writeGuestValue(2 * 4, BigInt(handler), 4);
+      };
+      const code = [0x90, 0x90];
+      const first = await makeGuest(make(), { mode: 'real', code, prepare });
+      const second = await makeGuest(make(), { mode: 'real', code, prepare });
+      first.vcpu.nmi();
+      expect(first.vcpu.getVcpuEvents().nmi).toEqual({ injected: false, pending: 1, masked: false });
+      second.vcpu.nmi();
+      second.vm.load(throughStructuredClone(first.vm.save()));
+      for (const { vcpu } of [first, second]) {
+        expect(portOf(vcpu.run({ budget: 1000 }))).toBe(0x80);
+        expect(portOf(vcpu.run({ budget: 1000 }))).toBe(DONE_PORT);
+      }
+    });
     test('immediate_exit finishes the pending access and runs nothing', async () => {
       const { vcpu } = await makeGuest(make(), { mode: 'protected', code: [0xe4, 0x81, 0x90] });
       const exit = vcpu.run({ budget: 1000 });
