@@ -55,6 +55,7 @@ const BAD_INPUT: readonly (readonly [string, string[], string[]])[] = [
   ['an image that is not bootable', ['run', '@text.txt'], ['text.txt', 'not bootable', '--load']],
   ['an empty image', ['run', '@empty.bin'], ['empty.bin', 'is empty']],
   ['a missing image', ['run', '@missing.bin'], ['missing.bin', 'no such file']],
+  ['a device that never ends', ['run', '/dev/zero'], ['/dev/zero', 'does not end', 'give a file']],
   ['a folder', ['run', '@folder'], ['folder', "can't be read"]],
   ['firmware of an odd size', ['run', '--bios', '@odd.rom'], ['odd.rom', 'multiple of 4096']],
   ['missing firmware', ['run', '--bios', '@missing.rom'], ['missing.rom', 'no such file']],

@@ -1,5 +1,5 @@
 /** Options that run, modes and trace share, and what they mean: files read, sizes parsed, a machine's options made. */
-import { existsSync, readFileSync, statSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readFileSync, readSync, statSync } from 'node:fs';
 import { basename } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import type { Command } from 'commander';
@@ -118,6 +118,30 @@ function parseAddress(text: string, what: string): number {
   return value;
 }
 
+/** What a pipe or a device may give at most: some never end. */
+const MOST_PIPED = 512 * MIB;
+const CHUNK = 65536;
+
+function readToEnd(descriptor: number): Buffer {
+  const parts: Buffer[] = [];
+  for (let total = 0; total <= MOST_PIPED; ) {
+    const part = Buffer.allocUnsafe(CHUNK);
+    const length = readSync(descriptor, part);
+    if (length === 0) return Buffer.concat(parts);
+    parts.push(part.subarray(0, length));
+    total += length;
+  }
+  throw new Error(`it does not end within ${MOST_PIPED / MIB} MiB; give a file`);
+}
+function readPiped(file: string): Buffer {
+  const descriptor = openSync(file, 'r');
+  try {
+    return readToEnd(descriptor);
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
 /** Reads a file or says what is wrong with it. */
 export function readImage(file: string, what: string): Uint8Array {
   if (!existsSync(file)) {
@@ -125,10 +149,11 @@ export function readImage(file: string, what: string): Uint8Array {
     const hint = file === SEABIOS ? '; install the Debian package seabios, or name another image by --bios' : own;
     throw new UsageError('FILE_NOT_FOUND', `${what} ${file}: there is no such file${hint}`);
   }
-  if (statSync(file).isDirectory())
+  const kind = statSync(file);
+  if (kind.isDirectory())
     throw new UsageError('FILE_UNREADABLE', `${what} ${file} can't be read: it is a folder; give a file in it`);
   try {
-    const bytes = readFileSync(file);
+    const bytes = kind.isFile() ? readFileSync(file) : readPiped(file);
     if (bytes.length === 0)
       throw new UsageError('FILE_EMPTY', `${what} ${file} is empty: build it first, or give another`);
     return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength);
