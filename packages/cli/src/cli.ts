@@ -45,7 +45,8 @@ function report(error: unknown): number {
 // A reader that stops early (head) is not an error.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code === 'EPIPE') process.exit(0);
-  throw error;
+  process.stderr.write(`tskvm: standard output can't be written: ${error.message}\n`);
+  process.exit(1);
 });
 
 try {

@@ -1,5 +1,5 @@
 /** `tskvm run --profile`: the options, and what becomes of a profile when the run is over. */
-import { readFileSync, writeFileSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import type { Command } from 'commander';
 import { UsageError } from '../machine/errors.ts';
 import type { Machine } from '../machine/machine.ts';
@@ -32,6 +32,14 @@ function writeProfile(file: string, text: string): void {
     throw new UsageError('FILE_UNWRITABLE', `--profile-file ${file} can't be written: ${(error as Error).message}`);
   }
 }
+/** Can the file be written? What stands in it is left alone. */
+function tryFile(file: string): void {
+  try {
+    closeSync(openSync(file, 'a'));
+  } catch (error) {
+    throw new UsageError('FILE_UNWRITABLE', `--profile-file ${file} can't be written: ${(error as Error).message}`);
+  }
+}
 function readSymbols(file: string): Symbols {
   let text: string;
   try {
@@ -54,7 +62,7 @@ export class Profiling {
     this.#flags = flags;
     this.#spec = spec;
     this.#symbols = flags.symbols === undefined ? undefined : readSymbols(flags.symbols);
-    if (flags.profileFile !== undefined) writeProfile(flags.profileFile, '');
+    if (flags.profileFile !== undefined) tryFile(flags.profileFile);
   }
 
   attach(machine: Machine): void {

@@ -46,7 +46,7 @@ ${INPUT_HELP}`,
       interactive: true,
       onSerial: flags.json ? undefined : (byte) => process.stdout.write(Uint8Array.of(byte)),
       prepare: (machine) => profiling?.attach(machine),
-      onInterrupt: () => profiling?.print(),
+      onInterrupt: profiling === null ? undefined : () => profiling.print(),
     });
     const profile = profiling?.finish();
     if (flags.json) {

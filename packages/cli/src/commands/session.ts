@@ -44,6 +44,7 @@ export async function runSession(options: SessionOptions): Promise<SessionResult
   });
   options.prepare?.(machine);
   const detach = connectInput(machine, options);
+  const heedless = heedSignals(options);
   try {
     const stop = await machine.run({
       maxInstructions:
@@ -58,8 +59,24 @@ export async function runSession(options: SessionOptions): Promise<SessionResult
       tracer: machine.kvm.tracer,
     };
   } finally {
+    heedless();
     detach();
   }
+}
+
+const SIGNALS = { SIGINT: 130, SIGTERM: 143 } as const;
+/** What was gathered so far is shown before a signal ends the run; gives what takes that back. */
+function heedSignals({ onInterrupt }: SessionOptions): () => void {
+  if (onInterrupt === undefined) return () => {};
+  const end = (signal: NodeJS.Signals): void => {
+    if (process.stdin.isTTY) process.stdin.setRawMode(false);
+    onInterrupt();
+    process.exit(SIGNALS[signal as keyof typeof SIGNALS]);
+  };
+  for (const signal of Object.keys(SIGNALS)) process.once(signal, end);
+  return () => {
+    for (const signal of Object.keys(SIGNALS)) process.off(signal, end);
+  };
 }
 
 function connectInput(machine: Machine, options: SessionOptions): () => void {

@@ -17,6 +17,9 @@ const MCR_LOOP = 0x10;
 /** What the receiver holds; a byte that comes in loop-back while it is full is lost (overrun). */
 const FIFO_SIZE = 16;
 
+/** A guest that asks so often whether something has come waits for it; drivers on their way up ask a few times. */
+const LISTENS = 8;
+
 const { flag, list, u8, u16 } = shape;
 /** What may wait for the guest at most in a saved state (the outside may paste a file). */
 const RX_MAX = 2 ** 24;
@@ -28,7 +31,9 @@ const STATE = deviceShape({
   fcr: u8,
   divisor: u16,
   txPending: flag,
-  rx: list(u8, RX_MAX),
+  rx: list(u8, FIFO_SIZE),
+  outside: list(u8, RX_MAX),
+  polls: u8,
 });
 
 export class Uart16550 implements Device, PortDevice {
@@ -43,7 +48,12 @@ export class Uart16550 implements Device, PortDevice {
   #fcr = 0;
   #divisor = 12;
   #txPending = false;
+  /** The receiver's FIFO. */
   #rx: number[] = [];
+  /** What the other side has not sent yet: it waits until the guest listens. */
+  #outside: number[] = [];
+  /** Reads of LSR since something was received or written. */
+  #polls = 0;
   readonly #host: DeviceHost;
   readonly #irq: number;
 
@@ -53,21 +63,38 @@ export class Uart16550 implements Device, PortDevice {
     this.#irq = irq;
   }
 
-  /** Bytes from outside; they wait until the guest reads them. */
+  /**
+   * Bytes from outside; they wait until the guest listens: it wants an interrupt for them, or asks LSR again and again. A driver that
+   * clears the FIFO and reads it empty on its way up loses none of them.
+   */
   receive(bytes: Iterable<number>): void {
-    for (const byte of bytes) this.#rx.push(byte & 0xff);
+    for (const byte of bytes) this.#outside.push(byte & 0xff);
+    this.#listen();
     this.#update();
   }
   get receiveQueueLength(): number {
-    return this.#rx.length;
+    return this.#rx.length + this.#outside.length;
+  }
+  #listen(): void {
+    if ((this.#ier & IER_RX) !== 0) this.#fill();
+  }
+  #fill(): void {
+    if ((this.#mcr & MCR_LOOP) !== 0) return;
+    this.#rx.push(...this.#outside.splice(0, FIFO_SIZE - this.#rx.length));
   }
 
   read(offset: number, size: number): number {
+    if (offset === 5) {
+      if (this.#polls < LISTENS) this.#polls++;
+      else this.#fill();
+    }
+    if (offset === 0) this.#polls = 0;
     let value = 0;
     for (let i = 0; i < size; i++) value |= this.#readByte(offset + i) << (8 * i);
     return value >>> 0;
   }
   write(offset: number, size: number, value: number): void {
+    this.#polls = 0;
     for (let i = 0; i < size; i++) this.#writeByte(offset + i, (value >>> (8 * i)) & 0xff);
   }
 
@@ -77,6 +104,7 @@ export class Uart16550 implements Device, PortDevice {
       case 0: {
         if (dlab) return this.#divisor & 0xff;
         const byte = this.#rx.shift() ?? 0;
+        this.#listen();
         this.#update();
         return byte;
       }
@@ -118,16 +146,18 @@ export class Uart16550 implements Device, PortDevice {
         else {
           if (value & ~this.#ier & IER_TX) this.#txPending = true;
           this.#ier = value & 0x0f;
+          this.#listen();
         }
         break;
       case 2:
         this.#fcr = value & 0xc9;
-        if (value & 2) this.#rx = [];
+        if (value & 2) this.#clear();
         break;
       case 3:
         this.#lcr = value;
         break;
       case 4:
+        if (value & ~this.#mcr & MCR_LOOP) this.#clear();
         this.#mcr = value & 0x1f;
         break;
       case 7:
@@ -135,6 +165,11 @@ export class Uart16550 implements Device, PortDevice {
         break;
     }
     this.#update();
+  }
+  /** What came from outside is sent again when the guest listens. */
+  #clear(): void {
+    if ((this.#mcr & MCR_LOOP) === 0) this.#outside.unshift(...this.#rx);
+    this.#rx = [];
   }
   #transmit(value: number): void {
     if (this.#mcr & MCR_LOOP) {
@@ -163,6 +198,8 @@ export class Uart16550 implements Device, PortDevice {
       divisor: this.#divisor,
       txPending: this.#txPending,
       rx: [...this.#rx],
+      outside: [...this.#outside],
+      polls: this.#polls,
     };
   }
   load(state: DeviceState): void {
@@ -174,5 +211,7 @@ export class Uart16550 implements Device, PortDevice {
     this.#divisor = state.divisor as number;
     this.#txPending = state.txPending as boolean;
     this.#rx = [...(state.rx as number[])];
+    this.#outside = [...(state.outside as number[])];
+    this.#polls = state.polls as number;
   }
 }
