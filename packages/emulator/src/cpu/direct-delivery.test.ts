@@ -116,3 +116,18 @@ describe('deliverDirectly', () => {
     }
   });
 });
+
+it.each(['evaluate', 'interpret', 'translate'] as const)(
+  'an event at the same level leaves SS and CPL alone, whatever DPL a VMCB gave SS: %s',
+  (engine) => {
+    const m = new TestMachine({ engine });
+    m.memory.writeBytes(0x11000, Uint8Array.of(0x90, 0xf4));
+    m.load([0x90, 0x0f, 0x0b], 'long');
+    m.setHandler(6, 0x11000, 'long');
+    m.setSegment(Seg.SS, 0, 0xcf3, 0xffffffff);
+    m.cpu.stateReplaced('test');
+    expect(m.go(100)).toBe('halt');
+    expect(m.state.cpl).toBe(0);
+    expect(m.state.getSegment(Seg.SS).attrib).toBe(0xcf3);
+  },
+);

@@ -220,7 +220,7 @@ const deliverLong = (ctx: EventContext, event: PendingEvent): void => {
   pushReturn(ctx, frame, h, event);
   if (!isCanonical(ops, offset)) ctx.raise(Vector.GP, ext);
   frame.check().write();
-  ops.setSegment(Seg.SS, stack.ss);
+  if (cpl < cplOf(ctx)) ops.setSegment(Seg.SS, stack.ss);
   setStackPointer(ops, frame.sp, 8);
   commitHandler(ctx, h);
 };
