@@ -206,6 +206,8 @@ describe('trace', () => {
   });
   test('a comparison of sizes wants a number', () => {
     expect(() => parseFilter('name < x', selectEvents(['kvm_exit']))).toThrow(/compares numbers/);
+    for (const text of ['reason === 3', 'reason == 3 &&', 'reason == 3 x', "name ~ 'a' && b"])
+      expect(() => parseFilter(text, selectEvents(['kvm_exit'])), text).toThrow(/is no comparison/);
   });
   test('the table of fields is what the events of a tour carry', async () => {
     const wrong: string[] = [];

@@ -99,11 +99,19 @@ export function parseFilter(text: string | undefined, events: ReadonlySet<TraceN
   ) {
     throw new UsageError('BAD_FILTER', `--filter: = compares nothing, write ==: '${name} == ${value}'`);
   }
-  if (!terms.every((term) => term !== null)) return (_event, line) => line.includes(text);
-  const tests = terms.map(([, name, operator, operand]) => ({
-    field: checkField(name, events),
-    test: comparison(operator, operand),
-  }));
+  if (terms.every((term) => term === null)) return (_event, line) => line.includes(text);
+  const bad = text.split('&&').find((_part, i) => terms[i] === null || /^=|^[^"']*\s/.test(terms[i][3]));
+  if (bad !== undefined)
+    throw new UsageError(
+      'BAD_FILTER',
+      `--filter: '${bad.trim()}' is no comparison; write FIELD OPERATOR VALUE (==, !=, <, <=, >, >=, ~), joined by &&, a value with spaces in quotes`,
+    );
+  const tests = terms
+    .map((term) => term!)
+    .map(([, name, operator, operand]) => ({
+      field: checkField(name, events),
+      test: comparison(operator, operand),
+    }));
   return (event) =>
     tests.every(({ field, test }) => field in event && test((event as unknown as Record<string, unknown>)[field]));
 }
