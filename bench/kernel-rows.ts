@@ -6,9 +6,9 @@ import { benchProgram, missing, root } from './peers.ts';
 
 type Width = '32' | '64';
 /** A measurement takes so many milliseconds: translation and warm-up, some 0.1 s, are a small part. */
-const WANTED_MS = 400;
-/** What calibration is content with: ticks of other processes' clocks are 10 ms. */
-const ENOUGH_MS = 50;
+const WANTED_MS = 1000;
+/** What calibration goes by: in a shorter run warm-up, which more units don't prolong, would count as work. */
+const ENOUGH_MS = WANTED_MS / 2;
 
 /** One process of bench/kernels.ts: milliseconds of processor time. */
 export function kernelMs(name: string, engine: string, width: Width, units: number): number {

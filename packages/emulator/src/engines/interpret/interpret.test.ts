@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { Layout } from '../../memory/layout.ts';
 import { Flag, S } from '../../state-layout.ts';
-import { InterpretEngine } from './interpret.ts';
+import { type HotCode, InterpretEngine, type InterpretOptions } from './interpret.ts';
 import { MiniHost } from './mini-host.ts';
 
 const CODE = 0x1000;
@@ -10,9 +10,13 @@ const RCX = 1;
 const RSI = 6;
 const RDI = 7;
 
-function load(code: readonly number[], at = CODE): { host: MiniHost; engine: InterpretEngine } {
+function load(
+  code: readonly number[],
+  at = CODE,
+  hotCode?: InterpretOptions['hotCode'],
+): { host: MiniHost; engine: InterpretEngine } {
   const host = new MiniHost(0x800000);
-  const engine = new InterpretEngine(host, { vendor: 'amd' });
+  const engine = new InterpretEngine(host, { vendor: 'amd', ...(hotCode && { hotCode }) });
   host.engine = engine;
   host.memory.writeBytes(at, Uint8Array.from(code));
   host.rip = BigInt(at);
@@ -49,6 +53,30 @@ describe('ticks', () => {
     expect([engine.retired, host.gpr(RCX), host.rip]).toEqual([70, 0n, BigInt(CODE + 2)]);
     expect(host.rflags & BigInt(Flag.RF)).toBe(0n);
     expect(host.memory.readBytes(0x4000, 101)).toEqual(Uint8Array.from([...Array(100).fill(7), 0]));
+  });
+});
+
+describe('what looks for hot code', () => {
+  it('learns that blocks moved at once have nothing to gain', () => {
+    const ran: number[][] = [];
+    const hotCode = (): HotCode => ({
+      slice: () => 16_000,
+      ran: (_record, ticks, translated) => void ran.push([ticks, translated]),
+      dropped: () => {},
+      patched: () => {},
+      unfuse: () => false,
+      cleared: () => {},
+      place: () => ({ region: null, at: -1, why: 'cold' }),
+    });
+    const { host, engine } = load([0xf3, 0xaa, 0xf4], CODE, hotCode);
+    host.setGpr(RCX, 100_000n);
+    host.setGpr(RDI, 0x10000n);
+    expect(engine.run(1_000_000)).toBe('instruction');
+    const [ticks, blocks] = [0, 1].map((i) => ran.reduce((sum, call) => sum + call[i]!, 0));
+    expect(ticks).toBe(100_000);
+    // The elements that fill the TLB go one by one.
+    expect(blocks).toBeGreaterThan(99_000);
+    expect(blocks).toBeLessThan(ticks!);
   });
 });
 

@@ -64,7 +64,7 @@ export const P = {
   flagsIntercepted: slot + 60,
   /** u32: bit 0 SSE instructions do not run as they are (CR0.EM, CR0.TS, CR4.OSFXSR), bit 1 AVX instructions do not, bit 2 x87 ones. */
   vectors: slot + 64,
-  /** u32: ticks that regions used, counted up. */
+  /** u32: ticks that regions and block moves used, counted up. */
   translated: slot + 68,
   /** i32: ticks that an out-of-line handler may use. */
   left: slot + 72,
