@@ -11,6 +11,7 @@ import {
   fuzzMachine,
   modeOf,
   place,
+  raise,
   runSeed,
   runTo,
 } from '../packages/emulator/test/fuzz/compare.ts';
@@ -51,8 +52,7 @@ async function history({ seed, mode, vendor, from, to }: Difference): Promise<st
       if (stop !== 'deadline') break;
     }
     if (target >= to) break;
-    if (event === 'interrupt') cpu.interruptPending = true;
-    if (event === 'nmi') cpu.nmiPending = true;
+    raise(machine, event, 'none');
   }
   return lines.slice(-24);
 }

@@ -1,6 +1,6 @@
 import { beforeEach, describe, expect, it } from 'vitest';
 import type { PlatformBus } from '../processor-api.ts';
-import { TestMachine } from '../testing/index.ts';
+import { TestLayout, TestMachine } from '../testing/index.ts';
 import { combine } from './events.ts';
 
 const ENGINES = ['evaluate', 'interpret', 'translate'] as const;
@@ -11,9 +11,9 @@ const HLT = 0xf4;
 const STI = 0xfb;
 const NOP = 0x90;
 
-/** A bus that hands out one vector when asked. */
-const interrupting = (vector: number): PlatformBus => {
-  let left = 1;
+/** A bus that hands out one vector when asked, once or more often. */
+const interrupting = (vector: number, times = 1): PlatformBus => {
+  let left = times;
   return {
     pioIn: () => 0,
     pioOut: () => {},
@@ -146,6 +146,16 @@ describe.each(ENGINES)('by %s', (name) => {
       machine.go();
       expect(haltedIn(machine)).toBe(0x30);
       expect(returnTo(machine)).toBe(0x10005);
+    });
+    it('behind a trap gate the next interrupt comes in front of the handler', () => {
+      const machine = machineWith([STI, NOP, NOP, HLT], [0x30], interrupting(0x30, 2));
+      machine.memory.write8(HANDLER + 0x30 * 16, NOP);
+      machine.memory.write8(HANDLER + 0x30 * 16 + 1, HLT);
+      machine.memory.write8(TestLayout.idt + 0x30 * 8 + 5, 0x8f);
+      machine.cpu.interruptPending = true;
+      machine.go();
+      expect(returnTo(machine)).toBe(HANDLER + 0x30 * 16);
+      expect(machine.memory.read32(Number(machine.reg(4)) + 12)).toBe(0x10002);
     });
     it('NMI goes before an interrupt', () => {
       const machine = machineWith([STI, NOP, NOP, HLT], [2, 0x30], interrupting(0x30));

@@ -247,20 +247,35 @@ export class EventUnit {
 
   #interrupts(): RunStop | undefined {
     const cpu = this.#cpu;
-    const { guest, state } = cpu;
-    const open = state.shadow === 0 || state.activity !== 0;
-    if (guest === null) {
-      if (cpu.interruptPending && open && (state.rflagsLow & Flag.IF) !== 0 && !this.#external()) return this.#left();
-      return cpu.tick >= cpu.deadline ? 'deadline' : undefined;
-    }
-    if ((cpu.interruptPending || cpu.tick >= cpu.deadline) && open) {
+    const { guest } = cpu;
+    if (guest === null) return this.#externals() ? (cpu.tick >= cpu.deadline ? 'deadline' : undefined) : this.#left();
+    if ((cpu.interruptPending || cpu.tick >= cpu.deadline) && this.#open()) {
       if (guest.interceptInterrupt()) return 'guest-exit';
-      if (cpu.interruptPending && (state.rflagsLow & Flag.IF) !== 0 && !this.#external()) return this.#left();
+      if (!this.#externals()) return this.#left();
     }
     if (!guest.boundaryWork && cpu.tick < guest.deadline) return undefined;
     const wish = guest.boundary();
     if (wish === 'exit') return 'guest-exit';
     return wish === 'none' || this.#deliverExternal(wish) ? undefined : this.#left();
+  }
+
+  /** No shadow holds interrupts back. */
+  #open(): boolean {
+    const { state } = this.#cpu;
+    return state.shadow === 0 || state.activity !== 0;
+  }
+
+  /**
+   * Interrupts that wait while RFLAGS.IF is 1: a trap gate or a task leaves it so, and the next one comes in front of the handler's first
+   * instruction. False: one left the guest, or the processor shut down.
+   */
+  #externals(): boolean {
+    const cpu = this.#cpu;
+    do {
+      if (!cpu.interruptPending || (cpu.state.rflagsLow & Flag.IF) === 0 || !this.#open()) return true;
+      if (!this.#external()) return false;
+    } while (cpu.tick < cpu.deadline);
+    return true;
   }
 
   /** Acknowledges and delivers a physical interrupt. */

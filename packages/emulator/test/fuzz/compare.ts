@@ -10,11 +10,13 @@ import { PhysicalMemory } from '../../src/memory/physical.ts';
 import type { PlatformBus } from '../../src/processor-api.ts';
 import { S, Seg } from '../../src/state-layout.ts';
 import { type FuzzMode, MEMORY_SIZE, MODES } from './layout.ts';
-import { makeProgram, type Program } from './setup.ts';
+import { type HostEvent, makeProgram, type Program } from './setup.ts';
 
 /** Devices: what is read depends on how much has happened before, so that nothing is read twice or left out unseen. */
 class Devices implements PlatformBus {
   seen = 1;
+  /** Interrupts that wait to be acknowledged. */
+  waiting = 0;
   #next = 0x20;
   #mix(...values: number[]): number {
     for (const value of values) this.seen = (Math.imul(this.seen, 0x01000193) ^ value) >>> 0;
@@ -22,6 +24,7 @@ class Devices implements PlatformBus {
   }
   reset(): void {
     this.seen = 1;
+    this.waiting = 0;
     this.#next = 0x20;
   }
   pioIn(port: number, size: number): number {
@@ -37,6 +40,8 @@ class Devices implements PlatformBus {
     this.#mix(4, pa, size, Number(value & 0xffffffffn));
   }
   acknowledgeInterrupt(): number {
+    if (this.waiting === 0) return -1;
+    this.waiting--;
     this.#next = this.#next >= 0xf0 ? 0x20 : this.#next + 1;
     return this.#next;
   }
@@ -113,6 +118,7 @@ export function enter({ cpu, bus }: FuzzMachine, program: Program): void {
   cpu.events.deliveredAt = -1;
   cpu.interruptPending = false;
   cpu.nmiPending = false;
+  cpu.smiPending = false;
   bus.reset();
   program.enter(cpu);
 }
@@ -128,10 +134,15 @@ export function runTo({ cpu }: FuzzMachine, tick: number): string {
   }
 }
 
-function raise(machine: FuzzMachine, event: Program['slices'][number]['event'], stop: string): void {
-  const { cpu } = machine;
-  if (event === 'interrupt') cpu.interruptPending = true;
+/** Raises an event at the place where all stand. */
+export function raise(machine: FuzzMachine, event: HostEvent, stop: string): void {
+  const { cpu, bus } = machine;
+  if (event === 'interrupt') {
+    bus.waiting = (cpu.tick % 3) + 1;
+    cpu.interruptPending = true;
+  }
   if (event === 'nmi') cpu.nmiPending = true;
+  if (event === 'smi') cpu.smiPending = true;
   if (event === 'translate' && stop === 'deadline' && cpu.engine instanceof TranslateEngine) cpu.engine.translateHere();
 }
 

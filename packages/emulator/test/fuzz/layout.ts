@@ -7,6 +7,12 @@ export const Place = {
   idt: 0x0000,
   gdt: 0x1000,
   tss: 0x2000,
+  /** Tasks to switch to: a 32-bit TSS and a 16-bit one. */
+  tss32: 0x2400,
+  tss16: 0x2500,
+  /** What the tasks execute. */
+  task32: 0x2600,
+  task16: 0x2700,
   pml4: 0x3000,
   pdpt: 0x4000,
   pd: 0x5000,
@@ -21,6 +27,8 @@ export const Place = {
   kernelStack: 0xc000,
   code: 0x10000,
   stack: 0x37000,
+  /** SMBASE after RESET, and where the SMI handler stands. */
+  smi: 0x38000,
   data: 0x40000,
 } as const;
 export const CODE_SIZE = 0x2000;
@@ -44,7 +52,17 @@ export const Sel = {
   conforming: 0x60,
   absent: 0x68,
   gate: 0x73,
+  /** A 32-bit TSS, a 16-bit one, a task gate to the former, a call gate that takes three parameters along. */
+  tss32: 0x78,
+  tss16: 0x80,
+  taskGate: 0x8b,
+  gateWithParameters: 0x93,
+  /** 16-bit code that begins at 0. */
+  low16: 0x98,
 } as const;
+
+/** Interrupt vectors whose gates lead to tasks (outside long mode). */
+export const TaskVector = { tss32: 0x30, tss16: 0x31 } as const;
 
 /** Modes in which programs run. User modes are at CPL 3. */
 export const MODES = ['long', 'long-user', 'compat', 'prot32', 'prot32-user', 'prot16-user', 'vm86', 'real'] as const;

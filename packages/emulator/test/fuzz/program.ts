@@ -1,8 +1,9 @@
 /**
- * Makes up programs: 256 chunks of 32 bytes with a few instructions each, some of which end in a counted jump back, a call, a far branch or an IRET.
+ * Makes up programs: 256 chunks of 32 bytes with a few instructions each, some of which begin with a piece of several that belong together or end in a counted jump back, a call, a far branch or an IRET.
  */
 import { InstructionMaker } from './instructions.ts';
 import { CHUNK, CHUNKS, COUNTERS, codeBase, codeBits, dataBase, type FuzzMode, isReal, Place, Sel } from './layout.ts';
+import { Pieces } from './pieces.ts';
 import { littleEndian, type Random } from './random.ts';
 
 /** Pieces that end a chunk. */
@@ -84,12 +85,14 @@ class Endings {
 export function makeCode(random: Random, mode: FuzzMode): Uint8Array {
   const maker = new InstructionMaker(random, mode);
   const endings = new Endings(random, mode, maker);
+  const pieces = new Pieces(random, mode, maker);
   const code = new Uint8Array(CHUNKS * CHUNK).fill(0x90);
   const start = Place.code - codeBase(mode);
   for (let chunk = 0; chunk < CHUNKS; chunk++) {
     const bytes: number[] = [];
     const at = (): number => start + chunk * CHUNK + bytes.length;
-    for (let left = random.between(1, 5); left > 0; left--) {
+    if (random.chance(15)) bytes.push(...pieces.any(at()));
+    for (let left = random.between(bytes.length > 0 ? 0 : 1, 5); left > 0; left--) {
       const next = maker.make(at());
       if (bytes.length + next.length > CHUNK) break;
       bytes.push(...next);

@@ -4,9 +4,10 @@
 import type { Processor } from '../../src/cpu/processor.ts';
 import { Attrib, CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '../../src/state-layout.ts';
 import { placeHandlers } from './handlers.ts';
-import { CODE_SIZE, codeBits, dataBase, type FuzzMode, isReal, MEMORY_SIZE, Place, Sel } from './layout.ts';
+import { CODE_SIZE, codeBits, dataBase, type FuzzMode, isReal, MEMORY_SIZE, Place, Sel, TaskVector } from './layout.ts';
 import { makeCode, makeData } from './program.ts';
 import { Random } from './random.ts';
+import { placeSmiHandler, placeTasks } from './tasks.ts';
 
 export interface Program {
   readonly mode: FuzzMode;
@@ -15,8 +16,10 @@ export interface Program {
   /** Puts the registers in place. */
   readonly enter: (cpu: Processor) => void;
   /** Where it stops to look: ticks to go, and what is raised then. */
-  readonly slices: readonly { ticks: number; event: 'none' | 'interrupt' | 'nmi' | 'translate' }[];
+  readonly slices: readonly { ticks: number; event: HostEvent }[];
 }
+/** What is raised between two slices; `translate`: what stands at RIP is translated. */
+export type HostEvent = 'none' | 'interrupt' | 'nmi' | 'smi' | 'translate';
 
 const DESCRIPTORS: readonly (readonly [number, bigint])[] = [
   [Sel.code64, 0x00af9b000000ffffn],
@@ -31,19 +34,21 @@ const DESCRIPTORS: readonly (readonly [number, bigint])[] = [
   [Sel.smallData, 0x0000f3040000ffffn],
   [Sel.conforming, 0x00cf9f000000ffffn],
   [Sel.absent, 0x00cf73000000ffffn],
+  [Sel.tss32, 0x0000890000000067n | (BigInt(Place.tss32) << 16n)],
+  [Sel.tss16, 0x000081000000002bn | (BigInt(Place.tss16) << 16n)],
+  [Sel.taskGate, 0x0000e50000000000n | (BigInt(Sel.tss32) << 16n)],
+  [Sel.low16, 0x00009b000000ffffn],
 ];
 
 function placeTables(view: DataView, mode: FuzzMode): void {
   const long = codeBits(mode) === 64 || mode === 'compat';
   for (const [selector, descriptor] of DESCRIPTORS) view.setBigUint64(Place.gdt + (selector & ~7), descriptor, true);
-  // A call gate to the tenth chunk, for everybody.
+  // Call gates to the tenth chunk, for everybody.
   const gate = BigInt(Place.code + 0x140);
   const to = BigInt(long ? Sel.code64 : Sel.code32);
-  view.setBigUint64(
-    Place.gdt + (Sel.gate & ~7),
-    (gate & 0xffffn) | (to << 16n) | (0xec00n << 32n) | ((gate >> 16n) << 48n),
-    true,
-  );
+  const callGate = (gate & 0xffffn) | (to << 16n) | (0xec00n << 32n) | ((gate >> 16n) << 48n);
+  view.setBigUint64(Place.gdt + (Sel.gate & ~7), callGate, true);
+  view.setBigUint64(Place.gdt + (Sel.gateWithParameters & ~7), callGate | (long ? 0n : 3n << 32n), true);
   for (let vector = 0; vector < 256; vector++) placeGate(view, mode, vector, long);
   view.setUint32(Place.tss + 4, Place.kernelStack, true);
   view.setUint32(Place.tss + 8, long ? 0 : Sel.data, true);
@@ -58,7 +63,14 @@ function placeGate(view: DataView, mode: FuzzMode, vector: number, long: boolean
     view.setUint32(Place.idt + vector * 4, offset, true);
     return;
   }
-  const access = vector === 3 || vector === 4 || vector >= 0x20 ? 0xee : 0x8e;
+  const task = vector === TaskVector.tss32 ? Sel.tss32 : vector === TaskVector.tss16 ? Sel.tss16 : 0;
+  if (task !== 0 && !long) {
+    view.setBigUint64(Place.idt + vector * 8, 0x0000e50000000000n | (BigInt(task) << 16n), true);
+    return;
+  }
+  // Some interrupts come through trap gates, which leave IF as it is.
+  const trap = vector >= 0x28 && vector < 0x30 ? 1 : 0;
+  const access = vector === 3 || vector === 4 || vector >= 0x20 ? 0xee | trap : 0x8e;
   const ist = long ? 1n << 32n : 0n;
   const selector = BigInt(long ? Sel.code64 : Sel.code32);
   const low = BigInt(offset) | (selector << 16n) | ist | (BigInt(access) << 40n);
@@ -120,6 +132,23 @@ function setControls(cpu: Processor, mode: FuzzMode, random: Random): void {
   state.set64(S.lstar, BigInt(Place.code + 0x400));
   state.set64(S.cstar, BigInt(Place.code + 0x600));
   state.set64(S.sfmask, 0x700n);
+  state.set64(S.sysenterCs, BigInt(random.chance(90) ? Sel.code64 : 0));
+  state.set64(S.sysenterEsp, BigInt(Place.kernelStack - 0x600));
+  state.set64(S.sysenterEip, BigInt(Place.code + 0x800));
+}
+
+/** Sometimes breakpoints from the start, on code and on data. */
+function setBreakpoints(cpu: Processor, random: Random): void {
+  if (!random.chance(20)) return;
+  let dr7 = 0x400;
+  for (let n = 0; n < 4; n++) {
+    const code = random.chance(40);
+    const address = code ? Place.code + random.below(CODE_SIZE) : Place.data + random.below(0x1000) * 8;
+    cpu.state.set64(S.dr0 + n * 8, BigInt(address));
+    const condition = code ? 0 : (random.below(4) << 2) | random.pick([1, 3]);
+    if (random.chance(60)) dr7 |= (2 << (n * 2)) | (condition << (16 + n * 4));
+  }
+  cpu.state.set64(S.dr7, BigInt(dr7 >>> 0));
 }
 
 function setSegments(cpu: Processor, mode: FuzzMode): void {
@@ -127,7 +156,7 @@ function setSegments(cpu: Processor, mode: FuzzMode): void {
   const flat = (seg: SegmentIndex, selector: number, attrib: number, base = 0, limit = 0xffffffff): void =>
     state.setSegment(seg, { selector, attrib, limit, base: BigInt(base) });
   state.setTable('idtr', { base: BigInt(Place.idt), limit: mode === 'real' ? 0x3ff : 0xfff });
-  state.setTable('gdtr', { base: BigInt(Place.gdt), limit: 0x7f });
+  state.setTable('gdtr', { base: BigInt(Place.gdt), limit: 0xff });
   flat(Seg.LDTR, 0, Attrib.unusable, 0, 0);
   flat(Seg.TR, Sel.tss, 0x8b, Place.tss, 0x87);
   const data = [Seg.ES, Seg.DS, Seg.FS, Seg.GS] as const;
@@ -175,6 +204,11 @@ function setFloats(cpu: Processor, random: Random, mxcsr: number): void {
   state.block.setUint32(S.mxcsr, mxcsr, true);
 }
 
+const EVENTS = [
+  ...(['none', 'interrupt', 'interrupt', 'interrupt', 'nmi', 'nmi', 'smi'] as const),
+  ...(['translate', 'translate', 'translate', 'translate'] as const),
+];
+
 /** The program of a seed. */
 export function makeProgram(seed: number, mode: FuzzMode): Program {
   const random = new Random(seed);
@@ -183,6 +217,8 @@ export function makeProgram(seed: number, mode: FuzzMode): Program {
   placeTables(view, mode);
   placePages(view);
   placeHandlers(image, mode === 'real' ? 16 : codeBits(mode) === 64 || mode === 'compat' ? 64 : 32);
+  placeTasks(image, random, mode);
+  placeSmiHandler(image, random);
   image.set(makeCode(random, mode), Place.code);
   image.fill(0xf4, Place.code + CODE_SIZE, Place.code + 2 * CODE_SIZE);
   image.set(makeData(random, mode), Place.data);
@@ -199,7 +235,7 @@ export function makeProgram(seed: number, mode: FuzzMode): Program {
   const entry = random.next();
   const slices = Array.from({ length: random.between(6, 24) }, () => ({
     ticks: random.chance(40) ? random.between(1, 70) : random.between(65, 600),
-    event: random.pick(['none', 'interrupt', 'interrupt', 'translate', 'translate', 'translate', 'nmi'] as const),
+    event: random.pick(EVENTS),
   }));
   const enter = (cpu: Processor): void => {
     const { state } = cpu;
@@ -208,6 +244,7 @@ export function makeProgram(seed: number, mode: FuzzMode): Program {
     setControls(cpu, mode, own);
     setSegments(cpu, mode);
     setFloats(cpu, own, mxcsr & 0xffff);
+    setBreakpoints(cpu, own);
     const wide = codeBits(mode) === 64;
     registers.forEach((value, n) => {
       state.gpr[n] = wide ? value : value & 0xffffffffn;
