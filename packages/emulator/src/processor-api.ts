@@ -137,14 +137,13 @@ export interface ProcessorApi {
   /**
    * Call after state was replaced as a whole (world switch, reset, load): recomputes mode, segment caches and TLB context.
    * @param cause as in {@link ModeChange}
-   * @param segmentsChanged false if the caller knows that CS..GS and CPL are what they were
    */
-  stateReplaced(cause: string, segmentsChanged?: boolean): void;
+  stateReplaced(cause: string): void;
   /** An exit takes the guest off: as `guest = null`, but what is derived from the guest's state is kept for `resumeGuest`. */
   leaveGuest(): void;
   /**
    * The entry of a guest whose control registers, segments, CPL, RFLAGS.VM and AC, and DR7 are in the state block as its last exit left
-   * them, under the same controls: as `guest = …` and `stateReplaced('vmentry', false)`.
+   * them, under the same controls: as `guest = …` and `stateReplaced('vmentry')`.
    */
   resumeGuest(guest: GuestMode): void;
   /** Delivers an event through the IDT as VM entry injection does (APM 15.20); faults on the way become exceptions. False: it exited. */

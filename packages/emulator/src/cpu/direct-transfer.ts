@@ -201,7 +201,7 @@ export const jmpfar: DirectRow = {
     words[RIP + 1] = 0;
     words[RFLAGS] &= ~Flag.RF;
     words[STATUS] &= ~SHADOW;
-    cpu.state.touch();
+    cpu.state.touchSegments();
     return true;
   },
 };
@@ -228,7 +228,7 @@ export const movseg: DirectRow = {
     words[RIP + 1] = 0;
     words[RFLAGS] &= ~Flag.RF;
     words[STATUS] = (words[STATUS] & ~SHADOW) | (seg === Seg.SS ? MOV_SS : 0);
-    cpu.state.touch();
+    cpu.state.touchSegments();
     return true;
   },
 };

@@ -355,7 +355,7 @@ function writeCr0(unit: DirectUnit, low: number, high: number): boolean {
   }
   if (((value ^ old) & ~PLAIN_CR0) !== 0 || (words[CR4_WORD] & CET) !== 0) return false;
   words[CR0_WORD] = value | ET;
-  cpu.state.touchControls();
+  cpu.state.touchRights();
   return true;
 }
 
@@ -365,7 +365,7 @@ const clts: DirectRow = {
     const { cpu, words } = unit;
     if (cpu.onModeChange !== null) return false;
     words[CR0_WORD] &= ~TS;
-    cpu.state.touchControls();
+    cpu.state.touchRights();
     return true;
   },
 };

@@ -2,10 +2,9 @@
  * The mode function: what CR0, CR4, EFER, RFLAGS.VM, CPL and the segments make of the processor.
  * Manual: APM vol. 2 ch. 1 and figure 1-6 (operating modes), SDM vol. 3 section 2.2.
  *
- * Everything that can change the mode goes through here: the mode's name, the code key of the engines, the rights of TLB contexts and
- * the paging configuration derive from the state block by these functions and by nothing else.
+ * Everything that can change the mode goes through here: the mode's name, the rights of TLB contexts and the paging configuration derive
+ * from the state block by these functions and by nothing else; the code key of the engines by code-key.ts.
  */
-import type { CodeKey } from '../engines/engine.ts';
 import type { GuestMode } from '../guest-mode.ts';
 import { isLongPaging, type PagingConfig, type PagingMode } from '../memory/paging.ts';
 import { Rights } from '../memory/tlb.ts';
@@ -28,7 +27,6 @@ const Cr4 = {
   PKS: low(CR4.PKS),
 };
 const Efer = { LMA: low(EFER.LMA), NXE: low(EFER.NXE) };
-const DATA: readonly SegmentIndex[] = [Seg.ES, Seg.SS, Seg.DS];
 const ALL: readonly SegmentIndex[] = [Seg.ES, Seg.CS, Seg.SS, Seg.DS, Seg.FS, Seg.GS];
 
 /** Low halves of the control registers, read without bigint. */
@@ -133,42 +131,6 @@ export function emulateModeOf(state: StateBlock): EmulateMode {
   const attrib = state.attrib(Seg.CS);
   if ((attrib & Attrib.L) !== 0 && isLongModeActive(state)) return 'prot64';
   return (attrib & Attrib.DB) !== 0 ? 'prot32' : 'prot16';
-}
-
-/** Code size in bytes: 64-bit mode 8, virtual-8086 mode 2, else CS.D, which outlives CR0.PE until CS is loaded (APM vol. 2 4.7.2). */
-export function codeSize(state: StateBlock): 2 | 4 | 8 {
-  if ((state.rflagsLow & Flag.VM) !== 0) return 2;
-  if (is64BitMode(state)) return 8;
-  return (state.attrib(Seg.CS) & Attrib.DB) !== 0 ? 4 : 2;
-}
-
-/** Stack address size in bytes (SS.B; 8 in 64-bit mode). */
-export function stackSize(state: StateBlock): 2 | 4 | 8 {
-  if (is64BitMode(state)) return 8;
-  return (state.attrib(Seg.SS) & Attrib.DB) !== 0 ? 4 : 2;
-}
-
-const WRITABLE = 0x2;
-const EXPAND_DOWN = 0x4;
-
-/** Base 0, limit 4 GiB, present, writable, expand-up: no data access through it can fault. */
-function isFlatData(state: StateBlock, seg: SegmentIndex): boolean {
-  const attrib = state.attrib(seg);
-  const wanted = Attrib.P | Attrib.S | WRITABLE;
-  return (
-    (attrib & (wanted | EXPAND_DOWN | Attrib.unusable | 0x8)) === wanted &&
-    state.limit(seg) === 0xffffffff &&
-    state.segmentBase(seg) === 0n
-  );
-}
-
-/** The static facts of the running code. */
-export function computeCodeKey(state: StateBlock): CodeKey {
-  const size = codeSize(state);
-  const flatCode = size === 8 || state.limit(Seg.CS) === 0xffffffff;
-  const flat =
-    size === 8 || (flatCode && state.segmentBase(Seg.CS) === 0n && DATA.every((seg) => isFlatData(state, seg)));
-  return { codeSize: size, stackSize: stackSize(state), flat, flatCode, alignmentCheck: isAlignmentChecked(state) };
 }
 
 /** CR0.AM, RFLAGS.AC and CPL 3. */

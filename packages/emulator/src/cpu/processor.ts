@@ -16,7 +16,7 @@ import { X86Emul } from '../ops.ts';
 import type { ModeChange, PlatformBus, ProcessorApi, ProcessorMode, RunStop } from '../processor-api.ts';
 import { Flag as flagBits, Seg, S as stateLayout, Vector } from '../state-layout.ts';
 import { type AccessHost, linearOf, MemoryAccess } from './access.ts';
-import { CodeKeyCache } from './code-key.ts';
+import { CodeKeys } from './code-key.ts';
 import { ControlRegisters } from './control.ts';
 import { type CpuidResult, cpuidNow, modelCpuid } from './cpuid.ts';
 import { armedBreakpoints, type Breakpoint, codeHits, DebugCtl, Dr6, dataHits, ioHits } from './debug.ts';
@@ -57,8 +57,8 @@ const STEP_FLAGS = Flag.TF;
 const RFLAGS = S.rflags >> 2;
 /** CPL, shadow, NMI blocking and activity: a byte each. */
 const STATUS = S.cpl >> 2;
-/** A shadow, or not active. */
-const NOT_PLAIN = 0xff00ff00 | 0;
+/** Not active. */
+const INACTIVE = 0xff000000 | 0;
 const ERROR_SUMMARY = 0x80;
 const ALWAYS_BRANCHES = new Set('jmp call ret jmpfar callfar retfar iret syscall sysret sysenter sysexit'.split(' '));
 /** Shadow left by MOV SS. */
@@ -105,7 +105,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   /** Everything derived from the guest's state was up to date when an exit took it off. */
   #left = false;
   readonly #watch: ModeWatch;
-  readonly #codeKey: CodeKeyCache;
+  readonly #codeKeys: CodeKeys;
   readonly #direct: DirectUnit;
   #armed: readonly Breakpoint[] = [];
   /** DR6 bits that the running instruction's accesses hit. */
@@ -143,7 +143,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
       mode: () => emulateModeOf(this.state),
     });
     this.#watch = new ModeWatch(this);
-    this.#codeKey = new CodeKeyCache(this.state);
+    this.#codeKeys = new CodeKeys(this.state);
     this.#direct = new DirectUnit(this, this.tscPerTick);
     this.reset(false);
   }
@@ -154,14 +154,14 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   set guest(guest: GuestMode | null) {
     this.#inGuest = guest !== null;
     this.#owner = guest;
-    this.state.touchControls();
+    this.state.touch();
   }
 
   leaveGuest(): void {
     const { state } = this;
     this.#left = state.isSettled;
     this.#inGuest = false;
-    state.touchControls();
+    state.touch();
     state.touched = false;
   }
   resumeGuest(guest: GuestMode): void {
@@ -175,7 +175,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
       if (this.#armed.length !== 0) this.armBreakpoints();
       return;
     }
-    state.touchControls();
+    state.touch();
     this.armBreakpoints();
     this.noticeMode('vmentry');
   }
@@ -222,7 +222,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   #isPlain(): boolean {
     const { words } = this.state;
     return (
-      (words[STATUS] & NOT_PLAIN) === 0 &&
+      (words[STATUS] & INACTIVE) === 0 &&
       (words[RFLAGS] & STEP_FLAGS) === 0 &&
       this.#armed.length === 0 &&
       this.engine !== null
@@ -256,17 +256,15 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     return this.state.shadow === 0 ? this.#runEngine(this.engine) : this.#runShadowed(this.engine);
   }
 
-  /** One instruction under a shadow, which ends with it unless it makes one of its own. */
+  /** One instruction under a shadow, behind which something may be due. */
   #runShadowed(engine: Engine): RunStop | undefined {
     const { state } = this;
-    const { shadow } = state;
     const alignment = state.words[RFLAGS] & Flag.AC;
     const reason = engine.run(1);
     this.tick += engine.retired;
     if ((state.words[RFLAGS] & Flag.AC) !== alignment) state.touchRights();
-    if (engine.retired === 0) return reason === 'instruction' ? this.#handedBack(engine.instruction) : this.#fault();
-    if (state.shadow === shadow) state.shadow = 0;
-    return undefined;
+    if (engine.retired !== 0) return undefined;
+    return reason === 'instruction' ? this.#handedBack(engine.instruction) : this.#fault();
   }
 
   #runEngine(engine: Engine): RunStop | undefined {
@@ -430,9 +428,8 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   // Mode
 
-  stateReplaced(cause: string, segmentsChanged = true): void {
-    if (segmentsChanged) this.state.touch();
-    else this.state.touchControls();
+  stateReplaced(cause: string): void {
+    this.state.touch();
     this.armBreakpoints();
     this.noticeMode(cause);
   }
@@ -447,7 +444,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   set onModeChange(listener: ((change: ModeChange) => void) | null) {
     if (this.#watch.listener === null) this.#watch.remember();
     this.#watch.listener = listener;
-    this.state.touchControls();
+    this.state.touch();
   }
   /** Called wherever an instruction, an event or a world switch has ended. */
   noticeMode(cause: string, insn?: Instruction): void {
@@ -522,7 +519,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     return this.access.context();
   }
   codeKey(): CodeKey {
-    return this.#codeKey.now();
+    return this.#codeKeys.now();
   }
   awaitsInterrupts(): boolean {
     return this.interruptPending || this.guest?.boundaryWork === true;

@@ -19,14 +19,12 @@ export class StateBlock implements ProcessorState {
   readonly gpr: BigUint64Array;
   /** The block as 32-bit words: a field stands at `S.field >> 2`. */
   readonly words: Int32Array;
-  /** TLB contexts and code key must be computed anew before the next use. */
+  /** TLB contexts must be computed anew before the next use. */
   derivedStale = true;
   /** PKRU or IA32_PKRS was written: TLB contexts must be computed anew whatever else has stayed. */
   keysStale = true;
   /** The mode must be looked at when the instruction has ended. */
   modeStale = true;
-  /** CS..DS or what else the code key derives from was written as such (not only CR0, EFER, RFLAGS, CPL, which are compared). */
-  segmentsStale = true;
   /** What an engine prepared for its last run may not hold any more: everything that makes something else here stale, and XCR0. */
   runStale = true;
   /** Something was made stale, or derived anew, since whoever cares set this to false. */
@@ -45,27 +43,24 @@ export class StateBlock implements ProcessorState {
   touch(): void {
     this.derivedStale = true;
     this.modeStale = true;
-    this.segmentsStale = true;
     this.#touched();
   }
   #touched(): void {
     this.runStale = true;
     this.touched = true;
   }
-  /** As `touch`, by who knows that the segments are what they were. */
-  touchControls(): void {
-    this.derivedStale = true;
-    this.modeStale = true;
-    this.#touched();
-  }
-  /** As `touch`, by who knows that it was RFLAGS.AC alone. */
+  /** As `touch`, by who knows that the mode is what it was, or that nobody looks at it. */
   touchRights(): void {
     this.derivedStale = true;
     this.#touched();
   }
+  /** Likewise where no TLB context can have changed either: segments that were loaded without a change of CPL. */
+  touchSegments(): void {
+    this.#touched();
+  }
   /** Everything is derived from what the block holds, and nobody has to look at the mode. */
   get isSettled(): boolean {
-    return !(this.runStale || this.derivedStale || this.modeStale || this.segmentsStale || this.keysStale);
+    return !(this.runStale || this.derivedStale || this.modeStale || this.keysStale);
   }
   /** What was settled when `touched` became false is so again. */
   settle(): void {

@@ -277,7 +277,7 @@ export class SvmHardware {
     if (((flags ^ block[S.rflags >> 2]) & MODE_FLAGS) === 0) processor.resumeGuest(guest);
     else {
       processor.guest = guest;
-      processor.stateReplaced('vmentry', false);
+      processor.stateReplaced('vmentry');
     }
     this.#run();
     this.#leave(vmcb, save, false);
@@ -331,9 +331,9 @@ export class SvmHardware {
     const { guest } = this;
     const { u8 } = this.#processor.state;
     // A VMSA is always loaded whole.
-    let segments = this.#switch.loadGuest(save, isSealed ? 0 : known) || this.#segmentsChanged;
+    this.#switch.loadGuest(save, isSealed ? 0 : known);
     if (isSealed) {
-      segments = this.#switch.vmload(save) || segments;
+      this.#switch.vmload(save);
       this.#switch.loadProtected(save);
       guest.ghcb = vmcb.get64(V.ghcbGpa);
     }
@@ -347,7 +347,7 @@ export class SvmHardware {
     this.#tlbControl(vmcb);
     this.#processor.eventInDelivery = undefined;
     this.#processor.guest = guest;
-    this.#processor.stateReplaced('vmentry', segments);
+    this.#processor.stateReplaced('vmentry');
   }
 
   /** EVENTINJ first, then instructions, until an exit was recorded. */

@@ -113,9 +113,8 @@ export class WorldSwitch {
   /**
    * VMRUN's part of the guest state.
    * @param clean clean-bit groups that may be skipped (0: load all)
-   * @returns true if a segment or CPL changed
    */
-  loadGuest(save: SaveArea, clean: number): boolean {
+  loadGuest(save: SaveArea, clean: number): void {
     const block = this.#quads;
     const from = save.quads;
     this.loadAlways(save);
@@ -129,7 +128,9 @@ export class WorldSwitch {
       block[B.cr3] = from[A.cr3];
       block[B.cr0] = from[A.cr0];
     }
-    return (clean & SEGMENT_MASK) !== SEGMENT_MASK && this.#loadSegments(save.words, VMRUN_SLOTS);
+    if ((clean & SEGMENT_MASK) === SEGMENT_MASK) return;
+    this.#loadSegments(save.words, VMRUN_SLOTS);
+    this.#bytes[S.cpl] = (save.words[CPL_WORD] >>> 24) & 3;
   }
   /** What no clean bit keeps VMRUN from loading, or none that KVM ever sets (CR2). */
   loadAlways({ quads }: SaveArea): void {
@@ -147,13 +148,6 @@ export class WorldSwitch {
       const to = (S.segments >> 2) + slot * 4;
       const from = SLOT_WORDS + slot * 4;
       if (loadSegment(this.#words, to, save, from, slot === 1 || isTable(slot)) && !isTable(slot)) changed = true;
-    }
-    if (slots === VMRUN_SLOTS) {
-      const cpl = (save[CPL_WORD] >>> 24) & 3;
-      if (this.#bytes[S.cpl] !== cpl) {
-        this.#bytes[S.cpl] = cpl;
-        changed = true;
-      }
     }
     return changed;
   }

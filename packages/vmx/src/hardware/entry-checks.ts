@@ -391,6 +391,8 @@ export const HOST_ROWS: readonly CheckRow[] = [
 const REGISTERS = Dirty.guestRegisters | Dirty.controls;
 const guest = (code: string, field: FieldName, rule: string, ok: (c: CheckContext) => boolean): CheckRow =>
   row(`vmx.guest.${code}`, field, REGISTERS, rule, '26.3.1.1', ok);
+/** A rule that reads CR0.PE or PG, beside other fields. */
+const byMode = (check: CheckRow): CheckRow => ({ ...check, groups: check.groups | Dirty.guestMode });
 /** With unrestricted guest PE and PG may be clear. */
 const PE_PG = 0x80000001n;
 
@@ -403,14 +405,16 @@ const REGISTER_ROWS: CheckRow[] = [
     '26.3.1.1',
     (c) => fixed(c.vmcs.read64(F.GUEST_CR0), c.urg ? c.caps.cr0Fixed0 & ~PE_PG : c.caps.cr0Fixed0, c.caps.cr0Fixed1),
   ),
-  guest('cr0.pg-without-pe', 'GUEST_CR0', 'PG needs PE', (c) => !(c.cr0 & CR0_PG) || (c.cr0 & CR0_PE) !== 0),
+  byMode(guest('cr0.pg-without-pe', 'GUEST_CR0', 'PG needs PE', (c) => !(c.cr0 & CR0_PG) || (c.cr0 & CR0_PE) !== 0)),
   guest('cr4.fixed', 'GUEST_CR4', 'fixed bits as IA32_VMX_CR4_FIXED0/1 say', (c) =>
     fixed(c.vmcs.read64(F.GUEST_CR4), c.caps.cr4Fixed0, c.caps.cr4Fixed1),
   ),
   guest('debugctl', 'GUEST_IA32_DEBUGCTL', 'reserved bits clear', (c) => {
     return !(c.entry & EntryCtl.loadDebug) || (c.vmcs.read64(F.GUEST_IA32_DEBUGCTL) & ~0xdfc3n) === 0n;
   }),
-  guest('cr0.ia32e-without-pg', 'GUEST_CR0', 'an IA-32e guest has PG set', (c) => !c.ia32e || (c.cr0 & CR0_PG) !== 0),
+  byMode(
+    guest('cr0.ia32e-without-pg', 'GUEST_CR0', 'an IA-32e guest has PG set', (c) => !c.ia32e || (c.cr0 & CR0_PG) !== 0),
+  ),
   guest(
     'cr4.ia32e-without-pae',
     'GUEST_CR4',
@@ -431,10 +435,12 @@ const REGISTER_ROWS: CheckRow[] = [
   guest('efer.lma', 'GUEST_IA32_EFER', 'LMA equals "IA-32e mode guest"', (c) => {
     return !(c.entry & EntryCtl.loadEfer) || ((c.vmcs.readLow(F.GUEST_IA32_EFER) & 0x400) !== 0) === c.ia32e;
   }),
-  guest('efer.lme', 'GUEST_IA32_EFER', 'LMA equals LME while PG is set', (c) => {
-    const long = c.vmcs.readLow(F.GUEST_IA32_EFER) & 0x500;
-    return !(c.entry & EntryCtl.loadEfer) || !(c.cr0 & CR0_PG) || long === 0 || long === 0x500;
-  }),
+  byMode(
+    guest('efer.lme', 'GUEST_IA32_EFER', 'LMA equals LME while PG is set', (c) => {
+      const long = c.vmcs.readLow(F.GUEST_IA32_EFER) & 0x500;
+      return !(c.entry & EntryCtl.loadEfer) || !(c.cr0 & CR0_PG) || long === 0 || long === 0x500;
+    }),
+  ),
 ];
 
 // Segments: 26.3.1.2.
@@ -578,7 +584,7 @@ const SEGMENT_ROWS: CheckRow[] = [
   ...NAMES.slice(0, 6).flatMap((name, i) => v86Rows(name, i)),
   ...NAMES.flatMap((name, i) => segmentRows(name, i)),
   segment('cs.dpl', 'GUEST_CS_AR_BYTES', 'DPL agrees with that of SS (0 for a data segment)', csDpl),
-  segment('ss.dpl', 'GUEST_SS_AR_BYTES', 'DPL equals RPL; 0 in real mode', ssDpl),
+  byMode(segment('ss.dpl', 'GUEST_SS_AR_BYTES', 'DPL equals RPL; 0 in real mode', ssDpl)),
   ...(['ES', 'DS', 'FS', 'GS'] as const).map((name) => dataDplRow(name, NAMES.indexOf(name))),
   segment('cs.d-with-l', 'GUEST_CS_AR_BYTES', 'IA-32e: D clear if L set', (c) => {
     return !c.ia32e || c.v86 || (rights(c, CS) & 0x6000) !== 0x6000;
@@ -643,7 +649,7 @@ const RIP_ROWS: CheckRow[] = [
   row(
     'vmx.guest.rflags.vm',
     'GUEST_RFLAGS',
-    FLAGS | Dirty.guestRegisters,
+    FLAGS | Dirty.guestMode,
     'VM clear in IA-32e mode and with PE=0',
     '26.3.1.4',
     (c) => {
@@ -776,7 +782,7 @@ export const GUEST_ROWS: readonly CheckRow[] = [
   row(
     'vmx.guest.pdpte',
     'GUEST_PDPTR0',
-    REGISTERS,
+    REGISTERS | Dirty.guestMode,
     'reserved bits clear in present entries (PAE paging)',
     '26.3.1.6',
     pdptesLegal,

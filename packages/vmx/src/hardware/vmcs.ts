@@ -232,9 +232,10 @@ export const Dirty = {
   masks: 64,
   /** RFLAGS; a change of VM is one of the segments, too. */
   guestRflags: 128,
-  /** CR0 in bits that only its own rule reads; a change of PE or PG is one of the registers and segments. */
+  /** CR0 in any bit, and in PE or PG, which rules about other fields read. */
   guestCr0: 256,
-  all: 511,
+  guestMode: 512,
+  all: 1023,
 } as const;
 
 const CR0_PE_PG = 0x80000001 | 0;
@@ -553,7 +554,7 @@ export class Vmcs {
   /** PE, PG and VM are what rules about other registers and about segments look at. */
   #markOthers(encoding: number, changed: number): void {
     if (encoding === F.GUEST_CR0) {
-      if ((changed & CR0_PE_PG) !== 0) this.dirty |= Dirty.guestRegisters | Dirty.guestSegments;
+      if ((changed & CR0_PE_PG) !== 0) this.dirty |= Dirty.guestMode;
     } else if (encoding === F.GUEST_RFLAGS && (changed & RFLAGS_VM) !== 0) this.dirty |= Dirty.guestSegments;
   }
   /** A field below 2^53 without a bigint. */

@@ -165,6 +165,8 @@ export class InterpretEngine implements Engine {
   #run: Run | null = null;
   /** Alignment is checked. */
   #aligned = false;
+  /** Something waits for RFLAGS.IF: an instruction under a shadow is run by itself. */
+  #awaited = false;
   #follow(codeKey: CodeKey): void {
     this.#keyState = this.#key(codeKey);
     this.#run = this.#instance(this.#keyState.handlers).run;
@@ -235,14 +237,15 @@ export class InterpretEngine implements Engine {
     if (this.#aligned) return 'instruction';
     const key = this.#keyState!;
     const run = this.#run!;
-    this.#words[P.awaited >> 2] = this.#host.awaitsInterrupts() ? 1 : 0;
+    this.#awaited = this.#host.awaitsInterrupts();
+    this.#words[P.awaited >> 2] = this.#awaited ? 1 : 0;
     this.#running = true;
     let left = maxTicks;
     let at = ENTRY_RECORD;
-    let shadowed = false;
+    let shadowed = this.#u8[SHADOW] !== 0;
     let stop: EngineStop | undefined;
     while (stop === undefined && left > 0) {
-      const slice = Math.min(left, shadowed ? 1 : this.#hot === null ? SLICE : this.#hot.slice());
+      const slice = Math.min(left, shadowed && this.#awaited ? 1 : this.#hot === null ? SLICE : this.#hot.slice());
       const exact = slice <= MAX_RUN;
       if (exact && at === ENTRY_RECORD && (at = this.#enter(key)) === 0) break;
       if (exact) this.#copyRun(at, slice);
@@ -255,13 +258,13 @@ export class InterpretEngine implements Engine {
       if (used === 0) this.#words[RFLAGS >> 2] |= resume;
       left -= used;
       stop = this.#after(status);
-      if (shadowed && used > 0) {
-        // What may come now is for the host to say.
-        this.#u8[SHADOW] = 0;
-        stop ??= this.#host.awaitsInterrupts() ? 'budget' : undefined;
-        shadowed = false;
-      }
       if (status === Status.shadowed) shadowed = true;
+      else if (shadowed && used > 0) {
+        // It ended with the first instruction. What may come now is for the host to say.
+        this.#u8[SHADOW] = 0;
+        shadowed = false;
+        if (this.#awaited || this.#host.awaitsInterrupts()) stop ??= 'budget';
+      }
       at = ENTRY_RECORD;
       if (this.#paused.length > 0) {
         this.#resume();
