@@ -36,8 +36,7 @@ const CODE_SHIFT = 7;
 const spansAll = (words: Int32Array, at: number): boolean =>
   words[at + 1] === -1 && words[at + 2] === 0 && words[at + 3] === 0;
 /** No data access through it can fault. */
-const isFlatData = (words: Int32Array, at: number): boolean =>
-  (words[at] & DATA_MASK) === DATA && spansAll(words, at);
+const isFlatData = (words: Int32Array, at: number): boolean => (words[at] & DATA_MASK) === DATA && spansAll(words, at);
 
 /** CR0.AM, RFLAGS.AC and CPL 3. */
 const isAligned = (words: Int32Array): boolean =>
