@@ -73,7 +73,7 @@ export interface RegionFacts {
   readonly instructions: ReadonlyMap<number, number>;
   /** Offsets at which it may be entered. */
   readonly entries: readonly number[];
-  /** Bytes of its wasm module. */
+  /** Bytes of its wasm function. */
   readonly bytes: number;
   /** How often it was entered since it was translated, modulo 2^32; undefined: it was translated while nobody asked for that. */
   entered(): number | undefined;
@@ -105,8 +105,9 @@ export interface CodePlace {
 
 /** Numbers of an engine's life; {@link Engine.statistics}. */
 export interface TranslateStatistics {
-  /** Regions ever translated, their instructions and the bytes of their modules. */
+  /** Regions ever translated, the modules that they came in, their instructions and the bytes of their modules. */
   regions: number;
+  modules: number;
   instructions: number;
   translated: number;
   /** Those that stand now, and the bytes of their modules. */
@@ -115,7 +116,7 @@ export interface TranslateStatistics {
   /** Translations that were lost because code or its page changed, and because there were too many. */
   invalidated: number;
   evicted: number;
-  /** Host milliseconds that translating took while a clock was given: not the same in each run. */
+  /** Host milliseconds that looking for regions and translating them took while a clock was given: not the same in each run. */
   milliseconds: number;
 }
 

@@ -87,6 +87,8 @@ describe('samples', () => {
     machine.go(10_000_000);
     sampling.stop();
     expect(sampling.counts.engineMilliseconds).toBeGreaterThan(0);
-    expect(sampling.counts.translate!.milliseconds).toBe(sampling.counts.translate!.regions);
+    const { milliseconds, regions } = sampling.counts.translate!;
+    expect(milliseconds).toBeGreaterThanOrEqual(regions);
+    expect(milliseconds).toBeLessThan(sampling.counts.engineMilliseconds);
   });
 });

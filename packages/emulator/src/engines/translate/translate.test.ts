@@ -250,6 +250,18 @@ describe('hostile code', () => {
     expect(live + evicted).toBe(regions);
   });
 
+  it('loops that get hot in a crowd come several to a module', () => {
+    // mov ecx, 10; L: inc eax, 60 times; dec ecx; jnz L; an indirect jump keeps it apart: mov edx, behind; jmp edx
+    const body = [...new Array<number>(60).fill(0x40), 0x49, 0x75, -63 & 255];
+    const length = 5 + body.length + 7;
+    const loop = (n: number) => [0xb9, ...le32(10), ...body, 0xba, ...le32(CODE + 5 + (n + 1) * length), 0xff, 0xe2];
+    const crowd = Array.from({ length: 40 }, (_, n) => loop(n)).flat();
+    const program = [0xbb, ...le32(30), ...crowd, 0x4b, 0x0f, 0x85, ...le32(-(crowd.length + 7)), 0xf4];
+    const { regions, modules } = compare(program, 'prot32', 2_000_000, { hot: 2 }).statistics;
+    expect(regions).toBeGreaterThan(10);
+    expect(modules).toBeLessThan(regions / 2);
+  });
+
   it('more entries than the table has: all start anew', () => {
     const engine = compare(many, 'prot32', 1_000_000, { maxEntries: 30 });
     expect(engine.statistics.evicted).toBeGreaterThan(9);

@@ -6,16 +6,17 @@ import { Layout } from '../../memory/layout.ts';
 import { PAGE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
 import type { CodePlace, NotTranslated, RegionFacts, TranslateStatistics } from '../engine.ts';
-import { HELPER_TYPES } from '../interpret/helpers.ts';
 import type { EngineParts, HotCode } from '../interpret/interpret.ts';
 import { REGION, REGION_ENTRIES, TABLE_SIZE } from '../interpret/main-module.ts';
 import type { CodePage, KeyState, LaidRun } from '../interpret/predecode.ts';
 import { COUNTERS, fetchPage, P, R, Special } from '../interpret/records.ts';
 import { Code, encodeModule, type FuncBody } from '../wasm/emitter.ts';
+import { type Assembly, assemble } from './assembly.ts';
+import { Backlog, type Found, leadOf } from './backlog.ts';
 import { Explorer, type PageLookup } from './explore.ts';
 import { pageOffsets, type Region, regionOf } from './region.ts';
 import { RegionEmitter } from './region-emitter.ts';
-import { REGION_HELPERS } from './region-frame.ts';
+import type { RegionMode } from './region-frame.ts';
 
 export interface TranslateOptions {
   /** Ticks between samples while the interpreter does most of the work. Default 16,000. */
@@ -41,9 +42,14 @@ const MAX_SAMPLES = 4096;
 const BACK_OFF_SHIFT = 2;
 const BACK_OFF = 1 << BACK_OFF_SHIFT;
 const MAX_CHURN = 6;
-/** Translations that are kept at most: each is a module, which takes some 25 KB of V8's memory besides its code. */
+/** Translations that are kept at most: each takes 25 KB of V8's memory besides its machine code, and 10 more if it is a module of its own. */
 const MAX_LIVE = 2000;
 const MAX_NEEDED = 1024;
+/**
+ * Samples that pass for each instruction translated. At 50 us an instruction (on a machine of 2026) that is some 25 ms of translating in two
+ * million ticks, after which a machine lets others have a turn.
+ */
+const REST = 1 / 2;
 const LAST_OFFSET = { 2: 0xffffn, 4: 0xffffffffn, 8: null } as const;
 
 /** A translated region in its table slots. */
@@ -51,6 +57,8 @@ interface Translation {
   readonly region: Region;
   readonly instance: WebAssembly.Table;
   readonly firstSlot: number;
+  /** The module that its function is in, and the function's part of it. */
+  readonly assembly: Assembly;
   readonly bytes: number;
   readonly records: readonly number[];
   /** Address of a u32 that counts its entries. */
@@ -70,7 +78,7 @@ const noneModule = new WebAssembly.Module(encodeModule({ imports: [], functions:
 
 export class Translator implements HotCode {
   readonly statistics: TranslateStatistics = {
-    ...{ regions: 0, instructions: 0, translated: 0, live: 0, bytes: 0 },
+    ...{ regions: 0, modules: 0, instructions: 0, translated: 0, live: 0, bytes: 0 },
     ...{ invalidated: 0, evicted: 0, milliseconds: 0 },
   };
   /** Milliseconds of the host, while somebody wants to know what translating takes; regions then count their entries. */
@@ -91,6 +99,7 @@ export class Translator implements HotCode {
   readonly #churn = new Map<number, number>();
   /** Oldest first. */
   readonly #translations = new Set<Translation>();
+  readonly #backlog: Backlog;
   readonly #byPage = new Map<number, Set<Translation>>();
   readonly #originals = new Map<number, Original>();
   #nextSlot = 0;
@@ -100,6 +109,7 @@ export class Translator implements HotCode {
   constructor(parts: EngineParts, options: Partial<TranslateOptions> = {}) {
     this.#options = { ...DEFAULTS, ...options };
     this.#slice = this.#options.sample;
+    this.#backlog = new Backlog(this.#options.sample * REST, this.#options.maxEntries);
     this.#parts = parts;
     this.#view = parts.memory.view;
     const env = { memory: parts.memory.memory };
@@ -113,6 +123,7 @@ export class Translator implements HotCode {
   }
 
   ran(record: number, ticks: number, translated: number): void {
+    this.#backlog.elapsed(ticks);
     this.#used += ticks;
     this.#translated += translated;
     if (this.#used < this.#slice) return;
@@ -120,10 +131,16 @@ export class Translator implements HotCode {
     this.#used = 0;
     this.#translated = 0;
     this.#slice = settled ? Math.min(LONG_SLICE, this.#slice * 2) : this.#options.sample;
-    if (settled && this.#originals.has(record)) return;
+    const began = this.clock?.() ?? 0;
+    if (!(settled && this.#originals.has(record)) && this.#backlog.mayLook) this.#sampled(record);
+    const found = this.#backlog.take();
+    if (found.length > 0) this.#compile(found);
+    this.statistics.milliseconds += this.clock === null ? 0 : this.clock() - began;
+  }
+  #sampled(record: number): void {
     const run = this.#parts.predecoder.runAt(record);
     if (run === undefined || this.#view.getUint16(run.first + R.plain, true) === Special.stale) return;
-    if (this.#isHot(run)) this.#translate(run, record);
+    if (this.#isHot(run)) this.#lookAround(run, record);
   }
 
   /** Translates what stands at RIP now, hot or not and however short, if it has been decoded. Answers whether a region starts there. */
@@ -133,9 +150,7 @@ export class Translator implements HotCode {
     const at = Number(this.#linearRip() & 0xfffn);
     const region = this.#explore(page, at, 1);
     if (region === null || !region.entries.includes(at)) return false;
-    if (this.#nextSlot + region.entries.length > this.#options.maxEntries && !this.#restart()) return false;
-    this.#compile(region, page.key);
-    return true;
+    return this.#compile([{ region, key: page.key }]);
   }
 
   #isHot({ page, first }: LaidRun): boolean {
@@ -157,7 +172,7 @@ export class Translator implements HotCode {
   }
 
   /** @param record where the sample was taken */
-  #translate({ page, first }: LaidRun, record: number): void {
+  #lookAround({ page, first }: LaidRun, record: number): void {
     const { view, region } = { view: this.#view, region: (p: CodePage, at: number) => this.#explore(p, at) };
     const sampled = view.getUint16(record + R.offset, true);
     const rip = Number(this.#linearRip() & 0xfffn);
@@ -169,10 +184,13 @@ export class Translator implements HotCode {
       region(page, view.getUint16(first + R.offset, true)) ??
       (sampled < PAGE ? region(page, sampled) : null);
     if (found === null) return;
-    if (found.entries.every((at) => this.#originals.has(found.blockAt.get(at)!.instructions[0].lead))) return;
+    if (found.entries.every((at) => this.#isKnown(leadOf(found, at)))) return;
     if (this.#isTooSoon(found, page, first)) return;
-    if (this.#nextSlot + found.entries.length > this.#options.maxEntries && !this.#restart()) return;
-    this.#compile(found, page.key);
+    this.#backlog.add({ region: found, key: page.key });
+  }
+  /** Does a region begin at the record, or will it soon? */
+  #isKnown(record: number): boolean {
+    return this.#originals.has(record) || this.#backlog.holds(record);
   }
   /** A large region has to be worth its translation: it takes more samples than a small one. */
   #isTooSoon({ instructionCount }: Region, page: CodePage, first: number): boolean {
@@ -186,6 +204,7 @@ export class Translator implements HotCode {
   #explore(page: CodePage, at: number, minimum?: number): Region | null {
     const pages = new Map<number, CodePage>();
     const code = new Explorer(this.#parts.predecoder, this.#pagesAround(page, pages)).explore(at);
+    this.#backlog.looked(code.instructions.size);
     return regionOf(code, at, pages, minimum);
   }
 
@@ -222,28 +241,39 @@ export class Translator implements HotCode {
     return fetchPage(this.#view, linear) === page.hostPage ? linear : -1n;
   }
 
-  #compile(region: Region, key: KeyState): void {
-    const began = this.clock?.() ?? 0;
-    const firstSlot = this.#nextSlot;
-    const counter = this.clock === null ? null : COUNTERS + firstSlot * 4;
-    if (counter !== null) this.#view.setUint32(counter, 0, true);
-    const { codeSize, flatCode } = key.key;
-    const mode = { long: codeSize === 8, flatCode, lastOffset: LAST_OFFSET[codeSize], counter };
-    const body = new RegionEmitter(region, mode, TABLE_SIZE + firstSlot, this.#view).build('f');
-    const bytes = encodeModule({
-      types: [REGION],
-      imports: REGION_HELPERS.map((name) => ({ module: 'helpers', name, type: HELPER_TYPES[name] })),
-      functions: [body],
+  /** Translates regions of one set of handlers, in one module. False: there is no room for them. */
+  #compile(found: readonly Found[]): boolean {
+    const entries = found.reduce((sum, { region }) => sum + region.entries.length, 0);
+    if (this.#nextSlot + entries > this.#options.maxEntries && !this.#restart()) return false;
+    const laid = found.map((one) => ({ ...one, firstSlot: this.#slotsFor(one.region) }));
+    const functions = laid.map(({ region, key, firstSlot }, i) => {
+      const mode = this.#modeOf(key, firstSlot);
+      return new RegionEmitter(region, mode, TABLE_SIZE + firstSlot, this.#view).build(`f${i}`);
     });
-    const main = this.#parts.instance(key.handlers);
-    const helpers = Object.fromEntries(REGION_HELPERS.map((name) => [name, main.exports[name]]));
-    const module = new WebAssembly.Module(bytes);
-    const { exports } = new WebAssembly.Instance(module, { env: { memory: this.#parts.memory.memory }, helpers });
-    this.#nextSlot += region.entries.length;
-    const records = region.entries.map((at) => region.blockAt.get(at)!.instructions[0].lead);
-    const translation = { region, instance: main.table, firstSlot, bytes: bytes.length, records, counter };
-    this.#install(translation, key, exports.f as () => void);
-    this.statistics.milliseconds += this.clock === null ? 0 : this.clock() - began;
+    const main = this.#parts.instance(found[0]!.key.handlers);
+    const { assembly, exports } = assemble(functions, this.#parts.memory, main);
+    this.statistics.modules++;
+    this.statistics.translated += assembly.bytes;
+    this.statistics.bytes += assembly.bytes;
+    laid.forEach(({ region, key, firstSlot }, i) => {
+      const records = region.entries.map((at) => leadOf(region, at));
+      const { counter } = this.#modeOf(key, firstSlot);
+      const bytes = functions[i]!.code.length;
+      const translation = { region, instance: main.table, firstSlot, assembly, bytes, records, counter };
+      this.#install(translation, key, exports[`f${i}`] as () => void);
+    });
+    this.#evict();
+    return true;
+  }
+  #slotsFor({ entries }: Region): number {
+    const first = this.#nextSlot;
+    this.#nextSlot += entries.length;
+    if (this.clock !== null) this.#view.setUint32(COUNTERS + first * 4, 0, true);
+    return first;
+  }
+  #modeOf({ key: { codeSize, flatCode } }: KeyState, firstSlot: number): RegionMode {
+    const counter = this.clock === null ? null : COUNTERS + firstSlot * 4;
+    return { long: codeSize === 8, flatCode, lastOffset: LAST_OFFSET[codeSize], counter };
   }
 
   /** Makes the entries' records call the region. */
@@ -271,10 +301,7 @@ export class Translator implements HotCode {
     this.#translations.add(translation);
     this.statistics.regions++;
     this.statistics.instructions += region.instructionCount;
-    this.statistics.translated += translation.bytes;
     this.statistics.live++;
-    this.statistics.bytes += translation.bytes;
-    this.#evict();
   }
 
   #evict(): void {
@@ -306,7 +333,7 @@ export class Translator implements HotCode {
       if (list?.size === 0) this.#byPage.delete(hostPage);
     }
     this.statistics.live--;
-    this.statistics.bytes -= translation.bytes;
+    if (--translation.assembly.live === 0) this.statistics.bytes -= translation.assembly.bytes;
   }
 
   /** All slots were used once: every translation goes, and slots are given out from the first one again. */
@@ -350,20 +377,19 @@ export class Translator implements HotCode {
   }
 
   dropped(hostPage: number): void {
+    const waited = this.#backlog.drop((region) => pagesOf(region).has(hostPage));
     const list = this.#byPage.get(hostPage);
-    if (list === undefined) return;
+    if (list === undefined && !waited) return;
     this.#churn.set(hostPage, (this.#churn.get(hostPage) ?? 0) + 1);
-    for (const translation of [...list]) {
+    for (const translation of [...(list ?? [])]) {
       this.#remove(translation);
       this.statistics.invalidated++;
     }
   }
 
   patched(hostPage: number, from: number, to: number): void {
-    const list = this.#byPage.get(hostPage);
-    if (list === undefined) return;
-    let any = false;
-    for (const translation of [...list]) {
+    let any = this.#backlog.drop((region) => overlaps(region, hostPage, from, to));
+    for (const translation of [...(this.#byPage.get(hostPage) ?? [])]) {
       if (!overlaps(translation.region, hostPage, from, to)) continue;
       any = true;
       this.#remove(translation);
@@ -384,6 +410,7 @@ export class Translator implements HotCode {
         translation.instance.set(TABLE_SIZE + translation.firstSlot + i, this.#none);
       });
     }
+    this.#backlog.clear();
     this.#translations.clear();
     this.#byPage.clear();
     this.#originals.clear();
