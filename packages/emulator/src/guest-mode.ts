@@ -48,6 +48,30 @@ export interface NestedTranslation {
   shift: number;
 }
 
+/**
+ * What entries of the nested tables look like where nothing about them is unusual and a walk would change none of them, for walks by
+ * generated code: four levels of 512 entries of 8 bytes, frames in bits 31:12, bit 7 of an entry of level 2 makes a page of 2 MiB. Whatever
+ * does not match goes to `translate`.
+ */
+export interface NestedShape {
+  /** Bits of an entry that points to a table: set, and clear. */
+  readonly tableSet: bigint;
+  readonly tableClear: bigint;
+  /** Likewise of a leaf; `largeClear`: in one of level 2 as well. */
+  readonly leafSet: bigint;
+  readonly leafClear: bigint;
+  readonly largeClear: bigint;
+  /** What bits 5:3 of a leaf may be, a bit for each value. */
+  readonly types: number;
+  /** All of them set in a leaf: its page may be written without a change of the entry. */
+  readonly writable: bigint;
+  /** The page may be executed where the leaf's bit differs from that of `executeFlip`. */
+  readonly execute: bigint;
+  readonly executeFlip: bigint;
+  /** A walk of the guest's own tables is a write. */
+  readonly tableWalksWrite: boolean;
+}
+
 /** How `intercept` answers for an instruction, as far as that is known before its operands are. */
 export const Verdict = {
   /** No. */
@@ -159,6 +183,8 @@ export interface GuestMode {
   /** Tick at which the silicon itself wants to exit (preemption timer), or Infinity. */
   readonly deadline: number;
 
+  /** Of the tables at `nestedRoot`. Absent or null: they are walked by `translate` only. */
+  readonly nestedShape?: NestedShape | null;
   /** Translates through NPT/EPT; undefined after a fault was recorded as an exit. */
   translate(gpa: number, access: GuestPhysicalAccess): NestedTranslation | undefined;
 

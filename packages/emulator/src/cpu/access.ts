@@ -6,10 +6,12 @@
  */
 import { type GuestException, VMEXIT } from '../exceptions.ts';
 import type { GuestMode, GuestPhysicalAccess, NestedTranslation } from '../guest-mode.ts';
+import { Layout } from '../memory/layout.ts';
 import { AccessKind, PageWalker, type WalkMemory } from '../memory/paging.ts';
 import { PAGE, type PhysicalMemory, PRIVATE } from '../memory/physical.ts';
 import { TablePages } from '../memory/table-pages.ts';
 import { Tag, Tlb } from '../memory/tlb.ts';
+import { WalkState } from '../memory/walk.ts';
 import type { PlatformBus } from '../processor-api.ts';
 import { CR0, Flag, S, Vector } from '../state-layout.ts';
 import { type AddressOwner, AddressSpace, AddressSpaces } from './address-space.ts';
@@ -64,7 +66,7 @@ class Walked implements GuestPhysicalAccess {
 export class MemoryAccess implements WalkMemory {
   readonly tlb: Tlb;
   readonly walker: PageWalker;
-  /** Host pages that hold predecoded code. */
+  /** Host pages that hold predecoded code; generated code reads it, too. */
   readonly codePages: Uint8Array;
   /** Data breakpoints are armed: each explicit access is compared. */
   watching = false;
@@ -73,13 +75,14 @@ export class MemoryAccess implements WalkMemory {
   readonly #spaces = new AddressSpaces();
   /** What is in force. */
   #space = new AddressSpace();
-  readonly #owner: AddressOwner = { inGuest: false, asid: 0, nestedRoot: 0, generation: -1 };
+  readonly #owner: AddressOwner = { inGuest: false, asid: 0, nestedRoot: 0, nestedShape: undefined, generation: -1 };
   #user = false;
   #smap = false;
   #alignment = false;
   /** The access that a walk belongs to, for the nested translation. */
   readonly #nested = new Walked();
-  readonly #tables = new TablePages();
+  readonly #tables: TablePages;
+  readonly #walk: WalkState;
   /** What rights were last derived from: CPL, RFLAGS.AC and CR0.AM. */
   #seenRights = -1;
   /** False while PDPTEs are loaded: no linear address belongs to that. */
@@ -100,7 +103,9 @@ export class MemoryAccess implements WalkMemory {
     this.#pdpte = new Uint32Array(host.memory.memory.buffer, host.state.base + S.pdpte, 8);
     this.tlb = new Tlb(host.memory);
     this.walker = new PageWalker(this);
-    this.codePages = new Uint8Array(Math.ceil(host.memory.size / PAGE));
+    this.#tables = new TablePages(host.memory);
+    this.#walk = new WalkState(host.memory);
+    this.codePages = new Uint8Array(host.memory.memory.buffer, Layout.codePages, Math.ceil(host.memory.size / PAGE));
     host.memory.onWrite((pa, length) => this.#noticeWrite(pa, length));
   }
 
@@ -142,6 +147,7 @@ export class MemoryAccess implements WalkMemory {
     const place = (state.cpl === 3 ? 1 : 0) | ((words[S.rflags >> 2] & Flag.AC) !== 0 ? 2 : 0);
     if (space.contexts[place] === 0) this.#internAt(space, place);
     this.dataContext = space.contexts[place];
+    this.#walk.enter(space.walk, this.#user, this.#smap, this.dataContext);
   }
   #internAt(space: AddressSpace, place: number): void {
     const { generation } = this.tlb;
@@ -161,6 +167,7 @@ export class MemoryAccess implements WalkMemory {
     owner.inGuest = guest !== null;
     owner.asid = guest === null ? 0 : guest.asid;
     owner.nestedRoot = guest === null ? 0 : guest.nestedRoot;
+    owner.nestedShape = owner.nestedRoot === 0 ? undefined : (guest?.nestedShape ?? null);
     owner.generation = this.tlb.generation;
     if (this.#space.matches(words, owner)) return false;
     let space = this.#spaces.find(words, owner);
@@ -297,7 +304,7 @@ export class MemoryAccess implements WalkMemory {
     if (known >= 0) return known + inside;
     const page = pageOf(this.#translateNested(gpa, AccessKind.read, true).hpa);
     this.#tables.belongTo(this.#space.asid, this.#space.nestedRoot, this.tlb.nestedEpoch);
-    this.#tables.remember(gpa, page);
+    if (this.#memory.contains(page, PAGE)) this.#tables.remember(gpa, page);
     return page + inside;
   }
   read32(hpa: number): number {

@@ -3,7 +3,9 @@
  * kernels go back and forth between address spaces, and between CR0.WP set and clear.
  * Manual: APM vol. 2 ch. 5; SDM vol. 3 ch. 4.
  */
+import type { NestedShape } from '../guest-mode.ts';
 import type { PagingConfig } from '../memory/paging.ts';
+import { SpaceWalk } from '../memory/walk.ts';
 import { CR0, CR4, S } from '../state-layout.ts';
 import { contextRights, isLongModeActive, pagingMode } from './mode.ts';
 import type { StateBlock } from './state.ts';
@@ -20,6 +22,8 @@ export interface AddressOwner {
   inGuest: boolean;
   asid: number;
   nestedRoot: number;
+  /** undefined without nested tables, null where generated code can't walk them. */
+  nestedShape: NestedShape | null | undefined;
   /** The TLB's. */
   generation: number;
 }
@@ -34,6 +38,7 @@ export class AddressSpace implements AddressOwner {
   inGuest = false;
   asid = 0;
   nestedRoot = 0;
+  nestedShape: NestedShape | null | undefined = undefined;
   /** -1: never filled, or no longer right. */
   generation = -1;
 
@@ -44,6 +49,7 @@ export class AddressSpace implements AddressOwner {
   /** The upper half of a canonical address, shifted so far, is 0 or -1: 48 or 57 bits. */
   canonicalShift = 15;
   config!: PagingConfig;
+  readonly walk = new SpaceWalk();
   /** Contexts of explicit accesses by CPL 3 (1) and RFLAGS.AC (2), and that of implicit ones; 0: not interned yet. */
   readonly contexts = new Int32Array(4);
   systemContext = 0;
@@ -58,6 +64,7 @@ export class AddressSpace implements AddressOwner {
       this.inGuest === owner.inGuest &&
       this.asid === owner.asid &&
       this.nestedRoot === owner.nestedRoot &&
+      this.nestedShape === owner.nestedShape &&
       this.generation === owner.generation
     );
   }
@@ -72,12 +79,14 @@ export class AddressSpace implements AddressOwner {
     this.inGuest = owner.inGuest;
     this.asid = owner.asid;
     this.nestedRoot = owner.nestedRoot;
+    this.nestedShape = owner.nestedShape;
     this.generation = owner.generation;
     this.paging = pagingMode(state) !== 'off';
     this.long = isLongModeActive(state);
     this.smapImplicit = (contextRights(state, true) & 8) !== 0;
     this.canonicalShift = (words[CR4_WORD] & LA57) !== 0 ? 24 : 15;
     this.config = config;
+    this.walk.derive(config, owner.nestedRoot, owner.nestedShape);
     this.forgetContexts();
   }
   forgetContexts(): void {

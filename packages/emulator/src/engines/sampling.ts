@@ -163,14 +163,12 @@ export class Sampling implements Engine {
   codeAt(linear: bigint, length: number): Uint8Array {
     const { access, memory } = this.#processor;
     const bytes: number[] = [];
-    const { misses } = access.tlb;
     for (let i = 0n; i < BigInt(length); i++) {
       const [low, high] = [Number((linear + i) & 0xffffffffn), Number((linear + i) >> 32n)];
-      const pa = access.tlb.lookup(low | 0, high, access.context(), Tag.exec);
+      const pa = access.tlb.known(low | 0, high, access.context(), Tag.exec);
       if (pa < 0) break;
       bytes.push(memory.u8[PRIVATE + pa]);
     }
-    access.tlb.misses = misses;
     return Uint8Array.from(bytes);
   }
 

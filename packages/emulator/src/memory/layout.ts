@@ -5,8 +5,17 @@ export const Layout = {
   /** The software TLB: `tlbEntries` entries of 32 bytes. */
   tlb: 0x10000,
   tlbEntries: 4096,
+  /** The lists of its entries ({@link TlbLinks}). */
+  tlbLinks: 0x30000,
+  /** What the page walk of generated code knows ({@link WalkWords}). */
+  walk: 0x3f000,
+  /** Where pages of the guest's page tables lie: `tablePages` entries of 8 bytes (memory/table-pages.ts). */
+  tables: 0x40000,
+  tablePages: 1024,
+  /** A byte for each host page: 1, it holds predecoded code. */
+  codePages: 0x100000,
   /** Predecoded records and code-page tables of the engines, up to `PRIVATE`. */
-  code: 0x100000,
+  code: 0x200000,
 } as const;
 
 /**
@@ -28,3 +37,59 @@ export const TlbEntry = {
   info: 28,
   size: 32,
 } as const;
+
+/**
+ * Entries of a context in four lists: small pages (context * 4), parts of large ones (+ 1), and the global ones of both (+ 2). u16 each:
+ * index + 1 of the entry, 0 for none.
+ */
+const links = Layout.tlbLinks;
+export const TlbLinks = {
+  /** Context of each entry, 0 for a free one. */
+  owner: links,
+  next: links + Layout.tlbEntries * 2,
+  before: links + Layout.tlbEntries * 4,
+  /** First entry of each list. */
+  first: links + Layout.tlbEntries * 6,
+} as const;
+
+/** Words that say how the running context's addresses are translated (memory/walk.ts fills them, engines/interpret/page-walk.ts reads them). */
+const walk = Layout.walk;
+export const WalkWords = {
+  /** u32: {@link WalkKind}. */
+  kind: walk,
+  /** u32: {@link WalkFlag}. */
+  flags: walk + 4,
+  /** u64: physical address of the guest's top table. */
+  root: walk + 8,
+  /** u64: bits of a 64-bit entry that must be clear. */
+  reserved: walk + 16,
+  /** u32: 1 with nested paging; host physical address of its top table. */
+  nested: walk + 24,
+  nestedRoot: walk + 28,
+  /** u64 each: NestedShape (guest-mode.ts). */
+  tableSet: walk + 32,
+  tableClear: walk + 40,
+  leafSet: walk + 48,
+  leafClear: walk + 56,
+  largeClear: walk + 64,
+  writable: walk + 72,
+  execute: walk + 80,
+  executeFlip: walk + 88,
+  /** u64: bits that must be set where a page of the guest's tables lies. */
+  forTables: walk + 96,
+  /** u32: NestedShape's types. */
+  types: walk + 104,
+  /** u32: the TLB context that all this belongs to. */
+  context: walk + 108,
+  /** u32: host physical address of the last page of RAM. */
+  lastPage: walk + 112,
+  /** u32 each: the TLB's nested epoch, and that of the known pages of tables. */
+  epoch: walk + 116,
+  tablesEpoch: walk + 120,
+  /** u64: entries that generated code has filled. */
+  fills: walk + 128,
+} as const;
+
+/** How the guest's own tables look. `ask`: only JavaScript knows. */
+export const WalkKind = { ask: 0, off: 1, bits32: 2, paeRegisters: 3, paeMemory: 4, levels4: 5 } as const;
+export const WalkFlag = { user: 1, smap: 2, wp: 4, smep: 8, pge: 16, pse: 32, gbPages: 64 } as const;

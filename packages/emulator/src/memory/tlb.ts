@@ -4,7 +4,7 @@
  *
  * An entry belongs to one interned context {ASID or VPID, PCID, nested root, rights}; entering or leaving a guest flushes nothing.
  */
-import { Layout, TlbEntry } from './layout.ts';
+import { Layout, TlbEntry, TlbLinks, WalkWords } from './layout.ts';
 import { type PhysicalMemory, PRIVATE } from './physical.ts';
 
 /** The facts of a context that decide who may do what with a page (`rights` of {@link Tlb.context}). */
@@ -20,6 +20,10 @@ const EXEC = TlbEntry.tagExec / 4;
 const ADDEND = TlbEntry.addend / 4;
 const INFO = TlbEntry.info / 4;
 const MAX_CONTEXT = 4095;
+/** Lists of a context (TlbLinks), and those of global pages among them. */
+const LISTS = 4;
+const GLOBALS = 2;
+const LARGE = 1;
 /** Above every nested root. */
 const ROOTS = 2 ** 36;
 /** `TlbEntry.info`: writes are permitted, whether or not `tagWrite` lets generated code do them. */
@@ -60,12 +64,13 @@ export interface TlbSave {
 export class Tlb {
   readonly #u32: Uint32Array;
   readonly #u8: Uint8Array;
-  /** Context of each entry, 0 for a free one. */
-  readonly #owner = new Uint16Array(ENTRIES);
-  /** Entries of a context in two lists, small pages (context * 2) and parts of large ones (+ 1): index + 1 of the first, the next, the one before. */
-  readonly #first = new Uint16Array((MAX_CONTEXT + 1) * 2);
-  readonly #next = new Uint16Array(ENTRIES);
-  readonly #before = new Uint16Array(ENTRIES);
+  // Generated code fills entries, too, and keeps these (TlbLinks).
+  readonly #owner: Uint16Array;
+  readonly #first: Uint16Array;
+  readonly #next: Uint16Array;
+  readonly #before: Uint16Array;
+  readonly #epoch: Uint32Array;
+  readonly #walked: BigUint64Array;
   readonly #ids = new Map<number, number>();
   #contexts: Context[] = [{ asid: 0, pcid: 0, nestedRoot: 0, rights: 0, pkru: 0, pkrs: 0 }];
   /** Numbers of nested roots, and of nested roots with protection keys in force. */
@@ -78,15 +83,38 @@ export class Tlb {
 
   /** Changes whenever context ids lose their meaning. */
   generation = 0;
-  /** Changes with each flush that takes guest-physical mappings along; those of a guest's MOV CR3 and INVLPG don't. */
-  nestedEpoch = 0;
-  /** Look-ups by the slow path that found nothing, and entries filled. Not part of the saved state. */
-  misses = 0;
-  fills = 0;
+  /** Look-ups by the slow path that found nothing, and entries filled, but for those of generated code. */
+  #misses = 0;
+  #fills = 0;
 
-  constructor(memory: PhysicalMemory) {
-    this.#u32 = new Uint32Array(memory.memory.buffer, Layout.tlb, ENTRIES * WORDS);
-    this.#u8 = new Uint8Array(memory.memory.buffer, Layout.tlb, ENTRIES * TlbEntry.size);
+  constructor({ memory: { buffer } }: PhysicalMemory) {
+    this.#u32 = new Uint32Array(buffer, Layout.tlb, ENTRIES * WORDS);
+    this.#u8 = new Uint8Array(buffer, Layout.tlb, ENTRIES * TlbEntry.size);
+    this.#owner = new Uint16Array(buffer, TlbLinks.owner, ENTRIES);
+    this.#next = new Uint16Array(buffer, TlbLinks.next, ENTRIES);
+    this.#before = new Uint16Array(buffer, TlbLinks.before, ENTRIES);
+    this.#first = new Uint16Array(buffer, TlbLinks.first, (MAX_CONTEXT + 1) * LISTS);
+    this.#epoch = new Uint32Array(buffer, WalkWords.epoch, 1);
+    this.#walked = new BigUint64Array(buffer, WalkWords.fills, 1);
+  }
+
+  /** Changes with each flush that takes guest-physical mappings along; those of a guest's MOV CR3 and INVLPG don't. */
+  get nestedEpoch(): number {
+    return this.#epoch[0];
+  }
+  /** Look-ups outside the fast path that found nothing, and entries filled. Not part of the saved state. */
+  get misses(): number {
+    return this.#misses + Number(this.#walked[0]);
+  }
+  get fills(): number {
+    return this.#fills + Number(this.#walked[0]);
+  }
+  /** As `lookup`, but for whoever only wants to know: no miss is counted. */
+  known(low: number, high: number, context: number, tag: Tag): number {
+    const misses = this.#misses;
+    const hpa = this.lookup(low, high, context, tag);
+    this.#misses = misses;
+    return hpa;
   }
 
   /** Interns a context: an id from 1 to 4095. When ids run out everything is flushed and numbering starts again. */
@@ -137,7 +165,7 @@ export class Tlb {
     if (u32[at + tag] !== wanted || u32[at + tag + 1] !== high >>> 0) {
       const withheld = tag === WRITE && (u32[at + INFO] & MAY_WRITE) !== 0;
       if (!withheld || u32[at] !== wanted || u32[at + 1] !== high >>> 0) {
-        this.misses++;
+        this.#misses++;
         return -1;
       }
     }
@@ -155,7 +183,7 @@ export class Tlb {
     const index = ((low >>> 12) ^ (context * 37)) & (ENTRIES - 1);
     const at = index * WORDS;
     const tag = ((low & 0xfffff000) | context) >>> 0;
-    this.fills++;
+    this.#fills++;
     this.#unlink(index);
     this.#setTag(at + Tag.read, fill.read, tag, high);
     this.#setTag(at + Tag.write, fill.write && !fill.code, tag, high);
@@ -169,9 +197,10 @@ export class Tlb {
     this.#u32[at + 1] = on ? high : 0;
   }
 
-  /** List of an entry: by its context and the size class in its info. */
   #listOf(index: number): number {
-    return this.#owner[index] * 2 + (((this.#u32[index * WORDS + INFO] >>> 1) & 3) === PageSize.small ? 0 : 1);
+    const info = this.#u32[index * WORDS + INFO];
+    const large = ((info >>> 1) & 3) === PageSize.small ? 0 : LARGE;
+    return this.#owner[index] * LISTS + large + (info & 1) * GLOBALS;
   }
   #link(index: number, context: number): void {
     this.#owner[index] = context;
@@ -199,27 +228,26 @@ export class Tlb {
   }
 
   flushAll(): void {
-    this.nestedEpoch++;
+    this.#epoch[0]++;
     this.#u32.fill(0);
     this.#owner.fill(0);
     this.#first.fill(0);
   }
 
-  #flushList(list: number, keepGlobal: boolean): void {
+  #flushList(list: number): void {
     for (let at = this.#first[list]; at !== 0; ) {
       const index = at - 1;
       at = this.#next[index];
-      if (!keepGlobal || (this.#u32[index * WORDS + INFO] & 1) === 0) this.#drop(index);
+      this.#drop(index);
     }
   }
   #flushContext(id: number, keepGlobal: boolean): void {
-    this.#flushList(id * 2, keepGlobal);
-    this.#flushList(id * 2 + 1, keepGlobal);
+    for (let list = id * LISTS, end = list + (keepGlobal ? GLOBALS : LISTS); list < end; list++) this.#flushList(list);
   }
 
   /** Everything of an address space (MOV CR3, CR4.PGE, TLB_CONTROL, INVVPID). `pcid` limits it to one PCID. */
   flushAsid(asid: number, keepGlobal: boolean, pcid?: number): void {
-    if (!keepGlobal && pcid === undefined) this.nestedEpoch++;
+    if (!keepGlobal && pcid === undefined) this.#epoch[0]++;
     for (let id = 1; id < this.#contexts.length; id++) {
       const context = this.#contexts[id];
       if (context.asid === asid && (pcid === undefined || context.pcid === pcid)) this.#flushContext(id, keepGlobal);
@@ -228,7 +256,7 @@ export class Tlb {
 
   /** Everything that came through one nested root (INVEPT single-context, an NPT root that was replaced). */
   flushNested(root: number): void {
-    this.nestedEpoch++;
+    this.#epoch[0]++;
     for (let id = 1; id < this.#contexts.length; id++) {
       if (this.#contexts[id].nestedRoot === root) this.#flushContext(id, false);
     }
@@ -245,12 +273,13 @@ export class Tlb {
       if (this.#contexts[id].asid !== asid) continue;
       const index = ((low >>> 12) ^ (id * 37)) & (ENTRIES - 1);
       if (this.#owner[index] === id && this.#samePage(index, low, high, 12)) this.#drop(index);
-      this.#flushLarge(id, low, high);
+      this.#flushLarge(id * LISTS + LARGE, low, high);
+      this.#flushLarge(id * LISTS + LARGE + GLOBALS, low, high);
     }
   }
 
-  #flushLarge(context: number, low: number, high: number): void {
-    for (let at = this.#first[context * 2 + 1]; at !== 0; ) {
+  #flushLarge(list: number, low: number, high: number): void {
+    for (let at = this.#first[list]; at !== 0; ) {
       const index = at - 1;
       at = this.#next[index];
       const size = (this.#u32[index * WORDS + INFO] >>> 1) & 3;

@@ -3,3 +3,4 @@
  */
 export * from './machine.ts';
 export * from './model.ts';
+export * from './page-walk.ts';

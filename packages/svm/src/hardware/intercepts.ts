@@ -13,6 +13,7 @@ import {
   type InstructionInfo,
   type Intercept,
   type InterceptStage,
+  type NestedShape,
   type NestedTranslation,
   type PendingEvent,
   type PhysicalMemory,
@@ -24,7 +25,7 @@ import {
 } from '@tskvm/emulator';
 import { SvmDirectExits } from './direct-exits.ts';
 import { NpfErrorHigh, SvmExit } from './exit-codes.ts';
-import { type HostPaging, NestedWalker } from './nested-paging.ts';
+import { type HostPaging, NestedWalker, PLAIN_NPT } from './nested-paging.ts';
 import { AUTOMATIC_EXITS, cr0Illegal, MSR_SEV_ES_GHCB, msrpmBit } from './rules.ts';
 import { Clean, IntCtl as intCtlBits, MiscCtl, V, type Vmcb, W as vmcbWords } from './vmcb.ts';
 
@@ -150,6 +151,10 @@ export class SvmGuest implements GuestMode {
     this.#view = memory.view;
     this.#walker = new NestedWalker(memory);
     this.#direct = new SvmDirectExits(this, processor, INSTRUCTIONS);
+  }
+
+  get nestedShape(): NestedShape | null {
+    return this.host.nxe && this.host.levels === 4 ? PLAIN_NPT : null;
   }
 
   /** Not for SEV-ES: write traps, #VC and the GHCB MSR are the long way's. */

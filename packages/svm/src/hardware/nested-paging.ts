@@ -2,7 +2,7 @@
  * The nested page walk: guest physical to host physical through the tables at nCR3, in numbers only.
  * Manual: APM vol. 2 section 15.25 (nested paging), 5.3 (long-mode page translation, the host's paging mode).
  */
-import { type NestedTranslation, type PhysicalMemory, tableIndex } from '@tskvm/emulator';
+import { type NestedShape, type NestedTranslation, type PhysicalMemory, tableIndex } from '@tskvm/emulator';
 import { NpfError } from './exit-codes.ts';
 
 const PRESENT = 0x01;
@@ -35,6 +35,21 @@ export interface HostPaging {
 /** Mask of the reserved bits in an entry's high half for a physical address width. */
 export const reservedHighMask = (maxphyaddr: number): number =>
   maxphyaddr >= 52 ? 0 : ((0xf_ffff << Math.max(0, maxphyaddr - 32)) & 0xf_ffff) >>> 0;
+
+/** Entries with EFER.NXE=1 that a walk leaves as they are; every walk of the guest's own tables is a write (APM 15.25.5). */
+export const PLAIN_NPT: NestedShape = {
+  tableSet: BigInt(PRESENT | WRITABLE | USER | ACCESSED),
+  // A frame above 4 GiB is outside memory, and some bits there are reserved.
+  tableClear: (1n << 63n) | (0xf_ffffn << 32n) | BigInt(PAGE_SIZE),
+  leafSet: BigInt(PRESENT | USER | ACCESSED),
+  leafClear: 0xf_ffffn << 32n,
+  largeClear: 0x001f_e000n,
+  types: 0xff,
+  writable: BigInt(WRITABLE | DIRTY),
+  execute: 1n << 63n,
+  executeFlip: 1n << 63n,
+  tableWalksWrite: true,
+};
 
 /** Walks NPT. `translation` holds the result of the last successful walk; it is reused. */
 export class NestedWalker {

@@ -8,6 +8,7 @@ import {
   type InstructionInfo,
   type Intercept,
   type InterceptStage,
+  type NestedShape,
   type NestedTranslation,
   type PendingEvent,
   type PhysicalMemory,
@@ -28,7 +29,7 @@ import {
 import type { VmxCapabilities } from './capabilities.ts';
 import { VmxDirectExits } from './direct-exits.ts';
 import { instructionInformation } from './instruction-info.ts';
-import { EptWalker, Walk } from './nested-paging.ts';
+import { EptWalker, plainEpt, Walk } from './nested-paging.ts';
 import { Dirty, F, type Vmcs, Word as vmcsWords } from './vmcs.ts';
 
 /** Own constants are constants to the compiler; imported names are looked up at each use. */
@@ -183,6 +184,8 @@ export class VmxGuest implements GuestMode {
   readonly direct: VmxDirectExits;
   #eptLevels = 4;
   #eptAd = false;
+  /** Without and with accessed and dirty flags. */
+  readonly #shapes: readonly [NestedShape, NestedShape];
 
   constructor(processor: ProcessorApi, memory: PhysicalMemory, vmcs: Vmcs, caps: VmxCapabilities) {
     this.#processor = processor;
@@ -190,7 +193,12 @@ export class VmxGuest implements GuestMode {
     this.#vmcs = vmcs;
     this.#caps = caps;
     this.#walker = new EptWalker(memory, caps.ept, caps.maxphyaddr);
+    this.#shapes = [plainEpt(false, caps.ept), plainEpt(true, caps.ept)];
     this.direct = new VmxDirectExits(this, processor, INSTRUCTIONS);
+  }
+
+  get nestedShape(): NestedShape | null {
+    return this.#eptLevels === 4 ? this.#shapes[this.#eptAd ? 1 : 0] : null;
   }
 
   get cr0Mask(): bigint {

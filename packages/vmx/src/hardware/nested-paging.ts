@@ -2,7 +2,7 @@
  * EPT: from a guest physical address to a host physical one, by walking the tables in host memory. Numbers only.
  * Manual: SDM vol. 3 section 28.3.
  */
-import { type NestedTranslation, type PhysicalMemory, tableIndex } from '@tskvm/emulator';
+import { type NestedShape, type NestedTranslation, type PhysicalMemory, tableIndex } from '@tskvm/emulator';
 import { EptCap } from './bits.ts';
 
 /** What a walk came to. */
@@ -18,6 +18,28 @@ const DIRTY = 1 << 9;
 
 /** Address bits 31:12 below the size of a page that the entry of a level maps. */
 const LARGE_OFFSET = [0, 0, 0x1ff000, 0x3ffff000];
+
+/** A bit for each memory type that a leaf may have: not 2, 3 and 7. */
+const MEMORY_TYPES = 0x73;
+
+/**
+ * Entries that a walk leaves as they are.
+ * @param ad EPTP bit 6
+ * @param cap low word of IA32_VMX_EPT_VPID_CAP
+ */
+export const plainEpt = (ad: boolean, cap: number): NestedShape => ({
+  tableSet: BigInt(READ | WRITE | EXECUTE | (ad ? ACCESSED : 0)),
+  // A frame above 4 GiB is outside memory, and some bits there are reserved.
+  tableClear: (0xfffffn << 32n) | 0xf8n,
+  leafSet: BigInt(READ | (ad ? ACCESSED : 0)),
+  leafClear: 0xfffffn << 32n,
+  largeClear: 0x1ff000n | (cap & EptCap.page2m ? 0n : BigInt(LARGE)),
+  types: MEMORY_TYPES,
+  writable: BigInt(WRITE | (ad ? DIRTY : 0)),
+  execute: BigInt(EXECUTE),
+  executeFlip: 0n,
+  tableWalksWrite: ad,
+});
 
 /** The walker of one processor. Results stand in its fields and live until the next walk. */
 export class EptWalker {
@@ -102,7 +124,7 @@ export class EptWalker {
     if (high & this.#reservedHigh) return true;
     if (!leaf) return (low & (level >= 4 ? 0xf8 : 0x78)) !== 0;
     const memoryType = (low >> 3) & 7;
-    if (memoryType === 2 || memoryType === 3 || memoryType === 7) return true;
+    if (((MEMORY_TYPES >> memoryType) & 1) === 0) return true;
     if (level === 3) return !(this.#cap & EptCap.page1g) || (low & 0x3ffff000) !== 0;
     if (level === 2) return !(this.#cap & EptCap.page2m) || (low & 0x1ff000) !== 0;
     return false;

@@ -17,6 +17,7 @@ import {
 } from '../wasm/emitter.ts';
 import { BLOCK_TYPES, blockFunctions } from './block-moves.ts';
 import type { Helper } from './frame.ts';
+import { FILL_FUNCTIONS, fillFunctions } from './page-walk.ts';
 import { Covered, P } from './records.ts';
 
 const type = (params: ValType[], results: ValType[]): FuncType => ({ params, results });
@@ -56,7 +57,10 @@ export const FIRST_FUNCTION = HOST_NAMES.length;
 const CANONICAL = FIRST_FUNCTION;
 const REFUSED = FIRST_FUNCTION + 1;
 const UNTAG = FIRST_FUNCTION + 2;
-const INTERNAL = 3;
+const WALK = FIRST_FUNCTION + 3;
+const INTERNAL = 3 + FILL_FUNCTIONS;
+/** Function index of the walk that fills the TLB (page-walk.ts). */
+export const FILL = WALK + FILL_FUNCTIONS - 1;
 const NAMES = Object.keys(HELPER_TYPES) as Helper[];
 /** Function index of a helper in the main module. */
 export const helperIndex = (name: Helper): number => FIRST_FUNCTION + INTERNAL + NAMES.indexOf(name);
@@ -219,6 +223,12 @@ function storeBeside(code: Code, entry: number, page: number): void {
     .mem(MEM.i32Load, Covered.bits);
   code.get(0).op(OP.i32WrapI64).i32(7).op(OP.i32And).op(OP.i32ShrU);
   code.i32(1).get(2).i32(0xff).op(OP.i32And).op(OP.i32Shl).i32(1).op(OP.i32Sub).op(OP.i32And).brIf(out);
+  writeAt(code, entry);
+  code.end();
+}
+
+/** Stores at an entry's page and returns 0 from the function. */
+function writeAt(code: Code, entry: number): void {
   const stores = [
     [4, MEM.i64Store32],
     [1, MEM.i64Store8],
@@ -230,11 +240,10 @@ function storeBeside(code: Code, entry: number, page: number): void {
     hostAddress(code, entry).get(1).mem(store, 0);
     code.i32(0).op(OP.return).end();
   }
-  code.end();
 }
 
 /** The operand into S.scratch; returns 0 from the function. */
-function readBeside(code: Code, entry: number): void {
+function readAt(code: Code, entry: number): void {
   const loads = [
     [4, MEM.i64Load32U],
     [1, MEM.i64Load8U],
@@ -248,17 +257,32 @@ function readBeside(code: Code, entry: number): void {
   }
 }
 
+/** `inside` for an access within a page that the walk has found; `entry` has the entry's offset. Falls out otherwise. */
+function afterWalk(code: Code, flags: number, tag: number, entry: number, inside: () => void): void {
+  code.get(0).op(OP.i32WrapI64).i32(0xfff).op(OP.i32And).get(flags).i32(0xff).op(OP.i32And).op(OP.i32Add);
+  code.i32(4096).op(OP.i32LeU).if();
+  code.get(0).i32(tag).call(FILL).if();
+  code.get(0).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64);
+  code.i32(0).mem(MEM.i32Load, P.contextHash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And).set(entry);
+  inside();
+  code.end().end();
+}
+
 /** Leaves 1 on non-canonical addresses, else what JavaScript says. */
 function miss(name: 'slowRead' | 'slowReadForWrite' | 'slowProbe'): FuncBody {
   const code = new Code();
   if (name !== 'slowRead') {
     onCodePage(code, 1, 2, () => {
-      if (name === 'slowReadForWrite') readBeside(code, 2);
+      if (name === 'slowReadForWrite') readAt(code, 2);
       else code.i32(0).op(OP.return);
     });
   }
   code.get(0).call(UNTAG).set(0);
   refuse(code, 1);
+  afterWalk(code, 1, name === 'slowRead' ? TlbEntry.tagRead : TlbEntry.tagWrite, 2, () => {
+    if (name === 'slowProbe') code.i32(0).op(OP.return);
+    else readAt(code, 2);
+  });
   halves(code, 0).get(1).i32(0xff).op(OP.i32And).call(host(name));
   return { type: type([I64, I32], [I32]), locals: [I32], code };
 }
@@ -268,6 +292,7 @@ function missWrite(): FuncBody {
   onCodePage(code, 2, 3, () => storeBeside(code, 3, 4));
   code.get(0).call(UNTAG).set(0);
   refuse(code, 2);
+  afterWalk(code, 2, TlbEntry.tagWrite, 3, () => writeAt(code, 3));
   code.i32(0).get(1).mem(MEM.i64Store, SCRATCH);
   halves(code, 0).get(2).i32(0xff).op(OP.i32And).call(host('slowWrite'));
   // 2: predecoded code was hit. Its records are stale by now, so that dispatch stops at the next one.
@@ -415,5 +440,11 @@ export function helperFunctions(): FuncBody[] {
     mulHighS,
     ...blockFunctions(helperIndex('block')),
   };
-  return [canonical(), refused(), untag(), ...NAMES.map((name) => ({ ...bodies[name](), export: name }))];
+  return [
+    canonical(),
+    refused(),
+    untag(),
+    ...fillFunctions(WALK),
+    ...NAMES.map((name) => ({ ...bodies[name](), export: name })),
+  ];
 }

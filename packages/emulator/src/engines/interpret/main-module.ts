@@ -20,7 +20,7 @@ import {
 import { HandlerEmitter } from './emit.ts';
 import type { Form } from './form.ts';
 import type { Frame, Helper } from './frame.ts';
-import { helperFunctions, helperIndex, hostImports } from './helpers.ts';
+import { FILL, helperFunctions, helperIndex, hostImports } from './helpers.ts';
 import type { Recording } from './ir.ts';
 import { FreshKind } from './patching.ts';
 import { Recorder } from './recorder.ts';
@@ -525,7 +525,8 @@ class RunEmitter implements Frame {
     code.i32(0).mem(MEM.i64Load, P.linearMask).op(OP.i64And).set(linear);
     code.get(linear).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64).get(L.hash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And);
     code.tee(entry).mem(MEM.i64Load, Layout.tlb + TlbEntry.tagExec);
-    code.get(linear).i64(-4096n).op(OP.i64And).get(L.context).op(OP.i64Or).op(OP.i64Ne).brIf(missed);
+    code.get(linear).i64(-4096n).op(OP.i64And).get(L.context).op(OP.i64Or).op(OP.i64Ne).if();
+    code.get(linear).i32(TlbEntry.tagExec).call(FILL).op(OP.i32Eqz).brIf(missed).end();
   }
 }
 
