@@ -5,9 +5,13 @@
  *
  * Here CPUID and RDMSR take it, accesses to control registers, and IN and OUT: the handlers that the table has for them run before the run
  * loop hears of the exit, if the loop would find nothing else to do. Afterwards it hears of it if they have left it anything. While anything
- * listens to the trace, every exit takes the full way.
+ * listens to the trace, every exit takes the full way. CPUID, and MOV to CR0 that changes nothing but plain bits, have a way of their own
+ * that comes to the same as the handler.
  */
-import { isGuestMode } from './kvm-cache-regs.ts';
+import { CR0, CR4 } from '@tskvm/emulator';
+import { cr0Low, cr4Low, isGuestMode } from './kvm-cache-regs.ts';
+import { lowWord } from './low-word.ts';
+import { kvmUpdateCpuRole } from './mmu/mmu.ts';
 import { FastPath, MpState } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
@@ -47,4 +51,23 @@ export function kvmFastpathOutcome(vcpu: Vcpu, outcome: number): FastPath {
     !arch.exception.pending &&
     !arch.emulationRequired;
   return calm ? FastPath.REENTER_GUEST : FastPath.EXIT_HANDLED;
+}
+
+/** Bits of CR0 that neither the mode nor paging as such nor caching follow. */
+const PLAIN_CR0 = lowWord(CR0.MP | CR0.EM | CR0.TS | CR0.NE | CR0.WP | CR0.AM);
+const PG = lowWord(CR0.PG);
+const WP = lowWord(CR0.WP);
+const CET = lowWord(CR4.CET);
+
+/**
+ * Of kvm_set_cr0: may the guest change these bits of CR0, and does nothing follow from it but what `kvmFastPostSetCr0` does? The vendor's
+ * veto is the caller's business.
+ */
+export function kvmMayFastSetCr0(vcpu: Vcpu, changed: number): boolean {
+  if ((changed & ~PLAIN_CR0) !== 0) return false;
+  return (changed & WP) === 0 || (changed === WP && vcpu.kvm.caps.tdpEnabled && cr4Low(vcpu, CET) === 0);
+}
+/** Of kvm_post_set_cr0, then. */
+export function kvmFastPostSetCr0(vcpu: Vcpu, changed: number): void {
+  if ((changed & WP) !== 0 && cr0Low(vcpu, PG) !== 0) kvmUpdateCpuRole(vcpu);
 }

@@ -3,8 +3,14 @@
  * KVM: arch/x86/kvm/kvm_cache_regs.h, and the predicates of x86.h.
  */
 import { CR0, CR4, EFER, RAX, RBX, RCX, RDX, RSP } from '@tskvm/emulator';
+import { highWord, lowWord } from './low-word.ts';
 import { RegBit, type RegName } from './reg-set.ts';
 import type { Vcpu } from './vcpu.ts';
+
+/** Bits as numbers for JavaScript's bit operators: a bigint costs an allocation at every question. */
+const Cr0 = { PE: lowWord(CR0.PE), PG: lowWord(CR0.PG) } as const;
+const Cr4 = { PAE: lowWord(CR4.PAE), PSE: lowWord(CR4.PSE), LA57: lowWord(CR4.LA57) } as const;
+const LMA = lowWord(EFER.LMA);
 
 /** Index of RIP in `arch.regs`. */
 export const VCPU_REGS_RIP = 16;
@@ -44,7 +50,7 @@ export function kvmRegisterWriteRaw(vcpu: Vcpu, reg: number, value: bigint): voi
 /** As an instruction sees it: 32 bits outside 64-bit mode. KVM: kvm_register_read. */
 export function kvmRegisterRead(vcpu: Vcpu, reg: number): bigint {
   const value = kvmRegisterReadRaw(vcpu, reg);
-  return is64BitMode(vcpu) ? value : value & 0xffffffffn;
+  return highWord(value) === 0 || is64BitMode(vcpu) ? value : value & 0xffffffffn;
 }
 export function kvmRegisterWrite(vcpu: Vcpu, reg: number, value: bigint): void {
   kvmRegisterWriteRaw(vcpu, reg, is64BitMode(vcpu) ? value : value & 0xffffffffn);
@@ -75,7 +81,13 @@ export function kvmReadCr0(vcpu: Vcpu): bigint {
   if (vcpu.arch.cr0GuestOwnedBits !== 0n) cache(vcpu, 'cr0', RegBit.cr0);
   return vcpu.arch.cr0;
 }
-export const kvmIsCr0BitSet = (vcpu: Vcpu, bit: bigint): boolean => kvmReadCr0Bits(vcpu, bit) !== 0n;
+/** Bits of CR0's low half as a number; all that exist stand there. */
+export function cr0Low(vcpu: Vcpu, mask: number): number {
+  const { arch } = vcpu;
+  if ((mask & lowWord(arch.cr0GuestOwnedBits)) !== 0) cache(vcpu, 'cr0', RegBit.cr0);
+  return lowWord(arch.cr0) & mask;
+}
+export const kvmIsCr0BitSet = (vcpu: Vcpu, bit: bigint): boolean => cr0Low(vcpu, lowWord(bit)) !== 0;
 export function kvmReadCr3(vcpu: Vcpu): bigint {
   cache(vcpu, 'cr3', RegBit.cr3);
   return vcpu.arch.cr3;
@@ -88,7 +100,13 @@ export function kvmReadCr4(vcpu: Vcpu): bigint {
   if (vcpu.arch.cr4GuestOwnedBits !== 0n) cache(vcpu, 'cr4', RegBit.cr4);
   return vcpu.arch.cr4;
 }
-export const kvmIsCr4BitSet = (vcpu: Vcpu, bit: bigint): boolean => kvmReadCr4Bits(vcpu, bit) !== 0n;
+/** The same of CR4. */
+export function cr4Low(vcpu: Vcpu, mask: number): number {
+  const { arch } = vcpu;
+  if ((mask & lowWord(arch.cr4GuestOwnedBits)) !== 0) cache(vcpu, 'cr4', RegBit.cr4);
+  return lowWord(arch.cr4) & mask;
+}
+export const kvmIsCr4BitSet = (vcpu: Vcpu, bit: bigint): boolean => cr4Low(vcpu, lowWord(bit)) !== 0;
 /** PDPTE 0..3 of PAE paging. KVM: kvm_pdptr_read. */
 export function kvmPdptrRead(vcpu: Vcpu, index: number): bigint {
   cache(vcpu, 'pdptr', RegBit.pdptr);
@@ -98,13 +116,13 @@ export function kvmPdptrWrite(vcpu: Vcpu, index: number, value: bigint): void {
   vcpu.arch.pdptrs[index] = value;
 }
 
-export const isProtmode = (vcpu: Vcpu): boolean => kvmIsCr0BitSet(vcpu, CR0.PE);
-export const isPaging = (vcpu: Vcpu): boolean => kvmIsCr0BitSet(vcpu, CR0.PG);
-export const isPae = (vcpu: Vcpu): boolean => kvmIsCr4BitSet(vcpu, CR4.PAE);
-export const isPse = (vcpu: Vcpu): boolean => kvmIsCr4BitSet(vcpu, CR4.PSE);
-export const isLongMode = (vcpu: Vcpu): boolean => (vcpu.arch.efer & EFER.LMA) !== 0n;
+export const isProtmode = (vcpu: Vcpu): boolean => cr0Low(vcpu, Cr0.PE) !== 0;
+export const isPaging = (vcpu: Vcpu): boolean => cr0Low(vcpu, Cr0.PG) !== 0;
+export const isPae = (vcpu: Vcpu): boolean => cr4Low(vcpu, Cr4.PAE) !== 0;
+export const isPse = (vcpu: Vcpu): boolean => cr4Low(vcpu, Cr4.PSE) !== 0;
+export const isLongMode = (vcpu: Vcpu): boolean => (lowWord(vcpu.arch.efer) & LMA) !== 0;
 export const isPaePaging = (vcpu: Vcpu): boolean => !isLongMode(vcpu) && isPae(vcpu) && isPaging(vcpu);
-export const isLa57Mode = (vcpu: Vcpu): boolean => isLongMode(vcpu) && kvmIsCr4BitSet(vcpu, CR4.LA57);
+export const isLa57Mode = (vcpu: Vcpu): boolean => isLongMode(vcpu) && cr4Low(vcpu, Cr4.LA57) !== 0;
 /** LMA and CS.L. Not to be asked of a protected guest, whose CS is encrypted. KVM: is_64_bit_mode. */
 export function is64BitMode(vcpu: Vcpu): boolean {
   return isLongMode(vcpu) && vcpu.kvm.calls.getCsDbLBits(vcpu).l === 1;

@@ -5,13 +5,14 @@
 import { CR0, CR3, CR4, EFER, Flag } from '@tskvm/emulator';
 import { guestCpuidHas, kvmUpdateCpuidRuntime } from './cpuid.ts';
 import {
+  cr0Low,
+  cr4Low,
   is64BitMode,
   isLongMode,
   isPae,
   isPaePaging,
   isPaging,
   isSmm,
-  kvmIsCr0BitSet,
   kvmIsCr4BitSet,
   kvmReadCr0,
   kvmReadCr0Bits,
@@ -24,7 +25,7 @@ import { lapicGetTpr, lapicSetTpr } from './lapic.ts';
 import { highWord, lowWord } from './low-word.ts';
 import { kvmInitMmu, kvmInvalidatePcid, kvmMmuNewPgd, kvmMmuResetContext, kvmMmuUnload } from './mmu/mmu.ts';
 import { kvmMakeRequest } from './requests.ts';
-import { frame } from './trace.ts';
+import { frame, inFrame, ownFrame, unframed } from './trace.ts';
 import { Req } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
@@ -39,6 +40,8 @@ const Low = {
   PDPTR: lowWord(CD | NW | PG),
   ET: lowWord(ET),
   LME: lowWord(EFER.LME),
+  PCIDE: lowWord(CR4.PCIDE),
+  CET: lowWord(CR4.CET),
   DEFINED: lowWord(PE | MP | EM | TS | ET | NE | WP | AM | NW | CD | PG),
 } as const;
 /** Every CR0 bit that exists; the others are dropped silently. */
@@ -76,8 +79,8 @@ function cr0TransitionAllowed(vcpu: Vcpu, old: bigint, cr0: bigint): boolean {
   const changed = low ^ lowWord(old);
   const paging = (low & Low.PG) !== 0;
   if (paging && (changed & Low.PDPTR) !== 0 && !pagingTransitionAllowed(vcpu, (changed & Low.PG) !== 0)) return false;
-  if (!paging && (is64BitMode(vcpu) || kvmIsCr4BitSet(vcpu, CR4.PCIDE))) return false;
-  return (low & Low.WP) !== 0 || !kvmIsCr4BitSet(vcpu, CR4.CET);
+  if (!paging && (is64BitMode(vcpu) || cr4Low(vcpu, Low.PCIDE) !== 0)) return false;
+  return (low & Low.WP) !== 0 || cr4Low(vcpu, Low.CET) === 0;
 }
 /** Paging is on after the write, and PG, CD or NW change. */
 function pagingTransitionAllowed(vcpu: Vcpu, enables: boolean): boolean {
@@ -89,7 +92,8 @@ function pagingTransitionAllowed(vcpu: Vcpu, enables: boolean): boolean {
  * Writes CR0 for the guest with all checks. KVM: kvm_set_cr0.
  * @returns 0, or 1: the caller raises #GP(0) and nothing has changed
  */
-export const kvmSetCr0 = frame('kvmSetCr0', (vcpu: Vcpu, value: bigint): number => {
+export function kvmSetCr0(vcpu: Vcpu, value: bigint): number {
+  if (unframed(vcpu, kvmSetCr0)) return inFrame(kvmSetCr0, vcpu, value);
   const old = kvmReadCr0(vcpu);
   if (!kvmIsValidCr0(vcpu, value)) return 1;
   const low = lowWord(value);
@@ -99,10 +103,15 @@ export const kvmSetCr0 = frame('kvmSetCr0', (vcpu: Vcpu, value: bigint): number 
   vcpu.kvm.calls.setCr0(vcpu, cr0);
   kvmPostSetCr0(vcpu, old, cr0);
   return 0;
-});
+}
+ownFrame('kvmSetCr0', kvmSetCr0);
 
 /** What follows a CR0 change, however it came about. KVM: kvm_post_set_cr0. */
-export const kvmPostSetCr0 = frame('kvmPostSetCr0', (vcpu: Vcpu, old: bigint, cr0: bigint): void => {
+export function kvmPostSetCr0(vcpu: Vcpu, old: bigint, cr0: bigint): void {
+  if (unframed(vcpu, kvmPostSetCr0)) {
+    inFrame(kvmPostSetCr0, vcpu, old, cr0);
+    return;
+  }
   const changed = lowWord(old) ^ lowWord(cr0);
   const paging = (lowWord(cr0) & Low.PG) !== 0;
   if (changed === Low.WP) {
@@ -114,7 +123,8 @@ export const kvmPostSetCr0 = frame('kvmPostSetCr0', (vcpu: Vcpu, old: bigint, cr
   }
   if ((changed & Low.PG) !== 0 && !paging) kvmMakeRequest(Req.TLB_FLUSH_GUEST, vcpu);
   if ((changed & (Low.PG | Low.WP)) !== 0) kvmMmuResetContext(vcpu);
-});
+}
+ownFrame('kvmPostSetCr0', kvmPostSetCr0);
 
 /** LMSW: replaces MP, EM, TS; sets PE but never clears it; a refusal is ignored. KVM: kvm_lmsw. */
 export const kvmLmsw = frame('kvmLmsw', (vcpu: Vcpu, msw: bigint): void => {
@@ -160,7 +170,7 @@ function cr4TransitionAllowed(vcpu: Vcpu, old: bigint, cr4: bigint): boolean {
   if ((changed & cr4 & CR4.PCIDE) !== 0n) {
     if ((kvmReadCr3(vcpu) & 0xfffn) !== 0n || !isLongMode(vcpu)) return false;
   }
-  return (cr4 & CR4.CET) === 0n || kvmIsCr0BitSet(vcpu, WP);
+  return (cr4 & CR4.CET) === 0n || cr0Low(vcpu, Low.WP) !== 0;
 }
 
 /** Writes CR4. KVM: kvm_set_cr4. @returns 0, or 1 for #GP(0) */

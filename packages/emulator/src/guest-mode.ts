@@ -98,6 +98,11 @@ export interface DirectExits {
    * -1: there may be one whatever is written. Absent: -1.
    */
   cr0Owned?(): number;
+  /**
+   * Low half of what MOV to CR0 really writes if its value has this low half and no upper one, as `writeCr`; undefined: `crIllegal`. For
+   * owners with `viewCr`.
+   */
+  mergeCr0?(low: number): number | undefined;
   /** RDMSR and WRMSR with verdict `ask`. True: exit recorded. */
   msr(index: number, write: boolean, length: number): boolean;
   /** IN and OUT (not the string forms) with verdict `ask`. True: exit recorded. */

@@ -5,8 +5,11 @@
 import {
   type DtPtr,
   frame,
+  highWord,
   inFrame,
   type KvmSegment,
+  kvmFastPostSetCr0,
+  kvmMayFastSetCr0,
   kvmPdptrWrite,
   kvmReadCr3,
   lowWord,
@@ -16,12 +19,14 @@ import {
   type Vcpu,
 } from '@tskvm/core';
 import { CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '@tskvm/emulator';
-import { Clean, IntState, SvmExit, segmentOffset, V, W as vmcbWords } from './hardware/index.ts';
+import { Clean, IntState, SvmExit, segmentOffset, V, Q as vmcbQuads, W as vmcbWords } from './hardware/index.ts';
 import { recalcIntercepts, setDrIntercepts } from './intercepts.ts';
-import { sevEsGuest, svmModule, toSvm, type VcpuSvm, vmloading, vmsaved } from './vcpu-svm.ts';
+import { SEEN as seenWords, sevEsGuest, svmModule, toSvm, type VcpuSvm, vmloading, vmsaved } from './vcpu-svm.ts';
 
 /** Own constants are constants to the compiler; imported names are looked up at each use. */
 const W = vmcbWords;
+const Q = vmcbQuads;
+const SEEN = seenWords;
 
 /** The host's CR4.MCE; the only bit of the host that a guest's hardware CR4 takes over. */
 const HOST_CR4_MCE = CR4.MCE;
@@ -36,10 +41,10 @@ export function svmIsValidCr4(_vcpu: Vcpu, _cr4: bigint): boolean {
 }
 
 const PG = lowWord(CR0.PG);
+const WP = lowWord(CR0.WP);
 const LME = lowWord(EFER.LME);
 /** KVM_X86_QUIRK_CD_NW_CLEARED, on by default: firmware that leaves the caches off would run uncached. */
-const CD_NW = CR0.CD | CR0.NW;
-const CD_NW_LOW = lowWord(CD_NW);
+const CD_NW = lowWord(CR0.CD | CR0.NW);
 
 /** EFER.LMA follows CR0.PG while LME is set; a protected guest's processor does that itself. */
 function updateLongMode(vcpu: Vcpu, wasPaging: boolean, paging: boolean): void {
@@ -71,20 +76,44 @@ export function svmSetCr0(vcpu: Vcpu, cr0: bigint): void {
   const paging = (low & PG) !== 0;
   updateLongMode(vcpu, wasPaging, paging);
   vcpu.arch.cr0 = cr0;
-  let hardware = cr0;
+  let hardware = low & ~CD_NW;
   if (!npt) {
-    hardware |= CR0.PG | CR0.WP;
+    hardware |= PG | WP;
     if (wasPaging !== paging) svmSetCr4(vcpu, vcpu.arch.cr4);
   }
-  if ((low & CD_NW_LOW) !== 0) hardware &= ~CD_NW;
-  vmcb.set64(V.cr0, hardware);
+  const { words } = vmcb;
+  words[W.cr0] = hardware;
+  words[W.cr0 + 1] = highWord(cr0);
   vmcb.markDirty(Clean.CR);
   if (sevEsGuest(vcpu)) return;
-  const exact = (npt || hardware === cr0) && (low & CD_NW_LOW) === 0;
+  const exact = hardware === low;
   vmcb.setIntercept(SvmExit.READ_CR0, !exact);
   vmcb.setIntercept(SvmExit.WRITE_CR0, !exact);
 }
 ownFrame('svmSetCr0', svmSetCr0);
+
+/**
+ * A fastpath's part of crInterception, kvmSetCr0 and svmSetCr0 for the selective intercept: a MOV whose value changes nothing but plain
+ * bits, under ops that nobody has wrapped.
+ * @returns false: it is more than that, and nothing has happened
+ */
+export function svmFastSetCr0(vcpu: Vcpu, svm: VcpuSvm): boolean {
+  const { vmcb, regWords, seen } = svm;
+  const { words } = vmcb;
+  const { calls } = vcpu.kvm;
+  const gpr = (words[W.exitInfo1] & 15) * 2;
+  const low = regWords[gpr];
+  const changed = low ^ words[W.cr0];
+  // EXITINFO1 bit 63: a decoded MOV. Without the other intercept the hardware's CR0 is the guest's.
+  if (words[W.exitInfo1 + 1] >= 0 || regWords[gpr + 1] !== 0 || !kvmMayFastSetCr0(vcpu, changed)) return false;
+  if (calls.setCr0 !== svmSetCr0 || calls.isValidCr0 !== svmIsValidCr0) return false;
+  words[W.cr0] = low;
+  vcpu.arch.cr0 = vmcb.quads[Q.cr0];
+  seen[SEEN.CR0] = low;
+  vmcb.markDirty(Clean.CR);
+  kvmFastPostSetCr0(vcpu, changed);
+  return true;
+}
 
 /** Installs CR4 without any check. KVM: svm_set_cr4. */
 export const svmSetCr4 = frame('svmSetCr4', (vcpu: Vcpu, cr4: bigint): void => {
@@ -213,7 +242,7 @@ function readRflags({ vmcb, rflags }: VcpuSvm): bigint {
   const low = words[W.rflags];
   if (low === rflags.low && words[W.rflags + 1] === 0) return rflags.value;
   const value = vmcb.get64(V.rflags);
-  if (value >> 32n === 0n) {
+  if (words[W.rflags + 1] === 0) {
     rflags.low = low;
     rflags.value = value;
   }

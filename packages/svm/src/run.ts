@@ -22,7 +22,7 @@ import { svmExitName } from './exit-names.ts';
 import { svmHandleExit, svmInvokeExitHandler, svmReadGuestOwnedCr } from './exits.ts';
 import { EventInfo, IntCtl as intCtlBits, SvmExit, V, Q as vmcbQuads, W as vmcbWords } from './hardware/index.ts';
 import { assignAsid } from './mmu.ts';
-import { DR6_ACTIVE_LOW, svmSetDr6 } from './registers.ts';
+import { DR6_ACTIVE_LOW, svmFastSetCr0, svmSetDr6 } from './registers.ts';
 import { sevEsUnmapGhcb, sevLaunchUpdateVmsa } from './sev.ts';
 import { svmModule, toSvm, type VcpuSvm } from './vcpu-svm.ts';
 
@@ -151,6 +151,10 @@ function svmExitHandlersFastpath(vcpu: Vcpu, svm: VcpuSvm): FastPath {
   svmReadGuestOwnedCr(vcpu, svm);
   if (!svmMaySkip(vcpu)) return FastPath.NONE;
   if (code === SvmExit.CPUID && kvmFastCpuid(vcpu)) {
+    svmSkip(vcpu);
+    return FastPath.REENTER_GUEST;
+  }
+  if (code === CR0_SEL_WRITE && svmFastSetCr0(vcpu, svm)) {
     svmSkip(vcpu);
     return FastPath.REENTER_GUEST;
   }

@@ -6,17 +6,20 @@ import {
   CR4_PDPTR_BITS,
   CR4_TLBFLUSH_BITS,
   frame,
+  inFrame,
   isGuestMode,
   isPaePaging,
   isPaging,
-  kvmReadCr0Bits,
   kvmReadCr4,
   kvmRegisterMarkAvailable,
   kvmRegisterMarkDirty,
   kvmUpdateDr7,
   kvmUpdateDr0123,
+  lowWord,
+  ownFrame,
   POSSIBLE_CR4_GUEST_BITS,
   type RegName,
+  unframed,
   type Vcpu,
 } from '@tskvm/core';
 import { CR0, CR4, EFER, Flag, RSP, S } from '@tskvm/emulator';
@@ -28,9 +31,13 @@ import { HOST } from './setup.ts';
 import { controlsClearBit, controlsGet, controlsSetBit, isUnrestrictedGuest, toVmx, vmcsOf } from './vcpu-vmx.ts';
 
 /** KVM_VM_CR0_ALWAYS_OFF, KVM_VM_CR0_ALWAYS_ON_UNRESTRICTED_GUEST, KVM_VM_CR0_ALWAYS_ON. */
-const CR0_ALWAYS_OFF = CR0.NW | CR0.CD;
-const CR0_ALWAYS_ON_UNRESTRICTED = CR0.NE;
-const CR0_ALWAYS_ON = CR0.NE | CR0.PG | CR0.PE;
+const CR0_ALWAYS_OFF = lowWord(CR0.NW | CR0.CD);
+const CR0_ALWAYS_ON_UNRESTRICTED = lowWord(CR0.NE);
+const CR0_ALWAYS_ON = lowWord(CR0.NE | CR0.PG | CR0.PE);
+const PE = lowWord(CR0.PE);
+const WP = lowWord(CR0.WP);
+const PG = lowWord(CR0.PG);
+const LME = lowWord(EFER.LME);
 /** KVM_VM_CR4_ALWAYS_ON_UNRESTRICTED_GUEST, KVM_PMODE_VM_CR4_ALWAYS_ON, KVM_RMODE_VM_CR4_ALWAYS_ON. */
 const CR4_ALWAYS_ON_UNRESTRICTED = CR4.VMXE;
 const CR4_ALWAYS_ON_PMODE = CR4.PAE | CR4.VMXE;
@@ -44,36 +51,41 @@ export const vmxIsValidCr0 = (_vcpu: Vcpu, _cr0: bigint): boolean => true;
 export const vmxIsValidCr4 = (_vcpu: Vcpu, cr4: bigint): boolean => (cr4 & CR4.VMXE) === 0n;
 
 /** CR0 as the hardware gets it; leaves or enters virtual-8086 mode where real mode needs it. */
-function hardwareCr0(vcpu: Vcpu, cr0: bigint): bigint {
-  const plain = cr0 & ~CR0_ALWAYS_OFF;
+function hardwareCr0(vcpu: Vcpu, cr0: bigint): number {
+  const plain = lowWord(cr0) & ~CR0_ALWAYS_OFF;
   if (isUnrestrictedGuest(vcpu)) return plain | CR0_ALWAYS_ON_UNRESTRICTED;
   const { rmode } = toVmx(vcpu);
-  const protectedMode = (cr0 & CR0.PE) !== 0n;
+  const protectedMode = (plain & PE) !== 0;
   if (rmode.vm86Active && protectedMode) enterPmode(vcpu);
   if (!rmode.vm86Active && !protectedMode) enterRmode(vcpu);
   // Shadow tables express write protection by W=0, which supervisor writes must heed.
-  return toVmx(vcpu).module.params.ept ? plain | CR0_ALWAYS_ON : plain | CR0_ALWAYS_ON | CR0.WP;
+  return toVmx(vcpu).module.params.ept ? plain | CR0_ALWAYS_ON : plain | CR0_ALWAYS_ON | WP;
 }
 
 /** Installs CR0 without checks. KVM: vmx_set_cr0. */
-export const vmxSetCr0 = frame('vmxSetCr0', (vcpu: Vcpu, cr0: bigint): void => {
+export function vmxSetCr0(vcpu: Vcpu, cr0: bigint): void {
+  if (unframed(vcpu, vmxSetCr0)) {
+    inFrame(vmxSetCr0, vcpu, cr0);
+    return;
+  }
   const { arch } = vcpu;
-  const wasPaging = kvmReadCr0Bits(vcpu, CR0.PG) !== 0n;
-  const paging = (cr0 & CR0.PG) !== 0n;
+  const wasPaging = isPaging(vcpu);
+  const paging = (lowWord(cr0) & PG) !== 0;
   const hw = hardwareCr0(vcpu, cr0);
   const v = vmcsOf(vcpu);
   v.write64(F.CR0_READ_SHADOW, cr0);
-  v.write64(F.GUEST_CR0, hw);
+  v.writeNumber(F.GUEST_CR0, hw >>> 0);
   arch.cr0 = cr0;
   kvmRegisterMarkAvailable(vcpu, 'cr0');
-  if ((arch.efer & EFER.LME) !== 0n) {
-    if (!wasPaging && paging) enterLmode(vcpu);
-    else if (wasPaging && !paging) exitLmode(vcpu);
+  if (wasPaging !== paging && (lowWord(arch.efer) & LME) !== 0) {
+    if (paging) enterLmode(vcpu);
+    else exitLmode(vcpu);
   }
   const { ept, unrestrictedGuest } = toVmx(vcpu).module.params;
   if (ept && !unrestrictedGuest) updatePagingWithoutUrg(vcpu, wasPaging, paging);
   vcpu.arch.emulationRequired = vmxEmulationRequired(vcpu);
-});
+}
+ownFrame('vmxSetCr0', vmxSetCr0);
 
 /** EPT without unrestricted guest: while the guest's paging is off the hardware's CR3 is the identity map's. */
 function updatePagingWithoutUrg(vcpu: Vcpu, wasPaging: boolean, paging: boolean): void {
@@ -168,8 +180,11 @@ export function vmxCacheReg(vcpu: Vcpu, reg: RegName): void {
       v.readRip(arch.regs, 16);
       break;
     case 'cr0': {
-      const owned = arch.cr0GuestOwnedBits;
-      arch.cr0 = (arch.cr0 & ~owned) | (v.read64(F.GUEST_CR0) & owned);
+      // What exists of CR0 stands in the low half.
+      const owned = lowWord(arch.cr0GuestOwnedBits);
+      const known = lowWord(arch.cr0);
+      const low = (known & ~owned) | (v.block[CR0_WORD] & owned);
+      if (low !== known) arch.cr0 = BigInt(low >>> 0);
       break;
     }
     case 'cr3':
@@ -204,6 +219,7 @@ export function vmxEptLoadPdptrs(vcpu: Vcpu): void {
 
 /** GUEST_RFLAGS is one of the fields that live in the processor's state block. */
 const RFLAGS_WORD = S.rflags >> 2;
+const CR0_WORD = S.cr0 >> 2;
 /** What is asked at every exit is made once. */
 function readRflags(vcpu: Vcpu): bigint {
   const v = vmcsOf(vcpu);
@@ -211,7 +227,7 @@ function readRflags(vcpu: Vcpu): bigint {
   const low = v.block[RFLAGS_WORD];
   if (low === rflags.low && v.block[RFLAGS_WORD + 1] === 0) return rflags.value;
   const value = v.read64(F.GUEST_RFLAGS);
-  if (value >> 32n === 0n) {
+  if (v.block[RFLAGS_WORD + 1] === 0) {
     rflags.low = low;
     rflags.value = value;
   }

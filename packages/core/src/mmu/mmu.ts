@@ -36,10 +36,19 @@ export const PFERR_GUEST_PAGE = 1n << 33n;
 const PFERR_WRITE = 2n;
 const PFERR_RSVD = 8n;
 
+/** The role of the guest's own paging. All of `kvmInitMmu` where with nested paging no root follows what has changed. */
+export function kvmUpdateCpuRole(vcpu: Vcpu): void {
+  vcpu.arch.cpuRole = kvmCalcCpuRole(vcpu, vcpuToRoleRegs(vcpu));
+}
+
 /** Recomputes roles. KVM: kvm_init_mmu. */
-export const kvmInitMmu = frame('kvmInitMmu', (vcpu: Vcpu): void => {
+export function kvmInitMmu(vcpu: Vcpu): void {
+  if (unframed(vcpu, kvmInitMmu)) {
+    inFrame(kvmInitMmu, vcpu);
+    return;
+  }
   const { arch } = vcpu;
-  arch.cpuRole = kvmCalcCpuRole(vcpu, vcpuToRoleRegs(vcpu));
+  kvmUpdateCpuRole(vcpu);
   if (arch.nestedTdp) return;
   if (!vcpu.kvm.caps.tdpEnabled) {
     const role = shadowRole(vcpu);
@@ -52,7 +61,8 @@ export const kvmInitMmu = frame('kvmInitMmu', (vcpu: Vcpu): void => {
     arch.mmu.level = vcpu.kvm.mmu.tdpRootLevel;
     arch.mmu.hpa = -1;
   }
-});
+}
+ownFrame('kvmInitMmu', kvmInitMmu);
 
 /** Unloads the roots and recomputes. KVM: kvm_mmu_reset_context. */
 export const kvmMmuResetContext = frame('kvmMmuResetContext', (vcpu: Vcpu): void => {

@@ -1,6 +1,6 @@
 /** Roles: what a root's tables and a walk depend on. KVM: union kvm_mmu_page_role and kvm_calc_cpu_role (mmu.c). */
 import { CR0, CR4, EFER } from '@tskvm/emulator';
-import { isGuestMode, isSmm, kvmReadCr0, kvmReadCr4 } from '../kvm-cache-regs.ts';
+import { cr0Low, cr4Low, isGuestMode, isSmm } from '../kvm-cache-regs.ts';
 import { lowWord } from '../low-word.ts';
 import type { Vcpu } from '../vcpu.ts';
 
@@ -37,8 +37,8 @@ export interface RoleRegs {
 }
 /** KVM: vcpu_to_role_regs. */
 export const vcpuToRoleRegs = (vcpu: Vcpu): RoleRegs => ({
-  cr0: lowWord(kvmReadCr0(vcpu)),
-  cr4: lowWord(kvmReadCr4(vcpu)),
+  cr0: cr0Low(vcpu, -1),
+  cr4: cr4Low(vcpu, -1),
   efer: lowWord(vcpu.arch.efer),
 });
 

@@ -69,7 +69,7 @@ const keyOf = (id: number): CodeKey => ({
 
 export class CodeKeys {
   readonly #words: Int32Array;
-  readonly #keys: (CodeKey | undefined)[] = [];
+  readonly #keys: (CodeKey | undefined)[] = new Array<CodeKey | undefined>(16 << CODE_SHIFT).fill(undefined);
 
   constructor({ words }: StateBlock) {
     this.#words = words;

@@ -344,15 +344,10 @@ function writeCr(unit: DirectUnit, insn: Instruction): boolean {
 function writeCr0(unit: DirectUnit, low: number, high: number): boolean {
   const { cpu, words } = unit;
   const old = words[CR0_WORD];
-  let value = low;
   if (high !== 0) return false;
   const { guest } = cpu;
-  if (guest?.viewCr !== undefined) {
-    const asked = BigInt(low >>> 0);
-    const merged = guest.writeCr(0, asked) ?? asked;
-    if (merged >> 32n !== 0n || guest.crIllegal(0, merged)) return false;
-    value = Number(merged) | 0;
-  }
+  const value = guest?.viewCr === undefined ? low : guest.direct?.mergeCr0?.(low);
+  if (value === undefined) return false;
   if (((value ^ old) & ~PLAIN_CR0) !== 0 || (words[CR4_WORD] & CET) !== 0) return false;
   words[CR0_WORD] = value | ET;
   cpu.state.touchRights();

@@ -164,13 +164,16 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     state.touch();
     state.touched = false;
   }
-  resumeGuest(guest: GuestMode): void {
+  resumeGuest(guest: GuestMode, cr0Written = false): void {
     const { state } = this;
-    const known = this.#left && this.#owner === guest && !state.touched;
+    // Whoever listens to modes wants to know CR0 as it was before the next switch.
+    const unseen = !cr0Written || this.#watch.listener === null;
+    const known = this.#left && this.#owner === guest && !state.touched && unseen;
     if (this.#owner !== guest) this.#owner = guest;
     this.#inGuest = true;
     if (known) {
       state.settle();
+      if (cr0Written) state.touchRights();
       // DR0-DR3 are the host's to load.
       if (this.#armed.length !== 0) this.armBreakpoints();
       return;

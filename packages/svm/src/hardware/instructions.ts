@@ -61,18 +61,19 @@ export const MSR_VM_HSAVE_PA = 0xc001_0117;
 const VM_CR_SVMDIS = 1n << 4n;
 
 /** Groups that the consistency checks look at. */
+const CR_GROUP = 1 << Clean.CR;
 const CHECKED_GROUPS =
   (1 << Clean.INTERCEPTS) |
   (1 << Clean.PERM_MAP) |
   (1 << Clean.ASID) |
   (1 << Clean.NPT) |
-  (1 << Clean.CR) |
+  CR_GROUP |
   (1 << Clean.DR) |
   (1 << Clean.SEG);
 
 /** With all these clean, an entry has nothing to look at but what it loads always. */
 const RESUMED_GROUPS =
-  CHECKED_GROUPS | (1 << Clean.INTERCEPTS) | (1 << Clean.DT) | (1 << Clean.SEG) | (1 << Clean.DR) | (1 << Clean.CR);
+  (CHECKED_GROUPS | (1 << Clean.INTERCEPTS) | (1 << Clean.DT) | (1 << Clean.SEG) | (1 << Clean.DR)) & ~CR_GROUP;
 /** RFLAGS bits from which mode and rights follow. */
 const MODE_FLAGS = Flag.VM | Flag.AC;
 
@@ -246,7 +247,9 @@ export class SvmHardware {
     const clean = known ? words[W.clean] : 0;
     const plain = words[W.eventInj] >= 0 && (words[W.tlbCtl] & 0xff) === TlbCtl.NONE && !guest.sevEs;
     this.gif = true;
-    if ((clean & RESUMED_GROUPS) === RESUMED_GROUPS && plain && !this.#segmentsChanged) this.#resume(vmcb, gprs);
+    const resumes = plain && !this.#segmentsChanged && (clean & RESUMED_GROUPS) === RESUMED_GROUPS;
+    const controls = resumes && (clean & CR_GROUP) === 0;
+    if (resumes && (!controls || this.#switch.loadPlainCr0(vmcb.save))) this.#resume(vmcb, gprs, controls);
     else this.#enter(vmcb, gprs, clean);
     this.gif = false;
   }
@@ -260,8 +263,11 @@ export class SvmHardware {
     return vmcb;
   }
 
-  /** The guest that left last comes back, and its VMCB says that nothing of what is loaded and checked has changed but what is loaded here. */
-  #resume(vmcb: Vmcb, gprs: BigUint64Array): void {
+  /**
+   * The guest that left last comes back, and its VMCB says that nothing of what is loaded and checked has changed but what is loaded here,
+   * and plain bits of CR0.
+   */
+  #resume(vmcb: Vmcb, gprs: BigUint64Array, cr0Written: boolean): void {
     const { guest } = this;
     const processor = this.#processor;
     const block = this.#words;
@@ -274,7 +280,7 @@ export class SvmHardware {
     // Shadow, NMI blocking and activity stand behind CPL.
     block[S.cpl >> 2] = (block[S.cpl >> 2] & 0xff) | ((vmcb.words[W.intState] & IntState.SHADOW) << 8);
     processor.eventInDelivery = undefined;
-    if (((flags ^ block[S.rflags >> 2]) & MODE_FLAGS) === 0) processor.resumeGuest(guest);
+    if (((flags ^ block[S.rflags >> 2]) & MODE_FLAGS) === 0) processor.resumeGuest(guest, cr0Written);
     else {
       processor.guest = guest;
       processor.stateReplaced('vmentry');

@@ -4,7 +4,7 @@
  *
  * Copies go from typed array to typed array, 64 bits at a time: the compiler makes no bigint on that way.
  */
-import { Attrib, type ProcessorState, S } from '@tskvm/emulator';
+import { Attrib, CR0, type ProcessorState, S } from '@tskvm/emulator';
 import { Clean, SAVE_AREA, type SaveArea, V, VMSA } from './vmcb.ts';
 
 /** Where fields stand in a save area. */
@@ -82,6 +82,8 @@ function copyGprs(to: BigUint64Array, from: BigUint64Array): void {
   to[14] = from[14];
   to[15] = from[15];
 }
+/** MP, EM, TS, NE, WP, AM. */
+const PLAIN_CR0 = Number(CR0.MP | CR0.EM | CR0.TS | CR0.NE | CR0.WP | CR0.AM);
 /** Quad of the block at which the slots start. */
 const SLOTS = S.segments >> 3;
 const B = {
@@ -140,6 +142,26 @@ export class WorldSwitch {
     block[B.rsp] = quads[A.rsp];
     block[B.rax] = quads[A.rax];
     block[B.cr2] = quads[A.cr2];
+  }
+
+  /**
+   * The group of the control registers was written. All that has changed is bits of CR0 that neither a rule of VMRUN nor mode and caching
+   * follow: takes them over. False: it is more, and nothing has happened.
+   */
+  loadPlainCr0({ words }: SaveArea): boolean {
+    const block = this.#words;
+    const same =
+      words[A.efer * 2] === block[B.efer * 2] &&
+      words[A.efer * 2 + 1] === block[B.efer * 2 + 1] &&
+      words[A.cr4 * 2] === block[B.cr4 * 2] &&
+      words[A.cr4 * 2 + 1] === block[B.cr4 * 2 + 1] &&
+      words[A.cr3 * 2] === block[B.cr3 * 2] &&
+      words[A.cr3 * 2 + 1] === block[B.cr3 * 2 + 1] &&
+      words[A.cr0 * 2 + 1] === block[B.cr0 * 2 + 1];
+    const cr0 = words[A.cr0 * 2];
+    if (!same || ((cr0 ^ block[B.cr0 * 2]) & ~PLAIN_CR0) !== 0) return false;
+    block[B.cr0 * 2] = cr0;
+    return true;
   }
 
   #loadSegments(save: Int32Array, slots: readonly number[]): boolean {

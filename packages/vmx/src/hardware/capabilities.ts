@@ -23,6 +23,8 @@ export interface VmxCapabilities {
   entry: Allowed;
   cr0Fixed0: bigint;
   cr0Fixed1: bigint;
+  /** Both as low halves: CR0 has nothing above. */
+  cr0Fixed: Allowed;
   cr4Fixed0: bigint;
   cr4Fixed1: bigint;
   /** IA32_VMX_EPT_VPID_CAP in words. */
@@ -46,6 +48,17 @@ export interface VmxCapabilities {
 
 const low = (value: bigint): number => Number(value & 0xffffffffn) | 0;
 const high = (value: bigint): number => Number(value >> 32n) | 0;
+/** PE and PG. */
+const FREE = 0x8000_0001 | 0;
+/** Does the low half of CR0 have the bits that are fixed in VMX operation; a guest may clear PE and PG if it is unrestricted (SDM 23.8). */
+export const cr0FixedHolds = (
+  { cr0Fixed: { zero, one } }: VmxCapabilities,
+  cr0: number,
+  unrestricted: boolean,
+): boolean => {
+  const wanted = unrestricted ? zero & ~FREE : zero;
+  return (cr0 & wanted) === wanted && (cr0 & ~one) === 0;
+};
 const allowed = (value: bigint): Allowed => ({ zero: low(value), one: high(value) });
 
 /**
@@ -70,6 +83,7 @@ export function readCapabilities(model: CpuModel): VmxCapabilities {
     entry: control(VmxMsr.ENTRY, VmxMsr.TRUE_ENTRY),
     cr0Fixed0: msr(VmxMsr.CR0_FIXED0),
     cr0Fixed1: msr(VmxMsr.CR0_FIXED1),
+    cr0Fixed: { zero: low(msr(VmxMsr.CR0_FIXED0)), one: low(msr(VmxMsr.CR0_FIXED1)) },
     cr4Fixed0: msr(VmxMsr.CR4_FIXED0),
     cr4Fixed1: msr(VmxMsr.CR4_FIXED1),
     ept: low(eptVpid),

@@ -26,7 +26,7 @@ import {
   Reason,
   Secondary,
 } from './bits.ts';
-import type { VmxCapabilities } from './capabilities.ts';
+import { cr0FixedHolds, type VmxCapabilities } from './capabilities.ts';
 import { VmxDirectExits } from './direct-exits.ts';
 import { instructionInformation } from './instruction-info.ts';
 import { EptWalker, plainEpt, Walk } from './nested-paging.ts';
@@ -140,12 +140,10 @@ export const EVENT_TYPE: { readonly [K in PendingEvent['kind']]: number } = {
 const isSoft = (event: PendingEvent): boolean =>
   event.kind === 'softint' || event.kind === 'softexception' || event.kind === 'icebp';
 
-/** A mask and its shadow as halves: see `VmxGuest.cr0Halves`. */
-function readHalves(into: Int32Array, v: Vmcs, mask: number, shadow: number): void {
-  into[0] = v.readLow(mask);
-  into[1] = v.readHigh(mask);
-  into[2] = v.readLow(shadow);
-  into[3] = v.readHigh(shadow);
+/** A mask or a shadow as halves: see `VmxGuest.cr0Halves`. */
+function readHalf(into: Int32Array, at: number, v: Vmcs, field: number): void {
+  into[at] = v.readLow(field);
+  into[at + 1] = v.readHigh(field);
 }
 const mergeLow = (real: number, halves: Int32Array): number => (real & ~halves[0]) | (halves[2] & halves[0]);
 const wide = (halves: Int32Array, at: number): bigint =>
@@ -218,7 +216,13 @@ export class VmxGuest implements GuestMode {
   loadControls(dirty: number): void {
     if (dirty & Dirty.controls) this.#reload();
     else if (dirty & Dirty.masks) this.#reloadMasks();
+    else if (dirty & Dirty.shadows) this.reloadShadows();
     this.resume();
+  }
+  /** The read shadows alone. */
+  reloadShadows(): void {
+    readHalf(this.cr0Halves, 2, this.#vmcs, F.CR0_READ_SHADOW);
+    readHalf(this.cr4Halves, 2, this.#vmcs, F.CR4_READ_SHADOW);
   }
   /** What each entry arms anew. */
   resume(): void {
@@ -262,8 +266,9 @@ export class VmxGuest implements GuestMode {
     const v = this.#vmcs;
     this.tscOffset = this.primary & Primary.tscOffset ? v.read64(F.TSC_OFFSET) : 0n;
     this.exceptionBitmap = v.read32(F.EXCEPTION_BITMAP) | 0;
-    readHalves(this.cr0Halves, v, F.CR0_GUEST_HOST_MASK, F.CR0_READ_SHADOW);
-    readHalves(this.cr4Halves, v, F.CR4_GUEST_HOST_MASK, F.CR4_READ_SHADOW);
+    readHalf(this.cr0Halves, 0, v, F.CR0_GUEST_HOST_MASK);
+    readHalf(this.cr4Halves, 0, v, F.CR4_GUEST_HOST_MASK);
+    this.reloadShadows();
     this.direct.update();
   }
 
@@ -575,12 +580,15 @@ export class VmxGuest implements GuestMode {
     const caps = this.#caps;
     if (cr === 0) {
       const real = merge(value, this.#processor.state.cr0, this.cr0Mask);
-      const zero = this.secondary & Secondary.unrestrictedGuest ? caps.cr0Fixed0 & ~0x80000001n : caps.cr0Fixed0;
-      return (real & zero) !== zero || (real & ~caps.cr0Fixed1) !== 0n;
+      return real >> 32n !== 0n || !this.cr0Holds(Number(real) | 0);
     }
     if (cr !== 4) return false;
     const real = merge(value, this.#processor.state.cr4, this.cr4Mask);
     return (real & caps.cr4Fixed0) !== caps.cr4Fixed0 || (real & ~caps.cr4Fixed1) !== 0n;
+  }
+  /** Has the low half of CR0 the bits that are fixed. */
+  cr0Holds(low: number): boolean {
+    return cr0FixedHolds(this.#caps, low, (this.secondary & Secondary.unrestrictedGuest) !== 0);
   }
 }
 

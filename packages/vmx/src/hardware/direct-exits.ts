@@ -37,6 +37,7 @@ export interface DirectGuest {
   readonly cr4Halves: Int32Array;
   record(reason: number, length: number, qualification?: number): true;
   crWriteExits(cr: number, value: bigint): boolean;
+  cr0Holds(low: number): boolean;
   msrExits(index: number, write: boolean): boolean;
   portExits(port: number, size: number): boolean;
 }
@@ -110,6 +111,12 @@ export class VmxDirectExits implements DirectExits {
   cr0Owned(): number {
     const [mask] = this.#guest.cr0Halves;
     return (mask & TS) !== 0 ? -1 : mask;
+  }
+
+  mergeCr0(low: number): number | undefined {
+    const [mask] = this.#guest.cr0Halves;
+    const real = (low & ~mask) | (this.#words[S.cr0 >> 2] & mask);
+    return this.#guest.cr0Holds(real) ? real : undefined;
   }
 
   movCr(cr: number, write: boolean, gpr: number, length: number): boolean {

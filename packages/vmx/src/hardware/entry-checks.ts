@@ -19,7 +19,7 @@ import {
   Primary,
   Secondary,
 } from './bits.ts';
-import type { Allowed, VmxCapabilities } from './capabilities.ts';
+import { type Allowed, cr0FixedHolds, type VmxCapabilities } from './capabilities.ts';
 import { Dirty, F, type FieldName, regionRevision, type Vmcs } from './vmcs.ts';
 
 /** A rule that did not hold. */
@@ -393,8 +393,6 @@ const guest = (code: string, field: FieldName, rule: string, ok: (c: CheckContex
   row(`vmx.guest.${code}`, field, REGISTERS, rule, '26.3.1.1', ok);
 /** A rule that reads CR0.PE or PG, beside other fields. */
 const byMode = (check: CheckRow): CheckRow => ({ ...check, groups: check.groups | Dirty.guestMode });
-/** With unrestricted guest PE and PG may be clear. */
-const PE_PG = 0x80000001n;
 
 const REGISTER_ROWS: CheckRow[] = [
   row(
@@ -403,7 +401,7 @@ const REGISTER_ROWS: CheckRow[] = [
     REGISTERS | Dirty.guestCr0,
     'fixed bits as IA32_VMX_CR0_FIXED0/1 say (PE, PG free if unrestricted)',
     '26.3.1.1',
-    (c) => fixed(c.vmcs.read64(F.GUEST_CR0), c.urg ? c.caps.cr0Fixed0 & ~PE_PG : c.caps.cr0Fixed0, c.caps.cr0Fixed1),
+    (c) => upperZero(c, F.GUEST_CR0) && cr0FixedHolds(c.caps, c.cr0, c.urg),
   ),
   byMode(guest('cr0.pg-without-pe', 'GUEST_CR0', 'PG needs PE', (c) => !(c.cr0 & CR0_PG) || (c.cr0 & CR0_PE) !== 0)),
   guest('cr4.fixed', 'GUEST_CR4', 'fixed bits as IA32_VMX_CR4_FIXED0/1 say', (c) =>

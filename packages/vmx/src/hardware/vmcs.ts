@@ -228,14 +228,16 @@ export const Dirty = {
   guestRip: 16,
   /** Activity, interruptibility, pending debug exceptions, link pointer, event to inject. */
   guestNonRegister: 32,
-  /** Masks and shadows: nothing to check, but the running guest's copies are stale. */
+  /** Masks and the like: nothing to check, but the running guest's copies are stale. */
   masks: 64,
   /** RFLAGS; a change of VM is one of the segments, too. */
   guestRflags: 128,
   /** CR0 in any bit, and in PE or PG, which rules about other fields read. */
   guestCr0: 256,
   guestMode: 512,
-  all: 1023,
+  /** Likewise, of the read shadows. */
+  shadows: 1024,
+  all: 2047,
 } as const;
 
 const CR0_PE_PG = 0x80000001 | 0;
@@ -326,8 +328,8 @@ const GROUP_OF = new Map<number, number>([
   [F.EXCEPTION_BITMAP, Dirty.masks],
   [F.CR0_GUEST_HOST_MASK, Dirty.masks],
   [F.CR4_GUEST_HOST_MASK, Dirty.masks],
-  [F.CR0_READ_SHADOW, Dirty.masks],
-  [F.CR4_READ_SHADOW, Dirty.masks],
+  [F.CR0_READ_SHADOW, Dirty.shadows],
+  [F.CR4_READ_SHADOW, Dirty.shadows],
 ]);
 
 function groupOf(encoding: number): number {
