@@ -10,11 +10,10 @@ import { kvmRaxRead, kvmRaxWrite, kvmRegisterReadRaw } from './kvm-cache-regs.ts
 import {
   type EmulateCtxt,
   emulateCtxt,
-  kvmEmulateInstruction,
   kvmGetLinearRip,
   kvmIsLinearRip,
   kvmSkipEmulatedInstruction,
-  retire,
+  skipDecodedInstruction,
   x86EmulateInstruction,
 } from './kvm-emulate.ts';
 import { inFrame, ownFrame, trace, unframed } from './trace.ts';
@@ -164,12 +163,8 @@ interface FastPio {
   linearRip: bigint;
   decode?: boolean;
 }
-function skipFastPio(vcpu: Vcpu, { decode }: FastPio): number {
-  if (!decode) return kvmSkipEmulatedInstruction(vcpu);
-  vcpu.kvm.calls.setInterruptShadow(vcpu, 0);
-  retire(vcpu);
-  return kvmEmulateInstruction(vcpu, EmulType.SKIP);
-}
+const skipFastPio = (vcpu: Vcpu, { decode }: FastPio): number =>
+  decode ? skipDecodedInstruction(vcpu) : kvmSkipEmulatedInstruction(vcpu);
 
 /** Skips OUT unless user space has moved RIP meanwhile (a reset). KVM: complete_fast_pio_out. */
 export function completeFastPioOut(vcpu: Vcpu, data: unknown): number {

@@ -91,11 +91,23 @@ export function kvmSkipEmulatedInstruction(vcpu: Vcpu): number {
   if (unframed(vcpu, kvmSkipEmulatedInstruction)) return inFrame(kvmSkipEmulatedInstruction, vcpu);
   const rflags = vcpu.kvm.calls.getRflags(vcpu);
   const r = vcpu.kvm.calls.skipEmulatedInstruction(vcpu);
-  if (r === 0) return 0;
+  return r === 0 ? 0 : endOfSkip(vcpu, rflags);
+}
+ownFrame('kvmSkipEmulatedInstruction', kvmSkipEmulatedInstruction);
+
+function endOfSkip(vcpu: Vcpu, rflags: bigint): number {
   retire(vcpu);
   return (lowWord(rflags) & Flag.TF) !== 0 ? doSinglestep(vcpu) : 1;
 }
-ownFrame('kvmSkipEmulatedInstruction', kvmSkipEmulatedInstruction);
+
+/** The same where the vendor's length of the instruction was lost on a move: it is decoded. RF stays, as there. */
+export function skipDecodedInstruction(vcpu: Vcpu): number {
+  const rflags = vcpu.kvm.calls.getRflags(vcpu);
+  if (!kvmEmulateInstruction(vcpu, EmulType.SKIP)) return 0;
+  if ((rflags & RF) !== 0n) kvmSetRflagsRaw(vcpu, rflags);
+  vcpu.kvm.calls.setInterruptShadow(vcpu, 0);
+  return endOfSkip(vcpu, rflags);
+}
 
 /** err: #GP(0), RIP stays; 0: skip. KVM: kvm_complete_insn_gp. */
 export function kvmCompleteInsnGp(vcpu: Vcpu, err: number): number {

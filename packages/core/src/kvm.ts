@@ -66,6 +66,8 @@ export interface KvmSave {
   tick: number;
   /** State of the sequence behind RDRAND and RDSEED. */
   random: bigint;
+  /** Tick of the last delivered event, -1: none. A second one at the same tick takes a tick of its own. */
+  deliveredAt: number;
   /** What a tick lasted: time goes on only where it lasts as long. */
   nsPerTick: number;
 }
@@ -186,11 +188,12 @@ export class Kvm {
     requireShape('KVM_STATE', Errno.EINVAL, 'the saved kernel is damaged or foreign: ', what, 'state', wanted);
     this.processor.tick = what.tick;
     this.processor.state.set64(S.random, what.random);
+    this.processor.deliveredAt = what.deliveredAt;
   }
-  /** The kernel's own state: the clock and the random sequence. VMs are saved by themselves. */
+  /** The kernel's own state: the clock, what it counted last, and the random sequence. VMs are saved by themselves. */
   save(): KvmSave {
-    const { tick, state } = this.processor;
-    return { version: 1, tick, random: state.get64(S.random), nsPerTick: this.nsPerTick };
+    const { tick, state, deliveredAt } = this.processor;
+    return { version: 1, tick, random: state.get64(S.random), deliveredAt, nsPerTick: this.nsPerTick };
   }
   /** KVM_GET_SUPPORTED_CPUID. */
   getSupportedCpuid(): CpuidEntry[] {

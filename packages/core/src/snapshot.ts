@@ -53,6 +53,8 @@ export interface VcpuSave {
   pio: { port: number; in: boolean; size: number; count: number };
   session: SavedSession;
   tscOffset: bigint;
+  /** Entries in a row that retired nothing: from some number on they take ticks. */
+  progress: { tick: number; fruitless: number };
 }
 
 const checksums = new WeakMap<CpuModel, number>();
@@ -103,6 +105,7 @@ export function saveVcpu(vcpu: Vcpu): VcpuSave {
     pio: { ...arch.pio },
     session: emulateCtxt(vcpu).evaluator.context.session.save(),
     tscOffset: arch.tscOffset,
+    progress: { ...vcpu.progress },
   };
 }
 
@@ -177,6 +180,7 @@ export function loadVcpu(vcpu: Vcpu, saved: VcpuSave): void {
   vcpu.exit = structuredClone(saved.exit);
   arch.completeUserspaceIo = structuredClone(saved.completion);
   Object.assign(arch.pio, saved.pio);
+  Object.assign(vcpu.progress, saved.progress);
   emulateCtxt(vcpu).evaluator.context.session.load(saved.session);
 }
 

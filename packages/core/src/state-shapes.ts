@@ -10,6 +10,7 @@ import {
   i32,
   integer,
   list,
+  MAX_TICK,
   nullable,
   oneOf,
   optional,
@@ -169,6 +170,9 @@ export const KVM_XSAVE = bytes(4096, 4096);
 /** x87, SSE and AVX state in a saved vCPU: the state block from `S.ymm` to MXCSR. */
 export const FPU_IMAGE = bytes(FRESH_FPU.length, FRESH_FPU.length);
 
+/** A tick in the past, -1: there was none. */
+const tickOrNone = integer(-1, MAX_TICK);
+
 /** What Vcpu.save gives. */
 export const VCPU_STATE = struct({
   ...version1,
@@ -193,6 +197,7 @@ export const VCPU_STATE = struct({
   pio: struct({ port: u16, in: flag, size: oneOf(0, 1, 2, 4), count: integer(0, PIO_BYTES) }),
   session: SESSION,
   tscOffset: u64,
+  progress: struct({ tick: tickOrNone, fruitless: u32 }),
 });
 
 const PIC_CHIP = struct({
@@ -237,4 +242,5 @@ export const VM_STATE = struct({
   disabledQuirks: u32,
 });
 /** What Kvm.save gives: ticks and what they last belong together. */
-export const kvmState = (nsPerTick: number) => struct({ ...version1, tick, random: u64, nsPerTick: oneOf(nsPerTick) });
+export const kvmState = (nsPerTick: number) =>
+  struct({ ...version1, tick, random: u64, deliveredAt: tickOrNone, nsPerTick: oneOf(nsPerTick) });

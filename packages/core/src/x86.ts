@@ -43,6 +43,9 @@ const FREE_FRUITLESS_ENTRIES = 1000;
 /** So many give a caller without a budget a chance to look. */
 const MAX_FRUITLESS_ENTRIES = 20000;
 
+/** Ticks beyond the budget that a delivery and a shadow's instruction may take; only a delivery that fails for ever takes more. */
+const GRACE = 16;
+
 /** KVM_RUN. KVM: kvm_arch_vcpu_ioctl_run. Throws KvmError for what the caller did wrong (EINVAL, EIO). */
 export const kvmArchVcpuIoctlRun = frame('kvmArchVcpuIoctlRun', (vcpu: Vcpu, options: RunOptions): KvmExit => {
   const { kvm } = vcpu;
@@ -163,8 +166,19 @@ function budgetUsed(vcpu: Vcpu): boolean {
   else if (++progress.fruitless > FREE_FRUITLESS_ENTRIES) kvm.processor.tick++;
   progress.tick = kvm.now();
   const stuck = progress.fruitless > 0 && progress.fruitless % MAX_FRUITLESS_ENTRIES === 0;
-  return stuck || progress.tick >= vcpu.runDeadline;
+  const over = progress.tick - vcpu.runDeadline;
+  return stuck || over >= GRACE || (over >= 0 && isBetweenInstructions(vcpu));
 }
+
+/**
+ * Neither in a delivery nor under a shadow: where the processor itself would stop for the host's timer. An exit in between is the host's
+ * own (a page that it had not mapped yet), and whether it comes must not be seen.
+ */
+const isBetweenInstructions = (vcpu: Vcpu): boolean => {
+  const { exception, interrupt, nmiInjected } = vcpu.arch;
+  if (exception.injected || interrupt.injected || nmiInjected) return false;
+  return vcpu.kvm.calls.getInterruptShadow(vcpu) === 0;
+};
 
 /** Runs until user space is needed. > 0 never; 0 exit prepared; < 0 errno. KVM: vcpu_run. */
 function vcpuRun(vcpu: Vcpu): number {

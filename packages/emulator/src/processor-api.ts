@@ -127,6 +127,8 @@ export interface ProcessorApi {
   initPending: boolean;
   /** DR6 bits of debug traps that wait for the next boundary (MOV SS holds them back); a world switch takes them along. */
   pendingDebug: bigint;
+  /** Tick of the last delivered event, -1: none. A second one at the same tick takes a tick of its own. */
+  deliveredAt: number;
   /** The event whose delivery an exit interrupted. */
   eventInDelivery: PendingEvent | undefined;
   /** The event whose delivery ended in the last shutdown, and when: tells, changes nothing. */

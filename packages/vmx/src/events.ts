@@ -19,6 +19,7 @@ import {
   INTR_VALID,
   IntrType,
   Interruptibility as interruptibilityBits,
+  PendingDebug,
   Primary,
 } from './hardware/bits.ts';
 import { F, Word as vmcsWords } from './hardware/vmcs.ts';
@@ -37,10 +38,17 @@ const writeInstructionLength = (vcpu: Vcpu): void => {
   vmcsOf(vcpu).write32(F.VM_ENTRY_INSTRUCTION_LEN, toVmx(vcpu).eventExitInstLen);
 };
 
-/** The emulator stands in for the delivery; like one it ends the shadow (with IF clear, entry would refuse blocking by STI). */
+/**
+ * The emulator stands in for the delivery; like one it ends the shadow (with IF clear, entry would refuse blocking by STI), and the
+ * single step's trap that waited with it is gone (with TF clear, it would come once more, in the handler).
+ */
 function injectRealmode(vcpu: Vcpu, vector: number, instructionLength: number): void {
   kvmInjectRealmodeInterrupt(vcpu, vector, instructionLength);
   vmxSetInterruptShadow(vcpu, 0);
+  if (vector === Vector.DB) {
+    const v = vmcsOf(vcpu);
+    v.write64(F.GUEST_PENDING_DBG_EXCEPTIONS, v.read64(F.GUEST_PENDING_DBG_EXCEPTIONS) & ~PendingDebug.bs);
+  }
 }
 
 /** KVM: vmx_inject_irq. */

@@ -92,7 +92,7 @@ export function setSegmentRaw(vcpu: Vcpu, s: KvmSegment, seg: SegmentIndex): voi
     return;
   }
   // Entry needs the accessed bit; guests and user space may leave it clear.
-  const accessed = isUnrestrictedGuest(vcpu) && seg !== Seg.LDTR;
+  const accessed = isUnrestrictedGuest(vcpu) && seg !== Seg.LDTR && !s.unusable;
   writeSegment(vcpu, accessed ? { ...s, type: s.type | 1 } : s, seg);
 }
 /** KVM: vmx_set_segment. */

@@ -489,6 +489,12 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   // Debug registers
 
+  get deliveredAt(): number {
+    return this.events.deliveredAt;
+  }
+  set deliveredAt(tick: number) {
+    this.events.deliveredAt = tick;
+  }
   get pendingDebug(): bigint {
     return this.events.pendingDebug;
   }
