@@ -14,17 +14,22 @@ const CONTROL = [
 ];
 /** mov eax, cr0; xor eax, 20000001h; mov cr0, eax, which #GP refuses: NW without CD. Its handler steps over it. */
 const REFUSED = [0x0f, 0x20, 0xc0, 0x66, 0x35, 0x00, 0x00, 0x00, 0x20, 0x0f, 0x22, 0xc0];
+/** mov eax, cr0; xor al, 1; mov cr0, eax; inc dword [7004h]; xor al, 1; mov cr0, eax: PE, with segments as they are */
+const MODES = [
+  ...[0x0f, 0x20, 0xc0, 0x34, 0x01, 0x0f, 0x22, 0xc0],
+  ...[0x66, 0xff, 0x06, 0x04, 0x70, 0x34, 0x01, 0x0f, 0x22, 0xc0],
+];
 /** in al, 21h; xor al, 1; out 21h, al: the PIC in the kernel; out 80h, al: user space's */
 const PORTS = [0xe4, 0x21, 0x34, 0x01, 0xe6, 0x21, 0xe6, 0x80];
 /** add word [esp], 3; inc word [7000h]; iret */
 const HANDLER = [0x67, 0x83, 0x04, 0x24, 0x03, 0xff, 0x06, 0x00, 0x70, 0xcf];
-/** mov word [4 * 13], handler; mov word [4 * 13 + 2], 0; mov edi, 300 */
+/** cli; mov word [4 * 13], handler; mov word [4 * 13 + 2], 0; mov edi, 300 */
 const HANDLER_AT = 0x7d00;
 const START = [
-  ...[0xc7, 0x06, 0x34, 0x00, HANDLER_AT & 0xff, HANDLER_AT >> 8, 0xc7, 0x06, 0x36, 0x00, 0x00, 0x00],
+  ...[0xfa, 0xc7, 0x06, 0x34, 0x00, HANDLER_AT & 0xff, HANDLER_AT >> 8, 0xc7, 0x06, 0x36, 0x00, 0x00, 0x00],
   ...[0x66, 0xbf, 0x2c, 0x01, 0x00, 0x00],
 ];
-const TURN = [...READS, ...CONTROL, ...REFUSED, ...PORTS, 0x66, 0x4f];
+const TURN = [...READS, ...CONTROL, ...MODES, ...REFUSED, ...PORTS, 0x66, 0x4f];
 /** … dec edi; jnz again; mov al, 0; out 0f4h, al; hlt */
 const CODE = [...START, ...TURN, 0x75, -(TURN.length + 2) & 0xff, 0xb0, 0x00, 0xe6, 0xf4, 0xf4];
 const LOOPS = 300;
@@ -77,6 +82,7 @@ async function run(backend: Backend, slice: number, traced: boolean): Promise<un
   if (traced) expect(exits).toBeGreaterThanOrEqual(7 * LOOPS);
   const [vcpu] = machine.vm.vcpus;
   const refused = machine.vm.readGuestValue(0x7000, 2);
+  expect(machine.vm.readGuestValue(0x7004, 4)).toBe(BigInt(LOOPS));
   return { stop, tick: machine.kvm.now(), refused, regs: vcpu.getRegs(), sregs: vcpu.getSregs() };
 }
 
@@ -106,6 +112,17 @@ describe.each([
     });
     await run(defineBackend({ name: 'wrapped', apiVersion: 1, extends: vendor(), ops }), 1_000_000, false);
     expect(seen).toBeGreaterThanOrEqual(LOOPS);
+  });
+  test('a listener to modes hears of each switch, with CR0 as it was', async () => {
+    const machine = await createMachine({ backend: vendor(), image: image(), memory: 2 ** 21 });
+    const switches: string[] = [];
+    machine.kvm.processor.onModeChange = ({ from, to, cr0 }) => {
+      if (from.guest) switches.push(`${from.name} ${to.name} ${(cr0.before ^ cr0.after).toString(16)}`);
+    };
+    let stop = machine.runSlice(1_000_000);
+    while (stop === null || stop.reason === 'budget') stop = machine.runSlice(1_000_000);
+    expect(switches).toHaveLength(2 * LOOPS);
+    expect(new Set(switches)).toEqual(new Set(['real protected16 1', 'protected16 real 1']));
   });
   test('a wrapper of handleExit gets every exit to see', async () => {
     let seen = 0;

@@ -5,11 +5,11 @@
  *
  * Here CPUID and RDMSR take it, accesses to control registers, and IN and OUT: the handlers that the table has for them run before the run
  * loop hears of the exit, if the loop would find nothing else to do. Afterwards it hears of it if they have left it anything. While anything
- * listens to the trace, every exit takes the full way. CPUID, and MOV to CR0 that changes nothing but plain bits, have a way of their own
- * that comes to the same as the handler.
+ * listens to the trace, every exit takes the full way. CPUID, and a MOV to CR0 from which little follows, have a way of their own that comes
+ * to the same as the handler.
  */
 import { CR0, CR4 } from '@tskvm/emulator';
-import { cr0Low, cr4Low, isGuestMode } from './kvm-cache-regs.ts';
+import { cr0Low, cr4Low, isGuestMode, isLongMode } from './kvm-cache-regs.ts';
 import { lowWord } from './low-word.ts';
 import { kvmUpdateCpuRole } from './mmu/mmu.ts';
 import { FastPath, MpState } from './types.ts';
@@ -53,18 +53,23 @@ export function kvmFastpathOutcome(vcpu: Vcpu, outcome: number): FastPath {
   return calm ? FastPath.REENTER_GUEST : FastPath.EXIT_HANDLED;
 }
 
-/** Bits of CR0 that neither the mode nor paging as such nor caching follow. */
+/** Bits of CR0 that neither the mode nor paging as such nor caching follow. While paging is off, of PE follows no more to KVM. */
 const PLAIN_CR0 = lowWord(CR0.MP | CR0.EM | CR0.TS | CR0.NE | CR0.WP | CR0.AM);
+const PE = lowWord(CR0.PE);
 const PG = lowWord(CR0.PG);
 const WP = lowWord(CR0.WP);
 const CET = lowWord(CR4.CET);
+const PCIDE = lowWord(CR4.PCIDE);
 
 /**
  * Of kvm_set_cr0: may the guest change these bits of CR0, and does nothing follow from it but what `kvmFastPostSetCr0` does? The vendor's
  * veto is the caller's business.
+ * @param low the value's low half; the upper one is 0
  */
-export function kvmMayFastSetCr0(vcpu: Vcpu, changed: number): boolean {
-  if ((changed & ~PLAIN_CR0) !== 0) return false;
+export function kvmMayFastSetCr0(vcpu: Vcpu, changed: number, low: number): boolean {
+  const paging = low < 0;
+  if ((changed & ~(paging ? PLAIN_CR0 : PLAIN_CR0 | PE)) !== 0) return false;
+  if (!paging && (isLongMode(vcpu) || cr4Low(vcpu, PCIDE) !== 0)) return false;
   return (changed & WP) === 0 || (changed === WP && vcpu.kvm.caps.tdpEnabled && cr4Low(vcpu, CET) === 0);
 }
 /** Of kvm_post_set_cr0, then. */

@@ -146,7 +146,7 @@ export interface ProcessorApi {
   /**
    * The entry of a guest whose control registers, segments, CPL, RFLAGS.VM and AC, and DR7 are in the state block as its last exit left
    * them, under the same controls: as `guest = …` and `stateReplaced('vmentry')`.
-   * @param cr0Written but for MP, EM, TS, NE, WP or AM of CR0. Default false.
+   * @param cr0Written but for MP, EM, TS, NE, WP or AM of CR0, or PE while PG is clear. Default false.
    */
   resumeGuest(guest: GuestMode, cr0Written?: boolean): void;
   /** Delivers an event through the IDT as VM entry injection does (APM 15.20); faults on the way become exceptions. False: it exited. */

@@ -93,8 +93,7 @@ export function svmSetCr0(vcpu: Vcpu, cr0: bigint): void {
 ownFrame('svmSetCr0', svmSetCr0);
 
 /**
- * A fastpath's part of crInterception, kvmSetCr0 and svmSetCr0 for the selective intercept: a MOV whose value changes nothing but plain
- * bits, under ops that nobody has wrapped.
+ * A fastpath's part of crInterception, kvmSetCr0 and svmSetCr0: a MOV from which little follows, under ops that nobody has wrapped.
  * @returns false: it is more than that, and nothing has happened
  */
 export function svmFastSetCr0(vcpu: Vcpu, svm: VcpuSvm): boolean {
@@ -103,13 +102,15 @@ export function svmFastSetCr0(vcpu: Vcpu, svm: VcpuSvm): boolean {
   const { calls } = vcpu.kvm;
   const gpr = (words[W.exitInfo1] & 15) * 2;
   const low = regWords[gpr];
-  const changed = low ^ words[W.cr0];
-  // EXITINFO1 bit 63: a decoded MOV. Without the other intercept the hardware's CR0 is the guest's.
-  if (words[W.exitInfo1 + 1] >= 0 || regWords[gpr + 1] !== 0 || !kvmMayFastSetCr0(vcpu, changed)) return false;
-  if (calls.setCr0 !== svmSetCr0 || calls.isValidCr0 !== svmIsValidCr0) return false;
-  words[W.cr0] = low;
-  vcpu.arch.cr0 = vmcb.quads[Q.cr0];
-  seen[SEEN.CR0] = low;
+  const changed = low ^ lowWord(vcpu.arch.cr0);
+  // EXITINFO1 bit 63: a decoded MOV.
+  if (words[W.exitInfo1 + 1] >= 0 || regWords[gpr + 1] !== 0 || !kvmMayFastSetCr0(vcpu, changed, low)) return false;
+  if (calls.setCr0 !== svmSetCr0 || calls.isValidCr0 !== svmIsValidCr0 || !svmModule(vcpu).params.npt) return false;
+  // The hardware's CR0 lacks CD and NW, which stay.
+  const hardware = words[W.cr0] ^ changed;
+  words[W.cr0] = hardware;
+  vcpu.arch.cr0 = hardware === low ? vmcb.quads[Q.cr0] : BigInt(low >>> 0);
+  seen[SEEN.CR0] = hardware;
   vmcb.markDirty(Clean.CR);
   kvmFastPostSetCr0(vcpu, changed);
   return true;

@@ -154,7 +154,7 @@ function svmExitHandlersFastpath(vcpu: Vcpu, svm: VcpuSvm): FastPath {
     svmSkip(vcpu);
     return FastPath.REENTER_GUEST;
   }
-  if (code === CR0_SEL_WRITE && svmFastSetCr0(vcpu, svm)) {
+  if ((code === CR0_SEL_WRITE || code === WRITE_CR0) && svmFastSetCr0(vcpu, svm)) {
     svmSkip(vcpu);
     return FastPath.REENTER_GUEST;
   }
@@ -165,7 +165,7 @@ function isFast(code: number, info: number): boolean {
   if (code === CPUID || code <= LAST_CR || code === CR0_SEL_WRITE) return code >= 0;
   return code === MSR ? info === 0 : code === IOIO && (info & IO_STRING) === 0;
 }
-const { CPUID, CR0_SEL_WRITE, IOIO, MSR, WRITE_CR8: LAST_CR } = SvmExit;
+const { CPUID, CR0_SEL_WRITE, IOIO, MSR, WRITE_CR0, WRITE_CR8: LAST_CR } = SvmExit;
 const IO_STRING = 4;
 const DR6_INACTIVE = Number(DR6_ACTIVE_LOW) | 0;
 /** All groups but the two that KVM always treats as dirty: int_ctl (3) and CR2 (9). */

@@ -5,11 +5,14 @@
 import {
   CR4_PDPTR_BITS,
   CR4_TLBFLUSH_BITS,
+  cr0Low,
   frame,
   inFrame,
   isGuestMode,
   isPaePaging,
   isPaging,
+  kvmFastPostSetCr0,
+  kvmMayFastSetCr0,
   kvmReadCr4,
   kvmRegisterMarkAvailable,
   kvmRegisterMarkDirty,
@@ -86,6 +89,29 @@ export function vmxSetCr0(vcpu: Vcpu, cr0: bigint): void {
   vcpu.arch.emulationRequired = vmxEmulationRequired(vcpu);
 }
 ownFrame('vmxSetCr0', vmxSetCr0);
+
+/**
+ * A fastpath's part of handleCr, kvmSetCr0 and vmxSetCr0: a MOV to CR0 from which little follows, under ops that nobody has wrapped.
+ * @param qual exit qualification of a control-register access
+ * @returns false: it is more than that, and nothing has happened
+ */
+export function vmxFastSetCr0(vcpu: Vcpu, qual: number): boolean {
+  const { arch, kvm } = vcpu;
+  const gpr = (qual >> 8) & 15;
+  // Bits 3:0 number the register, 5:4 are 0 for a MOV to it; RSP is read late.
+  if ((qual & 0x3f) !== 0 || gpr === RSP || !isUnrestrictedGuest(vcpu)) return false;
+  const { regs32 } = toVmx(vcpu);
+  const low = regs32[gpr * 2];
+  const changed = low ^ cr0Low(vcpu, -1);
+  if (regs32[gpr * 2 + 1] !== 0 || !kvmMayFastSetCr0(vcpu, changed, low)) return false;
+  if (kvm.calls.setCr0 !== vmxSetCr0 || kvm.calls.isValidCr0 !== vmxIsValidCr0) return false;
+  const v = vmcsOf(vcpu);
+  v.writeNumber(F.CR0_READ_SHADOW, low >>> 0);
+  v.writeNumber(F.GUEST_CR0, ((low & ~CR0_ALWAYS_OFF) | CR0_ALWAYS_ON_UNRESTRICTED) >>> 0);
+  arch.cr0 = v.read64(F.CR0_READ_SHADOW);
+  kvmFastPostSetCr0(vcpu, changed);
+  return true;
+}
 
 /** EPT without unrestricted guest: while the guest's paging is off the hardware's CR3 is the identity map's. */
 function updatePagingWithoutUrg(vcpu: Vcpu, wasPaging: boolean, paging: boolean): void {

@@ -29,7 +29,7 @@ import { kvmVmxExitHandlers, vmxHandleExit } from './exits.ts';
 import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, PendingDebug, Reason as reasons } from './hardware/bits.ts';
 import { F, Word as vmcsWords } from './hardware/vmcs.ts';
 import { vmxLoadGuestMsrs } from './msrs.ts';
-import { vmxEptLoadPdptrs } from './registers.ts';
+import { vmxEptLoadPdptrs, vmxFastSetCr0 } from './registers.ts';
 import { toVmx, type VcpuVmx, vmcsOf } from './vcpu-vmx.ts';
 
 /** Own constants are constants to the compiler; imported names are looked up at each use. */
@@ -163,6 +163,11 @@ function vmxExitHandlersFastpath(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
   if (!isFast(exitReason) || !maySkip(vcpu, vmx)) return FastPath.NONE;
   if (!kvmMayUseFastpath(vcpu, vmxHandleExit, vmxSkipEmulatedInstruction)) return FastPath.NONE;
   if (exitReason === Reason.CPUID && kvmFastCpuid(vcpu)) {
+    vmxSkipEmulatedInstruction(vcpu);
+    vcpu.kvm.processor.tick++;
+    return FastPath.REENTER_GUEST;
+  }
+  if (exitReason === CR_ACCESS && vmxFastSetCr0(vcpu, vmcsOf(vcpu).words[Word.exitQualification])) {
     vmxSkipEmulatedInstruction(vcpu);
     vcpu.kvm.processor.tick++;
     return FastPath.REENTER_GUEST;

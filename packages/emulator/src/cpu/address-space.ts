@@ -10,7 +10,8 @@ import { CR0, CR4, S } from '../state-layout.ts';
 import { contextRights, isLongModeActive, pagingMode } from './mode.ts';
 import type { StateBlock } from './state.ts';
 
-const CR0_INPUTS = Number(CR0.PE | CR0.PG | CR0.WP) | 0;
+/** PE follows from PG. */
+const CR0_INPUTS = Number(CR0.PG | CR0.WP) | 0;
 const LA57 = Number(CR4.LA57);
 const CR0_WORD = S.cr0 >> 2;
 const CR3_WORD = S.cr3 >> 2;

@@ -142,7 +142,7 @@ export class SvmDirectExits implements DirectExits {
     const high = long ? words[(S.gpr >> 2) + gpr * 2 + 1] : 0;
     const changed = low ^ words[S.cr0 >> 2];
     if (high !== 0) return false;
-    if ((changed & CR0_COMBINED) !== 0 && cr0Illegal(this.#processor, BigInt(low >>> 0))) return false;
+    if ((changed & CR0_COMBINED) !== 0 && cr0Illegal(this.#processor, low, 0)) return false;
     const selective = (changed & ~CR0_TS_MP) !== 0 && guest.has(SvmExit.CR0_SEL_WRITE);
     if (!guest.has(SvmExit.WRITE_CR0) && !selective) return false;
     this.#recordMov(guest.has(SvmExit.WRITE_CR0) ? SvmExit.WRITE_CR0 : SvmExit.CR0_SEL_WRITE, gpr, length);

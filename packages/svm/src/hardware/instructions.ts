@@ -265,7 +265,7 @@ export class SvmHardware {
 
   /**
    * The guest that left last comes back, and its VMCB says that nothing of what is loaded and checked has changed but what is loaded here,
-   * and plain bits of CR0.
+   * and bits of CR0 that are loaded already.
    */
   #resume(vmcb: Vmcb, gprs: BigUint64Array, cr0Written: boolean): void {
     const { guest } = this;

@@ -307,7 +307,8 @@ export class SvmGuest implements GuestMode {
    * processor raises #GP without a #VMEXIT; the unconditional intercept wins over the selective one, which ignores TS and MP.
    */
   crWrite(info: InstructionInfo): boolean {
-    if (info.reg === 0 && cr0Illegal(this.#processor, info.srcVal)) return false;
+    const [low, high] = [Number(info.srcVal & 0xffffffffn) | 0, Number(info.srcVal >> 32n)];
+    if (info.reg === 0 && cr0Illegal(this.#processor, low, high)) return false;
     if (this.exitIf(SvmExit.WRITE_CR0 + info.reg, info, this.movCrInfo(info))) return true;
     if (info.reg !== 0 || !this.has(SvmExit.CR0_SEL_WRITE)) return false;
     const changed = (info.srcVal ^ this.#processor.state.cr0) & ~(CR0.TS | CR0.MP);

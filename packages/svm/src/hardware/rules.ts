@@ -2,7 +2,7 @@
  * Rules of AMD-V that are data or plain functions: automatic exits, the MSR permission map, illegal CR0 values, event types.
  * Manual: APM vol. 2 sections 15.11, 15.20, 15.35.4, 3.1.1 and table 15-7.
  */
-import { CR0, CR4, EFER, type PendingEvent, type ProcessorApi, Vector } from '@tskvm/emulator';
+import { CR0, CR4, EFER, type PendingEvent, type ProcessorApi, S, Vector } from '@tskvm/emulator';
 import { SvmExit } from './exit-codes.ts';
 import { EventInfo } from './vmcb.ts';
 
@@ -46,14 +46,18 @@ export function msrpmBit(index: number): number {
 export const pa64 = (view: DataView, at: number): number =>
   view.getUint32(at + 4, true) * 0x1_0000_0000 + ((view.getUint32(at, true) & 0xffff_f000) >>> 0);
 
+const low = (bits: bigint): number => Number(bits) | 0;
+const [PE, NW, CD, PG] = [low(CR0.PE), low(CR0.NW), low(CR0.CD), low(CR0.PG)];
+const PAE = low(CR4.PAE);
+const LME = low(EFER.LME);
 /** The combinations for which MOV CR0 raises #GP by itself (APM 3.1.1, 5.3.1; before any intercept, table 15-7). */
-export function cr0Illegal(processor: ProcessorApi, value: bigint): boolean {
-  if (value >> 32n !== 0n) return true;
-  if ((value & (CR0.NW | CR0.CD)) === CR0.NW) return true;
-  if ((value & (CR0.PG | CR0.PE)) === CR0.PG) return true;
-  const { state } = processor;
-  const enablesPaging = (value & CR0.PG) !== 0n && (state.cr0 & CR0.PG) === 0n;
-  return enablesPaging && (state.efer & EFER.LME) !== 0n && (state.cr4 & CR4.PAE) === 0n;
+export function cr0Illegal({ state: { view, base } }: ProcessorApi, low: number, high: number): boolean {
+  if (high !== 0 || (low & (NW | CD)) === NW) return true;
+  if ((low & PG) === 0) return false;
+  if ((low & PE) === 0) return true;
+  const enablesPaging = (view.getInt32(base + S.cr0, true) & PG) === 0;
+  const long = (view.getInt32(base + S.efer, true) & LME) !== 0;
+  return enablesPaging && long && (view.getInt32(base + S.cr4, true) & PAE) === 0;
 }
 
 /** EVENTINJ / EXITINTINFO type field of a pending event (APM table 15-10). */

@@ -82,7 +82,8 @@ function copyGprs(to: BigUint64Array, from: BigUint64Array): void {
   to[14] = from[14];
   to[15] = from[15];
 }
-/** MP, EM, TS, NE, WP, AM. */
+const PE = Number(CR0.PE);
+/** PE is one of them while PG is clear. */
 const PLAIN_CR0 = Number(CR0.MP | CR0.EM | CR0.TS | CR0.NE | CR0.WP | CR0.AM);
 /** Quad of the block at which the slots start. */
 const SLOTS = S.segments >> 3;
@@ -145,8 +146,8 @@ export class WorldSwitch {
   }
 
   /**
-   * The group of the control registers was written. All that has changed is bits of CR0 that neither a rule of VMRUN nor mode and caching
-   * follow: takes them over. False: it is more, and nothing has happened.
+   * The group of the control registers was written. All that has changed is bits of CR0 that no rule of VMRUN reads and that paging and
+   * caching do not follow: takes them over. False: it is more, and nothing has happened.
    */
   loadPlainCr0({ words }: SaveArea): boolean {
     const block = this.#words;
@@ -159,7 +160,8 @@ export class WorldSwitch {
       words[A.cr3 * 2 + 1] === block[B.cr3 * 2 + 1] &&
       words[A.cr0 * 2 + 1] === block[B.cr0 * 2 + 1];
     const cr0 = words[A.cr0 * 2];
-    if (!same || ((cr0 ^ block[B.cr0 * 2]) & ~PLAIN_CR0) !== 0) return false;
+    const plain = cr0 < 0 ? PLAIN_CR0 : PLAIN_CR0 | PE;
+    if (!same || ((cr0 ^ block[B.cr0 * 2]) & ~plain) !== 0) return false;
     block[B.cr0 * 2] = cr0;
     return true;
   }

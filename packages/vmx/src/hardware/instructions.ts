@@ -7,8 +7,9 @@
  * by `vmxon` only, as the others cannot meet them once VMX operation is on and CPL is 0.
  */
 import type { CpuModel, PendingEvent, PhysicalMemory, ProcessorApi } from '@tskvm/emulator';
-import { AssertionError, S as stateLayout } from '@tskvm/emulator';
+import { AssertionError, Attrib, Flag, Seg, S as stateLayout } from '@tskvm/emulator';
 import {
+  EntryCtl,
   EptCap,
   ExitCtl as exitControls,
   FAILED_VMENTRY,
@@ -49,6 +50,8 @@ const CR4_VMXE = 1n << 13n;
 /** With these the page tables' entries come from the VMCS, and the TLB keeps the guest apart. */
 const PLAIN_SECONDARY = Secondary.ept | Secondary.vpid;
 const NO_FAILURES: readonly FailedCheck[] = [];
+/** What a driver writes to change CR0. */
+const CR0_GROUPS = Dirty.guestCr0 | Dirty.guestMode | Dirty.shadows;
 
 /** Kinds of the events that entry injects, by interruption type (SDM table 24-13). */
 const INJECTED: Readonly<Record<number, PendingEvent['kind']>> = {
@@ -231,8 +234,10 @@ export class VmxSilicon {
     if (((v.block[S.cpl >> 2] >> 8) & Interruptibility.movSs) !== 0) return this.#fail(VmError.ENTRY_MOV_SS);
     if (launch && v.launched) return this.#fail(VmError.VMLAUNCH_NOT_CLEAR);
     if (!launch && !v.launched) return this.#fail(VmError.VMRESUME_NOT_LAUNCHED);
-    if (v.dirty === 0 && this.#isPlain()) {
-      this.#resume();
+    if ((v.dirty & ~CR0_GROUPS) === 0 && this.#isPlain() && (v.dirty === 0 || this.#cr0Holds())) {
+      const cr0Written = v.dirty !== 0;
+      v.dirty = 0;
+      this.#resume(cr0Written);
       return 0;
     }
     const error = this.#checkControlsAndHost();
@@ -288,12 +293,30 @@ export class VmxSilicon {
       this.guest.asid !== 0
     );
   }
+  /** CR0 and its shadow are all that was written, and no rule that reads CR0 is broken. Shortcut for the rows of entry-checks.ts. */
+  #cr0Holds(): boolean {
+    const { guest, vmcs } = this;
+    const { block, dirty } = vmcs;
+    const cr0 = block[S.cr0 >> 2];
+    if (block[(S.cr0 >> 2) + 1] !== 0 || !guest.cr0Holds(cr0)) return false;
+    if ((dirty & Dirty.guestMode) !== 0 && !this.#unpagedHolds(cr0)) return false;
+    if ((dirty & Dirty.shadows) !== 0) guest.reloadShadows();
+    return true;
+  }
+  /** Paging is off, and what PE decides is plain: no virtual-8086 mode, SS of level 0. */
+  #unpagedHolds(cr0: number): boolean {
+    const { block } = this.vmcs;
+    const level = (block[(S.segments >> 2) + Seg.SS * 4] >> (16 + Attrib.dplShift)) & 3;
+    return (
+      cr0 >= 0 && (this.#controls.entry & EntryCtl.ia32e) === 0 && (block[S.rflags >> 2] & Flag.VM) === 0 && level === 0
+    );
+  }
   /** The guest that left last comes back, and no rule and no control has to be looked at again. */
-  #resume(): void {
+  #resume(cr0Written: boolean): void {
     const { processor, guest } = this;
     guest.resume();
     this.#switch.loadGuest(this.#controls);
-    processor.resumeGuest(guest);
+    processor.resumeGuest(guest, cr0Written);
     this.#execute();
     this.#exit();
   }
