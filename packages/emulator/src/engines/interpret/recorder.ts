@@ -20,7 +20,14 @@ export class Recorder extends ValueRecorder implements Builder {
 
   getReg(ref: RegRef, size: Size): Value {
     const { args, k } = this.#register(ref);
-    return v(this.shared('reg', 'i64', args, k, size, size * 8, `r${this.regVersion}`));
+    return v(this.shared('reg', 'i64', args, k, size, size * 8, this.registerVersion(args, k)));
+  }
+  /** Tells reads of a register apart between which it may have been written. */
+  protected registerVersion(_args: readonly Node[], _k: bigint): string {
+    return `r${this.regVersion}`;
+  }
+  protected registerWritten(_args: readonly Node[], _k: bigint): void {
+    this.regVersion++;
   }
   #register(ref: RegRef): { args: Node[]; k: bigint } {
     if ('fixed' in ref) return { args: [], k: BigInt(Layout.state + S.gpr + ref.fixed * 8) };
@@ -28,7 +35,7 @@ export class Recorder extends ValueRecorder implements Builder {
   }
   setReg(ref: RegRef, size: Size, value: Value): void {
     const { args, k } = this.#register(ref);
-    this.regVersion++;
+    this.registerWritten(args, k);
     const stored = size === 4 ? this.zextNode(n(value), 4) : this.#narrow(n(value), size);
     this.effect({ kind: 'setReg', address: args[0] ?? null, k, size, value: stored });
   }
@@ -47,16 +54,19 @@ export class Recorder extends ValueRecorder implements Builder {
     let sum: Node;
     if (form.memory === 'rip') sum = this.binary('i64Add', this.record('nextRip'), disp);
     else {
-      sum = this.binary('i64Add', this.#fullReg(base), disp);
+      sum = this.#fullReg(base);
       if (form.memory === 'index') {
         const index = this.#fullReg(this.record('regAddress', 'i32', BigInt(R.index), 32));
         sum = this.binary('i64Add', sum, this.binary('i64Shl', index, this.record('scale', 'i64', 0n, 2)));
       }
+      // Last: accesses around one address share the rest (translate).
+      sum = this.binary('i64Add', sum, disp);
     }
     return v(this.zextNode(sum, form.addrSize));
   }
   #fullReg(address: Node): Node {
-    return this.shared('reg', 'i64', [address], BigInt(Layout.state), 8, 64, `r${this.regVersion}`);
+    const k = BigInt(Layout.state);
+    return this.shared('reg', 'i64', [address], k, 8, 64, this.registerVersion([address], k));
   }
   /** A linear address: a plain sum where nothing is checked, else a node that may fault. */
   protected linear(offset: Node, access: Access): Node {

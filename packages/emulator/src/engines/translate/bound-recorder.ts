@@ -15,6 +15,7 @@ import { c, type Known, n, v } from '../interpret/recorder-values.ts';
 import { R } from '../interpret/records.ts';
 import { VectorRecorder } from '../interpret/vector-recorder.ts';
 import { CARRY } from './liveness.ts';
+import { addressOf, gprAt } from './values.ts';
 import { wordAt } from './words.ts';
 
 /** The flags as values, as far as they are known in the block. */
@@ -96,6 +97,20 @@ export class BoundRecorder extends VectorRecorder {
   ): Node {
     const bound = extra?.access === undefined ? extra : { ...extra, access: this.#access(extra.access) };
     return super.push(op, type, args, k, size, bits, bound);
+  }
+
+  // ---- registers
+
+  readonly #written = new Map<number, number>();
+  /** Here the register is known: writes of others don't count. */
+  protected override registerVersion(args: readonly Node[], k: bigint): string {
+    const gpr = gprAt(addressOf(args[0] ?? null, k));
+    return gpr === null ? super.registerVersion(args, k) : `g${this.#written.get(gpr.number) ?? 0}`;
+  }
+  protected override registerWritten(args: readonly Node[], k: bigint): void {
+    const gpr = gprAt(addressOf(args[0] ?? null, k));
+    if (gpr === null) super.registerWritten(args, k);
+    else this.#written.set(gpr.number, (this.#written.get(gpr.number) ?? 0) + 1);
   }
 
   // ---- repeated instructions

@@ -274,7 +274,7 @@ export class RegionEmitter {
     this.#exit = null;
     this.#pending = null;
     this.#frame.apart(() => {
-      this.#items(recorded.body);
+      this.#memory.within(recorded.body, () => this.#items(recorded.body));
       const { instructions } = recorded.block;
       const last = instructions[instructions.length - 1];
       if (last.ending !== 'next' && last.ending !== 'jcc') return;
@@ -396,10 +396,11 @@ export class RegionEmitter {
     const code = this.#body;
     this.#values.push(effect.condition, I32);
     code.if();
-    this.#items(effect.yes);
-    if (effect.otherwise) {
+    this.#memory.aside(() => this.#items(effect.yes));
+    const { otherwise } = effect;
+    if (otherwise) {
       code.else();
-      this.#items(effect.otherwise);
+      this.#memory.aside(() => this.#items(otherwise));
     }
     code.end();
   }

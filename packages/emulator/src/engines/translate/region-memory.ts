@@ -4,7 +4,7 @@
  */
 import { Layout, TlbEntry } from '../../memory/layout.ts';
 import { PAGE } from '../../memory/physical.ts';
-import type { Effect, Node } from '../interpret/ir.ts';
+import { type Effect, type Region as IrRegion, isNode, type Node } from '../interpret/ir.ts';
 import { P } from '../interpret/records.ts';
 import { type Code, I32, I64, type Label, MEM, OP, type ValType } from '../wasm/emitter.ts';
 import type { Region } from './region.ts';
@@ -15,6 +15,53 @@ const TLB_MASK = (Layout.tlbEntries - 1) * TlbEntry.size;
 const LOAD: Record<number, number> = { 1: MEM.i32Load8U, 2: MEM.i32Load16U, 4: MEM.i32Load, 8: MEM.i64Load };
 export const STORE: Record<number, number> = { 1: MEM.i32Store8, 2: MEM.i32Store16, 4: MEM.i32Store, 8: MEM.i64Store };
 
+/** An address as a sum: accesses of a block that differ in `disp` only mostly lie in one page. */
+interface Sum {
+  root: Node;
+  /** Only the low 32 bits count. */
+  masked: boolean;
+  disp: bigint;
+}
+function sumOf(node: Node): Sum {
+  const masked = node.op === 'zext32';
+  const sum = masked ? node.args[0] : node;
+  const [root, disp] = sum.args;
+  if (sum.op === 'i64Add' && disp.op === 'const') return { root, masked, disp: disp.k };
+  return { root: sum, masked, disp: 0n };
+}
+
+/** Accesses of a block around one address. */
+interface Group {
+  count: number;
+  writes: boolean;
+  /** Of the one that was emitted first: its address, and locals of its linear address and its offset in linear memory. */
+  first: { sum: Sum; linear: number; type: ValType; host: number; writable: boolean } | null;
+}
+type Groups = Map<Node, Group>;
+
+/** The linear address that an item of a block accesses. */
+function accessOf(item: Node | Effect): { linear: Node; write: boolean } | null {
+  if (isNode(item)) {
+    const load = item.op === 'load' || item.op === 'load128';
+    return load ? { linear: item.args[0], write: item.access!.forWrite } : null;
+  }
+  const { kind } = item;
+  return kind === 'store' || kind === 'store128' || kind === 'probe' ? { linear: item.linear, write: true } : null;
+}
+function groupsOf(body: IrRegion): Groups {
+  const groups: Groups = new Map();
+  for (const item of body.items) {
+    const access = accessOf(item);
+    if (access === null) continue;
+    const { root } = sumOf(access.linear);
+    const group = groups.get(root) ?? { count: 0, writes: false, first: null };
+    group.count++;
+    group.writes ||= access.write;
+    groups.set(root, group);
+  }
+  return groups;
+}
+
 export class RegionMemory {
   readonly #code: Code;
   readonly #frame: RegionFrame;
@@ -24,6 +71,9 @@ export class RegionMemory {
   readonly #leave: () => Label;
   /** Where read-modify-write loads left their offsets. */
   readonly #hosts = new Map<Node, number>();
+  #groups: Groups = new Map();
+  /** Inside what is done on a condition: what is found out there holds there only. */
+  #aside = false;
 
   constructor(code: Code, frame: RegionFrame, values: Values, region: Region, leave: () => Label) {
     this.#code = code;
@@ -41,8 +91,67 @@ export class RegionMemory {
     this.#code.set(local);
     return { local, type };
   }
+  /** `work` on a block. */
+  within(body: IrRegion, work: () => void): void {
+    const outer = this.#groups;
+    this.#groups = groupsOf(body);
+    work();
+    this.#groups = outer;
+  }
+  aside(work: () => void): void {
+    const outer = this.#aside;
+    this.#aside = true;
+    work();
+    this.#aside = outer;
+  }
+
   /** Leaves the region unless the TLB has the address; pushes the offset in linear memory. */
   translate(node: Node, size: number, tag: number): void {
+    const sum = sumOf(node);
+    const group = this.#groups.get(sum.root);
+    if (group === undefined || group.count < 2) {
+      this.#lookUp(node, size, tag);
+      return;
+    }
+    const { first } = group;
+    if (first === null || first.sum.masked !== sum.masked) this.#lookUpFirst(node, sum, size, tag, group);
+    else {
+      const distance = Number(sum.disp - first.sum.disp);
+      const useful = Math.abs(distance) < PAGE && (first.writable || tag === TlbEntry.tagRead);
+      if (useful) this.#besideFirst(first, distance, size, () => this.#lookUp(node, size, tag));
+      else this.#lookUp(node, size, tag);
+    }
+  }
+  /** Asks for the right to write at once, if it will be wanted. */
+  #lookUpFirst(node: Node, sum: Sum, size: number, tag: number, group: Group): void {
+    if (this.#aside || group.first !== null) {
+      this.#lookUp(node, size, tag);
+      return;
+    }
+    const writable = group.writes || tag === TlbEntry.tagWrite;
+    const { local, type } = this.#lookUp(node, size, writable ? TlbEntry.tagWrite : tag);
+    const host = this.#frame.acquire(I32);
+    this.#code.tee(host);
+    group.first = { sum, linear: local, type, host, writable };
+  }
+  /** So many bytes behind the group's first access: in the same page, or looked up. */
+  #besideFirst(first: Group['first'] & object, distance: number, size: number, lookUp: () => void): void {
+    const code = this.#code;
+    code.get(first.linear);
+    if (first.type === I64) code.op(OP.i32WrapI64);
+    code
+      .i32(PAGE - 1)
+      .op(OP.i32And)
+      .i32(distance)
+      .op(OP.i32Add)
+      .i32(PAGE - size)
+      .op(OP.i32LeU)
+      .if(I32);
+    code.get(first.host).i32(distance).op(OP.i32Add).else();
+    lookUp();
+    code.end();
+  }
+  #lookUp(node: Node, size: number, tag: number): { local: number; type: ValType } {
     const code = this.#code;
     const { local, type } = this.#address(node);
     const entry = this.#frame.acquire(I32);
@@ -66,6 +175,7 @@ export class RegionMemory {
       .get(entry)
       .mem(MEM.i32Load, Layout.tlb + TlbEntry.addend)
       .op(OP.i32Add);
+    return { local, type };
   }
   load(node: Node): void {
     const code = this.#code;

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
+import { CR4 } from '../../state-layout.ts';
 import type { TestMode } from '../../testing/index.ts';
-import { TestMachine } from '../../testing/index.ts';
+import { TestLayout, TestMachine } from '../../testing/index.ts';
 import { InterpretEngine } from '../interpret/interpret.ts';
 import { TranslateEngine } from './translate.ts';
 
@@ -102,6 +103,43 @@ describe('what is translated', () => {
       reference.go(ticks);
       expectSame(m, reference);
     }
+  });
+});
+
+describe('accesses around one address', () => {
+  const TABLE = 0x80000;
+  const PAGES = 128;
+  /** Linear 200000h and up: frames from 100000h on, the last one first. `odd`: an entry of its own. */
+  const scatter = (m: TestMachine, odd: { page: number; flags: number }): void => {
+    for (let page = 0; page < PAGES; page++) {
+      const flags = page === odd.page ? odd.flags : 3;
+      m.memory.write64(TABLE + page * 8, BigInt(0x100000 + (PAGES - 1 - page) * 0x1000 + flags));
+    }
+    m.memory.write64(TestLayout.pageTables + 0x2008, BigInt(TABLE + 3));
+    for (let at = 0; at < PAGES * 0x1000; at += 4) m.memory.write32(0x100000 + at, (at * 2654435761) >>> 0);
+  };
+  // mov esi, 200010h; mov ecx, 3000; L: mov eax, [rsi+8]; add [rsi], eax; mov edx, [rsi-10h]; mov [rsi+20h], edx; mov rdi, [rsi+3ch];
+  // mov [rsi-4], edi; cmp edi, edx; cmovc eax, [rsi+24h]; movups xmm0, [rsi]; movups [rsi+10h], xmm0; add esi, 35h; dec ecx; jnz L; hlt
+  const body = [0x8b, 0x46, 0x08, 0x01, 0x06, 0x8b, 0x56, 0xf0, 0x89, 0x56, 0x20, 0x48, 0x8b, 0x7e, 0x3c];
+  body.push(0x89, 0x7e, 0xfc, 0x39, 0xd7, 0x0f, 0x42, 0x46, 0x24, 0x0f, 0x10, 0x06, 0x0f, 0x11, 0x46, 0x10);
+  body.push(0x83, 0xc6, 0x35, 0xff, 0xc9);
+  const code = [0xbe, ...le32(0x200010), 0xb9, ...le32(3000), ...body, 0x75, -(body.length + 2) & 255, 0xf4];
+
+  it.each([
+    ['all pages are there', -1, 3],
+    ['a page is not there', 20, 0],
+    ['a page is read-only', 20, 1],
+  ])('some of them in the next page, which lies elsewhere: %s', (_, page, flags) => {
+    const { machine: m, engine } = machine(code, 'long');
+    const reference = interpreted(code, 'long');
+    for (const x of [m, reference]) {
+      x.state.cr4 |= CR4.OSFXSR;
+      scatter(x, { page, flags });
+    }
+    expect(m.go(1_000_000)).toBe(reference.go(1_000_000));
+    expectSame(m, reference);
+    expect(engine.statistics.regions).toBeGreaterThan(0);
+    expect(m.state.gpr[6]).toBeGreaterThan(0x200010n);
   });
 });
 
