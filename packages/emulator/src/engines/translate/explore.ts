@@ -29,7 +29,6 @@ export const crossesPage = ({ record, lead }: RegionInstruction): boolean => rec
 /** The code page at a distance from the first one, if it is known and mapped there. */
 export type PageLookup = (distance: number) => CodePage | null;
 
-export const MAX_INSTRUCTIONS = 250;
 const CONDITIONAL = new Set(['jcc', 'loop', 'loope', 'loopne', 'jcxz']);
 
 /** Explored code: instructions by offset. */
@@ -63,15 +62,18 @@ export class Explorer {
   readonly #predecoder: Predecoder;
   readonly #page: PageLookup;
 
-  constructor(predecoder: Predecoder, page: PageLookup) {
+  readonly #maxInstructions: number;
+
+  constructor(predecoder: Predecoder, page: PageLookup, maxInstructions: number) {
     this.#predecoder = predecoder;
     this.#page = page;
+    this.#maxInstructions = maxInstructions;
   }
 
   explore(start: number): Code {
     const { code } = this;
     const work = [start];
-    while (work.length > 0 && code.instructions.size < MAX_INSTRUCTIONS) {
+    while (work.length > 0 && code.instructions.size < this.#maxInstructions) {
       const at = work.pop()!;
       if (code.instructions.has(at) || code.stops.has(at) || !this.#isLive(at)) continue;
       const insn = this.#instruction(at);

@@ -273,7 +273,7 @@ describe('hostile code', () => {
   const many = [0xbb, ...le32(3), ...loops, 0x4b, 0x0f, 0x85, ...le32(-(loops.length + 7)), 0xf4];
 
   it('more loops than are kept: the oldest go', () => {
-    const engine = compare(many, 'prot32', 1_000_000, { maxBytes: 8192 });
+    const engine = compare(many, 'prot32', 1_000_000, { maxInstructions: 250, maxBytes: 8192 });
     expect(engine.statistics.evicted).toBeGreaterThan(10);
     expect(engine.statistics.bytes).toBeLessThanOrEqual(8192);
   });
@@ -301,7 +301,7 @@ describe('hostile code', () => {
   });
 
   it('more entries than the table has: all start anew', () => {
-    const engine = compare(many, 'prot32', 1_000_000, { maxEntries: 30 });
+    const engine = compare(many, 'prot32', 1_000_000, { maxInstructions: 250, maxEntries: 30 });
     expect(engine.statistics.evicted).toBeGreaterThan(9);
     expect(engine.statistics.live).toBeLessThanOrEqual(30);
   });

@@ -17,6 +17,7 @@ import { Explorer, type PageLookup } from './explore.ts';
 import { pageOffsets, type Region, regionOf } from './region.ts';
 import { RegionEmitter } from './region-emitter.ts';
 import type { RegionMode } from './region-frame.ts';
+import { type HostProcess, regionSize } from './region-size.ts';
 
 export interface TranslateOptions {
   /** Ticks between samples while the interpreter does most of the work. Default 16,000. */
@@ -27,8 +28,18 @@ export interface TranslateOptions {
   maxBytes: number;
   /** Entries of regions that are given out before all start anew. Default: as many as the table has. */
   maxEntries: number;
+  /** Instructions that a region has at most. Default: see {@link regionSize}. */
+  maxInstructions: number;
 }
-const DEFAULTS: TranslateOptions = { sample: 16_000, hot: 16, maxBytes: 8 * 2 ** 20, maxEntries: REGION_ENTRIES };
+let defaults: TranslateOptions | undefined;
+const defaultOptions = (): TranslateOptions =>
+  (defaults ??= {
+    sample: 16_000,
+    hot: 16,
+    maxBytes: 8 * 2 ** 20,
+    maxEntries: REGION_ENTRIES,
+    maxInstructions: regionSize((globalThis as { process?: HostProcess }).process),
+  });
 
 /** V8 does not replace a running function: calls must end from time to time. */
 const LONG_SLICE = 1_000_000;
@@ -107,7 +118,7 @@ export class Translator implements HotCode {
   #leftBehind = false;
 
   constructor(parts: EngineParts, options: Partial<TranslateOptions> = {}) {
-    this.#options = { ...DEFAULTS, ...options };
+    this.#options = { ...defaultOptions(), ...options };
     this.#slice = this.#options.sample;
     this.#backlog = new Backlog(this.#options.sample * REST, this.#options.maxEntries);
     this.#parts = parts;
@@ -203,9 +214,12 @@ export class Translator implements HotCode {
   }
   #explore(page: CodePage, at: number, minimum?: number): Region | null {
     const pages = new Map<number, CodePage>();
-    const code = new Explorer(this.#parts.predecoder, this.#pagesAround(page, pages)).explore(at);
+    const code = this.#explorer(page, pages).explore(at);
     this.#backlog.looked(code.instructions.size);
     return regionOf(code, at, pages, minimum);
+  }
+  #explorer(page: CodePage, pages: Map<number, CodePage>): Explorer {
+    return new Explorer(this.#parts.predecoder, this.#pagesAround(page, pages), this.#options.maxInstructions);
   }
 
   /** Pages at a distance from the one that runs now, if the TLB maps them for fetches and they hold records. */
