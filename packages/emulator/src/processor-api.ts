@@ -141,8 +141,11 @@ export interface ProcessorApi {
    * @param cause as in {@link ModeChange}
    */
   stateReplaced(cause: string): void;
-  /** An exit takes the guest off: as `guest = null`, but what is derived from the guest's state is kept for `resumeGuest`. */
-  leaveGuest(): void;
+  /**
+   * An exit takes the guest off: as `guest = null`, but what is derived from the guest's state is kept for `resumeGuest`.
+   * @returns true if segments, descriptor tables, CPL, CR3, CR4 and EFER are surely what they were when `resumeGuest` was called
+   */
+  leaveGuest(): boolean;
   /**
    * The entry of a guest whose control registers, segments, CPL, RFLAGS.VM and AC, and DR7 are in the state block as its last exit left
    * them, under the same controls: as `guest = …` and `stateReplaced('vmentry')`.

@@ -25,12 +25,22 @@ import {
   type Vcpu,
 } from '@tskvm/core';
 import { Flag, Vector } from '@tskvm/emulator';
-import { Clean, EventInfo, IntCtl, IntState as intStateBits, SvmExit, V, W as vmcbWords } from './hardware/index.ts';
+import {
+  Clean,
+  EventInfo,
+  IntCtl,
+  IntState as intStateBits,
+  SvmExit,
+  V,
+  Q as vmcbQuads,
+  W as vmcbWords,
+} from './hardware/index.ts';
 import { svmGetIfFlag, svmGetRflags } from './registers.ts';
 import { sevEsGuest, svmModule, toSvm } from './vcpu-svm.ts';
 
 /** Own constants are constants to the compiler; imported names are looked up at each use. */
 const W = vmcbWords;
+const Q = vmcbQuads;
 const IntState = intStateBits;
 const VCPU_REGS_RIP = rip;
 
@@ -73,10 +83,8 @@ export function svmMaySkip(vcpu: Vcpu): boolean {
 }
 /** What kvm_skip_emulated_instruction comes to then. */
 export function svmSkip(vcpu: Vcpu): void {
-  const { vmcb, regWords } = toSvm(vcpu);
-  const { words } = vmcb;
-  regWords[VCPU_REGS_RIP * 2] = words[W.nextRip];
-  regWords[VCPU_REGS_RIP * 2 + 1] = words[W.nextRip + 1];
+  const { words, quads } = toSvm(vcpu).vmcb;
+  vcpu.arch.regs[VCPU_REGS_RIP] = quads[Q.nextRip];
   words[W.intState] &= ~IntState.SHADOW;
   vcpu.kvm.processor.tick++;
 }

@@ -14,7 +14,7 @@ import { AccessKind } from '../memory/paging.ts';
 import { PAGE, type PhysicalMemory } from '../memory/physical.ts';
 import { X86Emul } from '../ops.ts';
 import type { ModeChange, PlatformBus, ProcessorApi, ProcessorMode, RunStop } from '../processor-api.ts';
-import { Flag as flagBits, Seg, S as stateLayout, Vector } from '../state-layout.ts';
+import { CR0, Flag as flagBits, Seg, S as stateLayout, Vector } from '../state-layout.ts';
 import { type AccessHost, linearOf, MemoryAccess } from './access.ts';
 import { CodeKeys } from './code-key.ts';
 import { ControlRegisters } from './control.ts';
@@ -55,6 +55,7 @@ const SLICE = 1_000_000;
 /** Flags that keep an engine away: each instruction must be looked at. RF matters to armed breakpoints only, which do so by themselves. */
 const STEP_FLAGS = Flag.TF;
 const RFLAGS = S.rflags >> 2;
+const PE = Number(CR0.PE);
 /** CPL, shadow, NMI blocking and activity: a byte each. */
 const STATUS = S.cpl >> 2;
 /** Not active. */
@@ -157,12 +158,15 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     this.state.touch();
   }
 
-  leaveGuest(): void {
+  leaveGuest(): boolean {
     const { state } = this;
+    // Generated code loads segments in real mode without a word.
+    const same = !state.touched && (state.words[S.cr0 >> 2] & PE) !== 0;
     this.#left = state.isSettled;
     this.#inGuest = false;
     state.touch();
     state.touched = false;
+    return same;
   }
   resumeGuest(guest: GuestMode, cr0Written = false): void {
     const { state } = this;

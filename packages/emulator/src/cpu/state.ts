@@ -27,7 +27,7 @@ export class StateBlock implements ProcessorState {
   modeStale = true;
   /** What an engine prepared for its last run may not hold any more: everything that makes something else here stale, and XCR0. */
   runStale = true;
-  /** Something was made stale, or derived anew, since whoever cares set this to false. */
+  /** Something was made stale, or derived anew, or a descriptor table was loaded, since whoever cares set this to false. */
   touched = true;
 
   constructor(memory: PhysicalMemory) {
@@ -218,5 +218,6 @@ export class StateBlock implements ProcessorState {
     const at = S.segments + (which === 'gdtr' ? Seg.GDTR : Seg.IDTR) * 16;
     this.block.setUint32(at + 4, value.limit, true);
     this.block.setBigUint64(at + 8, value.base, true);
+    this.touched = true;
   }
 }

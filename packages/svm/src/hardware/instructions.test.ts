@@ -76,6 +76,31 @@ describe('VMRUN and #VMEXIT', () => {
     t.run();
     expect(t.vmcb.get64(V.rax) & 0xffffn).toBe(0x2222n);
   });
+  it('saves what the guest loads between two exits, though the VMCB is clean', () => {
+    t.vmcb.set64(V.cr0, 0x11n);
+    t.gprs[3] = 0x5000n;
+    t.memory.write16(GUEST_RAM + 0x500, 0x17);
+    t.memory.write16(GUEST_RAM + 0x502, 0x700);
+    t.memory.writeBytes(GUEST_RAM + 0x708, Uint8Array.of(0xff, 0xff, 0x40, 0x23, 0x01, 0x93, 0, 0));
+    const go = (): void => {
+      t.vmcb.set64(V.rip, t.vmcb.get64(V.nextRip));
+      t.vmcb.set32(V.clean, ~((1 << 3) | (1 << 9)) >>> 0);
+      expect(t.run()).toBe(SvmExit.HLT);
+    };
+    // hlt; hlt; lgdt [500h]; hlt; mov ax, 8; mov ds, ax; hlt; mov cr3, ebx; hlt; hlt
+    const lgdt = [0x0f, 0x01, 0x16, 0x00, 0x05];
+    t.load(HLT, HLT, ...lgdt, HLT, 0xb8, 8, 0, 0x8e, 0xd8, HLT, 0x0f, 0x22, 0xdb, HLT, HLT);
+    t.run();
+    go();
+    expect([t.vmcb.get32(V.gdtr + 4), t.vmcb.get16(V.ds), t.vmcb.get64(V.cr3)]).toEqual([0xffff, 0, 0n]);
+    go();
+    expect([t.vmcb.get32(V.gdtr + 4), t.vmcb.get64(V.gdtr + 8)]).toEqual([0x17, 0x700n]);
+    go();
+    expect([t.vmcb.get16(V.ds), t.vmcb.get64(V.ds + 8)]).toEqual([8, 0x12340n]);
+    go();
+    go();
+    expect(t.vmcb.get64(V.cr3)).toBe(0x5000n);
+  });
 });
 
 describe('snapshots', () => {

@@ -389,9 +389,10 @@ export class SvmHardware {
     const { words } = vmcb;
     const block = this.#words;
     if (guest.bytesDue) guest.saveInstructionBytes();
-    this.#processor.leaveGuest();
+    const same = this.#processor.leaveGuest();
     if (guest.advanceTo !== undefined) this.#processor.state.rip = guest.advanceTo;
-    this.#switch.saveGuest(save);
+    this.#switch.saveAlways(save);
+    if (!same) this.#switch.saveRest(save);
     if (isSealed) {
       this.#switch.vmsave(save);
       this.#switch.saveProtected(save);

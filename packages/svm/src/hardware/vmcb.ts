@@ -211,6 +211,7 @@ export const Q = {
   cr0: V.cr0 >> 3,
   cr2: V.cr2 >> 3,
   cr3: V.cr3 >> 3,
+  nextRip: V.nextRip >> 3,
   rip: V.rip >> 3,
   rsp: V.rsp >> 3,
   rax: V.rax >> 3,

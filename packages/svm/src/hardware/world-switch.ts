@@ -176,22 +176,31 @@ export class WorldSwitch {
     return changed;
   }
 
-  /** #VMEXIT's part. ES, CS, SS, DS, GDTR and IDTR have the same slots on both sides. */
+  /** #VMEXIT's part. */
   saveGuest(save: SaveArea): void {
+    this.saveAlways(save);
+    this.saveRest(save);
+  }
+  /** What any instruction may change. */
+  saveAlways({ quads }: SaveArea): void {
+    const block = this.#quads;
+    quads[A.rflags] = block[B.rflags];
+    quads[A.rip] = block[B.rip];
+    quads[A.rsp] = block[B.rsp];
+    quads[A.rax] = block[B.rax];
+    quads[A.cr2] = block[B.cr2];
+    quads[A.cr0] = block[B.cr0];
+    quads[A.dr7] = block[B.dr7];
+    quads[A.dr6] = block[B.dr6];
+  }
+  /** What the processor knows to have changed or not. ES, CS, SS, DS, GDTR and IDTR have the same slots on both sides. */
+  saveRest(save: SaveArea): void {
     const block = this.#quads;
     const words = this.#words;
     const to = save.quads;
-    to[A.rflags] = block[B.rflags];
-    to[A.rip] = block[B.rip];
-    to[A.rsp] = block[B.rsp];
-    to[A.rax] = block[B.rax];
-    to[A.cr2] = block[B.cr2];
-    to[A.dr7] = block[B.dr7];
-    to[A.dr6] = block[B.dr6];
     to[A.efer] = block[B.efer];
     to[A.cr4] = block[B.cr4];
     to[A.cr3] = block[B.cr3];
-    to[A.cr0] = block[B.cr0];
     to[A.slots] = block[SLOTS];
     to[A.slots + 1] = block[SLOTS + 1];
     to[A.slots + 2] = block[SLOTS + 2];

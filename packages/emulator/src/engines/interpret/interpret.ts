@@ -240,7 +240,8 @@ export class InterpretEngine implements Engine {
     this.#awaited = this.#host.awaitsInterrupts();
     this.#words[P.awaited >> 2] = this.#awaited ? 1 : 0;
     this.#running = true;
-    let left = maxTicks;
+    // A small integer, where the host's deadlines are none.
+    let left = maxTicks | 0;
     let at = ENTRY_RECORD;
     let shadowed = this.#u8[SHADOW] !== 0;
     let stop: EngineStop | undefined;
@@ -280,7 +281,7 @@ export class InterpretEngine implements Engine {
     }
     if (at === 0) stop = this.#entryStop;
     this.#running = false;
-    this.retired = maxTicks - left;
+    this.retired = (maxTicks | 0) - left;
     return stop ?? 'budget';
   }
 

@@ -130,7 +130,7 @@ export class Translator implements HotCode {
   slice(): number {
     // Not in step with loops.
     this.#seed = (Math.imul(this.#seed, 1103515245) + 12345) >>> 0;
-    return this.#slice + ((this.#seed >>> 16) % (this.#slice >> 4));
+    return this.#slice + (((this.#seed >>> 20) * (this.#slice >> 4)) >>> 12);
   }
 
   ran(record: number, ticks: number, translated: number): void {
