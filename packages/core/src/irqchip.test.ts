@@ -262,6 +262,18 @@ describe('local APIC', () => {
     kvmLapicRegWrite(apics[0], Apic.ICR, 0x4607);
     expect([vcpus[1].arch.pendingApicEvents, vcpus[1].arch.sipiVector]).toEqual([3, 7]);
   });
+  test('physical mode goes by the APIC ID register: two with the same ID take one message each', () => {
+    for (const apic of apics) {
+      enable(apic);
+      kvmLapicRegWrite(apic, Apic.ID, 0x19 << 24);
+    }
+    kvmLapicRegWrite(apics[0], Apic.ICR2, 1 << 24);
+    kvmLapicRegWrite(apics[0], Apic.ICR, 0x40f1);
+    expect(vcpus.map(kvmApicHasInterrupt)).toEqual([-1, -1]);
+    kvmLapicRegWrite(apics[0], Apic.ICR2, 0x19 << 24);
+    kvmLapicRegWrite(apics[0], Apic.ICR, 0x40f1);
+    expect(vcpus.map(kvmApicHasInterrupt)).toEqual([0xf1, 0xf1]);
+  });
 });
 
 describe('IOAPIC', () => {

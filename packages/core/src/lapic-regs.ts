@@ -28,7 +28,7 @@ const lvtWriter =
   };
 
 const WRITERS = new Map<number, Writer>([
-  [Apic.ID, (apic, value) => !apic.x2apic && apic.set(Apic.ID, value)],
+  [Apic.ID, (apic, value) => !apic.x2apic && apic.set(Apic.ID, (value & 0xff000000) >>> 0)],
   [Apic.TPR, (apic, value) => setTpr(apic, value)],
   [Apic.EOI, setEoi],
   [Apic.LDR, (apic, value) => !apic.x2apic && apic.set(Apic.LDR, value & 0xff000000)],

@@ -242,6 +242,13 @@ function matchesLogical(apic: Lapic, dest: number): boolean {
   if (apic.get(Apic.DFR) >>> 28 === 0xf) return (mine & dest) !== 0;
   return mine >> 4 === dest >> 4 && (mine & dest & 0xf) !== 0;
 }
+/**
+ * Physical destination match: in xAPIC mode by the APIC ID register, which the guest may write; an ID that does not fit it is the vCPU's own.
+ * KVM: kvm_apic_match_physical_addr.
+ */
+const matchesPhysical = (apic: Lapic, dest: number): boolean =>
+  (apic.x2apic || dest > 0xff ? apic.id : apic.get(Apic.ID) >>> 24) === dest;
+
 /** KVM: kvm_apic_match_dest. */
 function matches(apic: Lapic, source: Lapic | undefined, irq: LapicIrq): boolean {
   if (irq.shorthand === 1) return apic === source;
@@ -249,12 +256,12 @@ function matches(apic: Lapic, source: Lapic | undefined, irq: LapicIrq): boolean
   if (irq.shorthand === 3) return apic !== source;
   const broadcast = source?.x2apic ? 0xffffffff : 0xff;
   if (irq.dest >>> 0 === broadcast) return true;
-  return irq.destMode === 0 ? apic.id === irq.dest >>> 0 : matchesLogical(apic, irq.dest);
+  return irq.destMode === 0 ? matchesPhysical(apic, irq.dest >>> 0) : matchesLogical(apic, irq.dest);
 }
 
 /** Sends a message to all that it addresses; lowest priority: to one. KVM: kvm_irq_delivery_to_apic. */
 export function kvmIrqDeliveryToApic(vm: Vm, irq: LapicIrq, source?: Lapic): boolean {
-  const targets = vm.vcpus.filter((vcpu) => vcpu.arch.apic && matches(vcpu.arch.apic, source, irq));
+  const targets = vm.vcpus.filter((vcpu) => vcpu.arch.apic?.hwEnabled && matches(vcpu.arch.apic, source, irq));
   const lowest = irq.deliveryMode === DeliveryMode.LOWEST || irq.lowestPriority;
   if (lowest) {
     const able = targets.filter((vcpu) => vcpu.arch.apic?.enabled);
