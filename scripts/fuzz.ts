@@ -1,9 +1,18 @@
 /**
- * Made-up programs on evaluate, interpret and translate side by side, for as long as one likes:
- * pnpm test:fuzz [--seed N] [--minutes M | --count N] [--mode NAME] [--vendor amd|intel] [--keep-going]
- * Seeds count up from N; a difference is printed with its seed, which gives it again. Exit status 1 if there was one.
+ * Made-up programs on evaluate, interpret and translate side by side, on the bare processor and inside guests, for as long as one likes:
+ * pnpm test:fuzz [--seed N] [--minutes M | --count N] [--mode NAME] [--in processor|guests] [--vendor amd|intel] [--backend NAME] [--keep-going]
+ * Seeds count up from N, half of the time on the processor, half in guests; a difference is printed with its seed, which gives it again.
+ * Exit status 1 if there was one.
  */
 import { parseArgs } from 'node:util';
+import {
+  backendOf,
+  type GuestDifference,
+  guestModeOf,
+  partedAt,
+  runGuestSeed,
+} from '../packages/cli/test/fuzz/compare-guests.ts';
+import { BACKEND_NAMES, type BackendName } from '../packages/cli/test/fuzz/guest.ts';
 import {
   type Difference,
   enter,
@@ -24,7 +33,9 @@ const { values } = parseArgs({
     minutes: { type: 'string', default: '1' },
     count: { type: 'string' },
     mode: { type: 'string' },
+    in: { type: 'string' },
     vendor: { type: 'string' },
+    backend: { type: 'string' },
     'keep-going': { type: 'boolean', default: false },
   },
 });
@@ -63,32 +74,78 @@ async function report(difference: Difference): Promise<void> {
   for (const line of what.slice(0, 12)) console.log(`  ${line}`);
   for (const line of await history(difference)) console.log(`    ${line}`);
 }
+function reportGuest({ seed, mode, backend, contender, before, expected, actual }: GuestDifference): void {
+  const { engine, variant } = contender;
+  console.log(`seed ${seed} (${mode} in a guest, ${backend}): evaluate | ${engine}, ${variant}, differ behind`);
+  for (const line of [before?.slice(0, 240) ?? 'the start', ...partedAt(expected, actual)]) console.log(`  ${line}`);
+}
 
-async function main(): Promise<number> {
-  const mode = values.mode as FuzzMode | undefined;
-  const seed = Number(values.seed);
-  const count = values.count === undefined ? Number.POSITIVE_INFINITY : Number(values.count);
-  const vendors = values.vendor === undefined ? (['amd', 'intel'] as const) : ([values.vendor] as ('amd' | 'intel')[]);
-  if (!Number.isInteger(seed) || !(count > 0) || (mode !== undefined && !MODES.includes(mode))) {
-    console.error(`usage: fuzz [--seed N] [--minutes M | --count N] [--mode ${MODES.join('|')}] [--vendor amd|intel]`);
-    return 2;
-  }
-  const end = values.count === undefined ? Date.now() + Number(values.minutes) * 60_000 : Number.POSITIVE_INFINITY;
+/** Runs one seed; ticks, and whether the engines differed. */
+type RunOne = (seed: number) => Promise<{ ticks: number; differs: boolean }>;
+
+async function onProcessor(mode: FuzzMode | undefined, vendors: readonly ('amd' | 'intel')[]): Promise<RunOne> {
   const sets = await Promise.all(vendors.map(machinesOf));
+  return async (seed) => {
+    const machines = sets[Math.floor(seed / MODES.length) % sets.length]!;
+    const { difference, ticks } = runSeed(machines, seed, mode ?? modeOf(seed));
+    if (difference !== null) await report(difference);
+    return { ticks, differs: difference !== null };
+  };
+}
+const inGuests =
+  (mode: FuzzMode | undefined, backend: BackendName | undefined): RunOne =>
+  async (seed) => {
+    const result = await runGuestSeed(seed, mode ?? guestModeOf(seed), backend ?? backendOf(seed));
+    if (result.difference !== null) reportGuest(result.difference);
+    return { ticks: result.ticks, differs: result.difference !== null };
+  };
+
+/** Runs seeds until time or count is over, or the first difference. */
+async function runAll(
+  name: string,
+  runOne: RunOne,
+  seed: number,
+  count: number,
+  milliseconds: number,
+): Promise<number> {
+  const end = Date.now() + milliseconds;
   let programs = 0;
   let ticks = 0;
   let found = 0;
-  for (let n = 0; n < count && Date.now() < end; n++) {
-    const one = seed + n;
-    const result = runSeed(sets[Math.floor(one / MODES.length) % sets.length]!, one, mode ?? modeOf(one));
-    programs++;
+  for (; programs < count && Date.now() < end; programs++) {
+    const result = await runOne(seed + programs);
     ticks += result.ticks;
-    if (result.difference === null) continue;
+    if (!result.differs) continue;
     found++;
-    await report(result.difference);
     if (!values['keep-going']) break;
   }
-  console.log(`${programs} programs from seed ${seed}, ${ticks} instructions, ${found} differences`);
+  console.log(`${name}: ${programs} programs from seed ${seed}, ${ticks} instructions, ${found} differences`);
+  return found;
+}
+
+const oneOf = <T extends string>(value: string | undefined, list: readonly T[]): value is T | undefined =>
+  value === undefined || (list as readonly string[]).includes(value);
+
+async function main(): Promise<number> {
+  const { mode, vendor, backend } = values;
+  const seed = Number(values.seed);
+  const count = values.count === undefined ? Number.POSITIVE_INFINITY : Number(values.count);
+  const known = oneOf(mode, MODES) && oneOf(vendor, ['amd', 'intel']) && oneOf(backend, BACKEND_NAMES);
+  if (!Number.isInteger(seed) || !(count > 0) || !known || !oneOf(values.in, ['processor', 'guests'])) {
+    console.error(
+      `usage: fuzz [--seed N] [--minutes M | --count N] [--mode ${MODES.join('|')}] [--in processor|guests]\n` +
+        `  [--vendor amd|intel] [--backend '${BACKEND_NAMES.join("'|'")}'] [--keep-going]`,
+    );
+    return 2;
+  }
+  const parts = values.in === undefined ? 2 : 1;
+  const time = values.count === undefined ? (Number(values.minutes) * 60_000) / parts : Number.POSITIVE_INFINITY;
+  let found = 0;
+  if (values.in !== 'guests') {
+    const runOne = await onProcessor(mode, vendor === undefined ? ['amd', 'intel'] : [vendor]);
+    found += await runAll('processor', runOne, seed, count, time);
+  }
+  if (values.in !== 'processor') found += await runAll('guests', inGuests(mode, backend), seed, count, time);
   return found === 0 ? 0 : 1;
 }
 

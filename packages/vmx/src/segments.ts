@@ -91,8 +91,9 @@ export function setSegmentRaw(vcpu: Vcpu, s: KvmSegment, seg: SegmentIndex): voi
     else if (s.s) fixRmodeSeg(vcpu, seg, rmode.segs[seg]);
     return;
   }
-  // Entry needs the accessed bit; guests and user space may leave it clear.
-  const accessed = isUnrestrictedGuest(vcpu) && seg !== Seg.LDTR && !s.unusable;
+  // Entry needs the accessed bit; guests and user space may leave it clear. KVM sets it in segments without rights, too; there it would
+  // only make a state that was written back as it was read, or loaded elsewhere, another one (SMM's save map shows it).
+  const accessed = isUnrestrictedGuest(vcpu) && seg !== Seg.LDTR && s.unusable === 0;
   writeSegment(vcpu, accessed ? { ...s, type: s.type | 1 } : s, seg);
 }
 /** KVM: vmx_set_segment. */

@@ -272,3 +272,12 @@ describe('module parameters that are not implemented', () => {
     },
   );
 });
+
+it('a segment without rights is written back as it was read; in others the accessed bit is set', async () => {
+  const { vcpu } = await machine([HLT]);
+  const before = vcpu.getSregs();
+  const absent = { ...before.gs, selector: 0, type: 0, present: 0, unusable: 1 };
+  vcpu.setSregs({ ...before, gs: absent, fs: { ...before.fs, type: 2 } });
+  expect(vcpu.getSregs().gs).toEqual(absent);
+  expect(vcpu.getSregs().fs.type).toBe(3);
+});

@@ -133,12 +133,12 @@ export class EventUnit {
     for (;;) {
       cpu.eventInDelivery = event;
       const fault = this.#tryDeliver(event, resume);
-      if (fault === 'exit') return false;
+      if (fault === 'exit') return this.#interrupted(resume);
       if (fault === undefined) break;
       const next = this.#resolve(fault.vector, fault.errorCode, fault.payload, event);
       if (next === undefined) {
         if (cpu.state.activity === 2) cpu.shutdownCause = { event: first, tick: cpu.tick };
-        return false;
+        return this.#interrupted(resume);
       }
       event = next;
     }
@@ -148,6 +148,13 @@ export class EventUnit {
     cpu.state.shadow = 0;
     cpu.noticeMode(CAUSES[event.kind]);
     return true;
+  }
+
+  /** An exit saves the flags that the image would have had (SDM vol. 3 section 28.3.3): whoever injects the event again pushes the same. */
+  #interrupted(resume: boolean): false {
+    const { state } = this.#cpu;
+    if (resume && state.activity !== 2) state.rflags |= RF;
+    return false;
   }
 
   /**

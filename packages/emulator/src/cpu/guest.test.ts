@@ -200,6 +200,15 @@ describe.each(ENGINES)('in guest mode, by %s', (name) => {
     machine.go();
     expect(owner.exits).toEqual(['nested write 8ffc during softint 128']);
     expect(machine.state.rip).toBe(0x10000n);
+    expect(machine.state.rflags & 0x10000n).toBe(0n);
+  });
+  it('a nested fault while #UD is delivered leaves RF as the image would have had it', () => {
+    const { machine, owner } = guest([0x0f, 0x0b]);
+    machine.setHandler(6, 0x20000, 'prot32');
+    owner.holes.add(0x8000);
+    machine.go();
+    expect(owner.exits).toEqual(['nested write 8ffc during exception 6']);
+    expect([machine.state.rip, machine.state.rflags & 0x10000n]).toEqual([0x10000n, 0x10000n]);
   });
   it('#GP while #PF is delivered is asked for first, then becomes #DF', () => {
     const { machine, owner } = guest([0x48, 0xa1, 0, 0, 0, 0x80, 0, 0, 0, 0], 'long');

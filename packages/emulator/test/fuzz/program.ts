@@ -81,8 +81,11 @@ class Endings {
   }
 }
 
-/** Code of a program, from Place.code on. */
-export function makeCode(random: Random, mode: FuzzMode): Uint8Array {
+/** Makes one piece of at most 32 bytes that begins a chunk. */
+export type PieceMaker = (random: Random, mode: FuzzMode) => number[];
+
+/** Code of a program, from Place.code on. `more`: pieces that a third of the chunks begin with. */
+export function makeCode(random: Random, mode: FuzzMode, more?: PieceMaker): Uint8Array {
   const maker = new InstructionMaker(random, mode);
   const endings = new Endings(random, mode, maker);
   const pieces = new Pieces(random, mode, maker);
@@ -91,7 +94,8 @@ export function makeCode(random: Random, mode: FuzzMode): Uint8Array {
   for (let chunk = 0; chunk < CHUNKS; chunk++) {
     const bytes: number[] = [];
     const at = (): number => start + chunk * CHUNK + bytes.length;
-    if (random.chance(15)) bytes.push(...pieces.any(at()));
+    if (more !== undefined && random.chance(33)) bytes.push(...more(random, mode).slice(0, CHUNK));
+    else if (random.chance(15)) bytes.push(...pieces.any(at()).slice(0, CHUNK));
     for (let left = random.between(bytes.length > 0 ? 0 : 1, 5); left > 0; left--) {
       const next = maker.make(at());
       if (bytes.length + next.length > CHUNK) break;

@@ -5,7 +5,7 @@ import type { Processor } from '../../src/cpu/processor.ts';
 import { Attrib, CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '../../src/state-layout.ts';
 import { placeHandlers } from './handlers.ts';
 import { CODE_SIZE, codeBits, dataBase, type FuzzMode, isReal, MEMORY_SIZE, Place, Sel, TaskVector } from './layout.ts';
-import { makeCode, makeData } from './program.ts';
+import { makeCode, makeData, type PieceMaker } from './program.ts';
 import { Random } from './random.ts';
 import { placeSmiHandler, placeTasks } from './tasks.ts';
 
@@ -198,7 +198,7 @@ function setFloats(cpu: Processor, random: Random, mxcsr: number): void {
       true,
     );
   }
-  state.block.setUint16(S.fcw, random.chance(75) ? 0x37f : 0x37f ^ random.below(0x1000), true);
+  state.block.setUint16(S.fcw, random.chance(75) ? 0x37f : ((0x37f ^ random.below(0x1000)) & ~0xc0) | 0x40, true);
   state.block.setUint16(S.fsw, random.below(8) << 11, true);
   state.u8[S.ftw] = random.chance(60) ? 0xff : random.below(256);
   state.block.setUint32(S.mxcsr, mxcsr, true);
@@ -209,8 +209,8 @@ const EVENTS = [
   ...(['translate', 'translate', 'translate', 'translate'] as const),
 ];
 
-/** The program of a seed. */
-export function makeProgram(seed: number, mode: FuzzMode): Program {
+/** The program of a seed. `more`: see {@link makeCode}. */
+export function makeProgram(seed: number, mode: FuzzMode, more?: PieceMaker): Program {
   const random = new Random(seed);
   const image = new Uint8Array(MEMORY_SIZE);
   const view = new DataView(image.buffer);
@@ -219,7 +219,7 @@ export function makeProgram(seed: number, mode: FuzzMode): Program {
   placeHandlers(image, mode === 'real' ? 16 : codeBits(mode) === 64 || mode === 'compat' ? 64 : 32);
   placeTasks(image, random, mode);
   placeSmiHandler(image, random);
-  image.set(makeCode(random, mode), Place.code);
+  image.set(makeCode(random, mode, more), Place.code);
   image.fill(0xf4, Place.code + CODE_SIZE, Place.code + 2 * CODE_SIZE);
   image.set(makeData(random, mode), Place.data);
   const repaired = bases(random, mode);

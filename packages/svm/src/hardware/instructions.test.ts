@@ -364,6 +364,14 @@ describe('exceptions and events', () => {
     expect(t.vmcb.get32(V.exitIntInfo)).toBe((EventInfo.VALID | 0x20) >>> 0);
     expect(t.vmcb.get64(V.exitInfo2)).toBe(0x40_7ffen);
   });
+  it('an exit while INT1 is delivered leaves RIP behind it: its #DB, injected again, comes once', () => {
+    t.load(0xf1, HLT);
+    t.vmcb.set64(V.ss + 8, 0x40_0000n);
+    vector(1);
+    expect(t.run()).toBe(SvmExit.NPF);
+    expect(t.vmcb.get32(V.exitIntInfo)).toBe((EventInfo.VALID | EventInfo.TYPE_EXCEPTION | 1) >>> 0);
+    expect(rip()).toBe(CODE + 1);
+  });
   it('V_IRQ with the VINTR intercept is an interrupt window: it leaves once IF is set and the shadow is over', () => {
     t.vmcb.setIntercept(SvmExit.VINTR, true);
     t.vmcb.or32(V.intCtl, IntCtl.V_IRQ | IntCtl.V_INTR_PRIO_MASK);

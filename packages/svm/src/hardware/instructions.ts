@@ -391,6 +391,7 @@ export class SvmHardware {
     if (guest.bytesDue) guest.saveInstructionBytes();
     const same = this.#processor.leaveGuest();
     if (guest.advanceTo !== undefined) this.#processor.state.rip = guest.advanceTo;
+    if (guest.exitEvent?.kind === 'icebp') this.#retireInt1(guest.exitEvent);
     this.#switch.saveAlways(save);
     if (!same) this.#switch.saveRest(save);
     if (isSealed) {
@@ -408,6 +409,12 @@ export class SvmHardware {
     words[W.intState] = ((block[S.cpl >> 2] & 0xff00) !== 0 ? IntState.SHADOW : 0) | guestIf;
     if (guest.exitEvent === undefined) words[W.exitIntInfo] = 0;
     else this.#saveEvent(words, guest.exitEvent);
+  }
+
+  /** INT1's #DB is an exception like any other to EVENTINJ: injected again, it must find RIP behind the instruction, as a trap does. */
+  #retireInt1({ instructionLength }: PendingEvent): void {
+    this.#processor.state.rip += BigInt(instructionLength);
+    this.#processor.tick++;
   }
 
   #saveEvent(words: Int32Array, event: PendingEvent): void {
