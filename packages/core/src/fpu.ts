@@ -47,6 +47,11 @@ export function kvmWritePkrs(vcpu: Vcpu, value: number): void {
   vcpu.arch.pkrs = value;
   if (isLoaded(vcpu)) vcpu.kvm.processor.state.pkrs = value;
 }
+/** XCR0, which XSETBV, RESET and user space write. */
+export function kvmWriteXcr0(vcpu: Vcpu, value: bigint): void {
+  vcpu.arch.xcr0 = value;
+  if (isLoaded(vcpu)) vcpu.kvm.processor.state.set64(S.xcr0, value);
+}
 /** DR0-3 in effect for the guest. */
 export function loadDebugRegisters(vcpu: Vcpu): void {
   for (let i = 0; i < 4; i++) vcpu.kvm.processor.state.set64(S.dr0 + 8 * i, vcpu.arch.effDb[i]);

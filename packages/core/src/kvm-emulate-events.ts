@@ -23,6 +23,7 @@ const REASONS: readonly TaskSwitchReason[] = ['call', 'iret', 'jmp', 'gate'];
 /** An emulation context without an instruction. KVM: init_emulate_ctxt. */
 function eventContext(vcpu: Vcpu, ctxt: EmulateCtxt) {
   const { context } = ctxt.evaluator;
+  ctxt.evaluator.forgetInstruction();
   ctxt.ops.begin();
   context.mode = emulateMode(ctxt.ops);
   context.eip = kvmRipRead(vcpu);

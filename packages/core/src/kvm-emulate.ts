@@ -123,12 +123,11 @@ ownFrame('kvmCompleteInsnGp', kvmCompleteInsnGp);
 /** Prepares KVM_EXIT_INTERNAL_ERROR with the instruction's bytes. KVM: kvm_prepare_emulation_failure_exit. */
 export function kvmPrepareEmulationFailureExit(vcpu: Vcpu): void {
   const { reason, info1, info2, intrInfo, errorCode, name } = vcpu.kvm.calls.getExitInfo(vcpu);
-  const { instruction } = emulateCtxt(vcpu).evaluator;
   vcpu.exit = {
     reason: 'internal_error',
     suberror: INTERNAL_ERROR_EMULATION,
     data: [BigInt(reason), info1, info2, BigInt(intrInfo), BigInt(errorCode)],
-    insnBytes: instruction.bytes.slice(0, 15),
+    insnBytes: emulateCtxt(vcpu).evaluator.fetchedBytes,
     detail: `KVM's emulator can not execute the instruction at ${hex(kvmGetLinearRip(vcpu))} (exit ${name})${noMemory(vcpu)}`,
   };
 }

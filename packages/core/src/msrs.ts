@@ -1,7 +1,7 @@
 /** MSRs that need no vendor, EFER and XCR0. KVM: arch/x86/kvm/msrs.c (kvm_set_msr_common, kvm_get_msr_common, set_efer). */
-import { CR4, EFER, S } from '@tskvm/emulator';
+import { CR4, EFER } from '@tskvm/emulator';
 import { guestCpuidHas, kvmCpuCapHas, kvmUpdateCpuidRuntime } from './cpuid.ts';
-import { kvmReadPkrs, kvmWritePkrs } from './fpu.ts';
+import { kvmReadPkrs, kvmWritePkrs, kvmWriteXcr0 } from './fpu.ts';
 import type { Kvm } from './kvm.ts';
 import { isPaging, kvmIsCr4BitSet } from './kvm-cache-regs.ts';
 import { kvmSetApicBase } from './lapic.ts';
@@ -332,9 +332,8 @@ export function kvmSetXcr(vcpu: Vcpu, index: number, value: bigint): number {
   if ((value & 4n) !== 0n && (value & 2n) === 0n) return 1;
   if ((value & ~(vcpu.arch.guestSupportedXcr0 | 1n)) !== 0n) return 1;
   if (!kvmIsCr4BitSet(vcpu, CR4.OSXSAVE) && value !== 1n && !guestCpuidHas(vcpu, 'xsave')) return 1;
-  vcpu.arch.xcr0 = value;
+  kvmWriteXcr0(vcpu, value);
   kvmUpdateCpuidRuntime(vcpu);
-  if (vcpu.kvm.runningVcpu === vcpu) vcpu.kvm.processor.state.set64(S.xcr0, value);
   return 0;
 }
 

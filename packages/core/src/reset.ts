@@ -3,7 +3,7 @@ import { CR0, RDX, Seg } from '@tskvm/emulator';
 import { kvmFindCpuidEntry, kvmUpdateCpuidRuntime } from './cpuid.ts';
 import { DR6_INIT, DR7_FIXED_1, kvmUpdateDr7, kvmUpdateDr0123 } from './debugregs.ts';
 import { kvmClearExceptionQueue, kvmClearInterruptQueue } from './exceptions.ts';
-import { FRESH_FPU, kvmWritePkrs, kvmWritePkru, setFpu } from './fpu.ts';
+import { FRESH_FPU, kvmWritePkrs, kvmWritePkru, kvmWriteXcr0, setFpu } from './fpu.ts';
 import {
   isGuestMode,
   kvmReadCr0,
@@ -45,7 +45,7 @@ function powerOnState(vcpu: Vcpu): void {
   arch.smbase = 0x30000n;
   arch.pat = 0x0007040600070406n;
   arch.miscEnable = 0x1800n;
-  arch.xcr0 = 1n;
+  kvmWriteXcr0(vcpu, 1n);
   setFpu(vcpu, FRESH_FPU);
   arch.xss = 0n;
   arch.tscAux = 0n;

@@ -53,6 +53,8 @@ export interface VcpuSave {
   pio: { port: number; in: boolean; size: number; count: number };
   session: SavedSession;
   tscOffset: bigint;
+  /** Vector of KVM_INTERRUPT that no entry has taken yet, -1: none. */
+  externalVector: number;
   /** Entries in a row that retired nothing: from some number on they take ticks. */
   progress: { tick: number; fruitless: number };
 }
@@ -105,6 +107,7 @@ export function saveVcpu(vcpu: Vcpu): VcpuSave {
     pio: { ...arch.pio },
     session: emulateCtxt(vcpu).evaluator.context.session.save(),
     tscOffset: arch.tscOffset,
+    externalVector: arch.pendingExternalVector,
     progress: { ...vcpu.progress },
   };
 }
@@ -161,7 +164,7 @@ export function loadVcpu(vcpu: Vcpu, saved: VcpuSave): void {
   vcpu.setCpuid(saved.cpuid);
   vcpu.setSregs2(saved.sregs);
   vcpu.setRegs(saved.regs);
-  arch.xcr0 = saved.xcr0;
+  vcpu.setXcrs({ xcr0: saved.xcr0 });
   setFpu(vcpu, saved.fpu);
   kvmWritePkru(vcpu, saved.pkru);
   for (const [index, value] of saved.stored) arch.msrs.set(index, value);
@@ -180,6 +183,7 @@ export function loadVcpu(vcpu: Vcpu, saved: VcpuSave): void {
   vcpu.exit = structuredClone(saved.exit);
   arch.completeUserspaceIo = structuredClone(saved.completion);
   Object.assign(arch.pio, saved.pio);
+  arch.pendingExternalVector = saved.externalVector;
   Object.assign(vcpu.progress, saved.progress);
   emulateCtxt(vcpu).evaluator.context.session.load(saved.session);
 }

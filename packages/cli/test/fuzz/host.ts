@@ -79,10 +79,12 @@ function writeBack(vcpu: Vcpu, kind: number): void {
 /** Saves a vCPU's VM, loads it into a VM of the other kernel, and goes on there. */
 function move(vcpu: Vcpu, other: Kvm, open: (kvm: Kvm) => Vcpu): Vcpu {
   const saved = structuredClone({ kvm: vcpu.kvm.save(), vm: vcpu.vm.save() });
+  const { requestInterruptWindow, readyForInterruptInjection } = vcpu.runIo;
   vcpu.vm.destroy();
   const next = open(other);
   other.load(saved.kvm);
   next.vm.load(saved.vm);
+  Object.assign(next.runIo, { requestInterruptWindow, readyForInterruptInjection });
   return next;
 }
 

@@ -5,7 +5,7 @@ import type { Backend } from '../backend.ts';
 import type { TraceEvents } from '../trace.ts';
 import type { KvmExit } from '../types.ts';
 import { GuestDebug } from '../vcpu-state.ts';
-import { bytes, DONE_PORT, finish, type Guest, makeGuest, movCr0, Place } from './guest.ts';
+import { bytes, DONE_PORT, finish, type Guest, type GuestOptions, makeGuest, movCr0, Place } from './guest.ts';
 
 const portOf = (exit: KvmExit): number => (exit.reason === 'io' ? exit.port : -1);
 /** Plain data: what a snapshot must survive. */
@@ -123,6 +123,28 @@ function snapshotSuite(make: () => Backend): void {
       if (exit.reason === 'mmio') exit.data.set([1, 2, 3, 4]);
       expect(portOf(other.vcpu.run({ budget: 1000 }))).toBe(DONE_PORT);
       expect(other.vcpu.getRegs().rbx).toBe(0x04030201n);
+    });
+    test('XCR0 is on the processor again: AVX exists as before', async () => {
+      // xor ecx, ecx; mov eax, 7; xor edx, edx; xsetbv; out 80h, al; vpcmpeqd ymm0, ymm0, ymm0
+      const avx = [0x31, 0xc9, 0xb8, 7, 0, 0, 0, 0x31, 0xd2, 0x0f, 0x01, 0xd1, 0xe6, 0x80, 0xc5, 0xfd, 0x76, 0xc0];
+      const patch: GuestOptions['patch'] = (sregs) => {
+        sregs.cr4 |= CR4.OSFXSR | CR4.OSXSAVE;
+      };
+      const guest = await makeGuest(make(), { mode: 'long', code: avx, patch });
+      expect(portOf(guest.vcpu.run({ budget: 1000 }))).toBe(0x80);
+      const other = await twin(guest);
+      expect(finish(other)).toBe('done');
+      expect(other.vcpu.getXsave().slice(160, 168)).toEqual(new Uint8Array(8).fill(0xff));
+    });
+    test('an interrupt of KVM_INTERRUPT that no entry has taken moves, too', async () => {
+      const guest = await makeGuest(make(), { mode: 'real', code: [0xe6, 0x80, 0xfb, 0x90] });
+      guest.vm.writeGuest(0x700, Uint8Array.from([0xe6, 0x82, 0xf4]));
+      guest.vm.writeGuestValue(0x40 * 4, 0x700n, 4);
+      expect(portOf(guest.vcpu.run({ budget: 1000 }))).toBe(0x80);
+      guest.vcpu.interrupt(0x40);
+      const other = await twin(guest);
+      const exits = [1, 2].map(() => other.vcpu.run({ budget: 1000 })).map(portOf);
+      expect(exits).toContain(0x82);
     });
     test('a long-mode guest goes on as if nothing had happened', async () => {
       const loop = [0x48, 0xff, 0xc0, 0xe6, 0x80, 0xeb, 0xf9];

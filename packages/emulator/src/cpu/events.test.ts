@@ -157,6 +157,13 @@ describe.each(ENGINES)('by %s', (name) => {
       expect(returnTo(machine)).toBe(HANDLER + 0x30 * 16);
       expect(machine.memory.read32(Number(machine.reg(4)) + 12)).toBe(0x10002);
     });
+    it('an interrupt without a gate becomes #GP, a fault: RF is in its image', () => {
+      const machine = machineWith([STI, NOP, NOP, HLT], [13], interrupting(0x30));
+      machine.cpu.interruptPending = true;
+      machine.go();
+      expect(haltedIn(machine)).toBe(13);
+      expect(pushedFlags(machine, true) & 0x10000).toBe(0x10000);
+    });
     it('NMI goes before an interrupt', () => {
       const machine = machineWith([STI, NOP, NOP, HLT], [2, 0x30], interrupting(0x30));
       machine.go(2);

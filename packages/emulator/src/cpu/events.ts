@@ -130,17 +130,20 @@ export class EventUnit {
   deliver(first: PendingEvent, resume: boolean): boolean {
     const cpu = this.#cpu;
     let event = first;
+    // A fault on the way restarts the same instruction, whatever was being delivered.
+    let restarts = resume;
     for (;;) {
       cpu.eventInDelivery = event;
-      const fault = this.#tryDeliver(event, resume);
-      if (fault === 'exit') return this.#interrupted(resume);
+      const fault = this.#tryDeliver(event, restarts);
+      if (fault === 'exit') return this.#interrupted(restarts);
       if (fault === undefined) break;
       const next = this.#resolve(fault.vector, fault.errorCode, fault.payload, event);
       if (next === undefined) {
         if (cpu.state.activity === 2) cpu.shutdownCause = { event: first, tick: cpu.tick };
-        return this.#interrupted(resume);
+        return this.#interrupted(restarts);
       }
       event = next;
+      restarts = true;
     }
     this.#count();
     cpu.eventInDelivery = undefined;
@@ -151,9 +154,8 @@ export class EventUnit {
   }
 
   /** An exit saves the flags that the image would have had (SDM vol. 3 section 28.3.3): whoever injects the event again pushes the same. */
-  #interrupted(resume: boolean): false {
-    const { state } = this.#cpu;
-    if (resume && state.activity !== 2) state.rflags |= RF;
+  #interrupted(restarts: boolean): false {
+    if (restarts) this.#cpu.state.rflags |= RF;
     return false;
   }
 

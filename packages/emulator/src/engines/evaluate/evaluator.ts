@@ -46,6 +46,8 @@ export class Evaluator {
   private readonly operationView: Operation;
   private readonly info = createInfo();
   private readonly code = new Uint8Array(16);
+  /** How many bytes of `code` the last `decode` had. */
+  private fetched = 0;
   /** What comes from the second page. */
   private readonly more = new Uint8Array(16);
   /** `decode` has just found the mode; nothing has happened since. */
@@ -98,6 +100,15 @@ export class Evaluator {
     }
   }
 
+  /** The bytes that the last `decode` had to work on, decoded or not, 15 at most. KVM: the emulation context's fetch cache. */
+  get fetchedBytes(): Uint8Array {
+    return this.code.slice(0, Math.min(this.fetched, MAX_INSTRUCTION_LENGTH));
+  }
+  /** An emulation without an instruction begins. */
+  forgetInstruction(): void {
+    this.fetched = 0;
+  }
+
   private decoded(result: DecodeResult): X86Emul {
     if (result === 'ok') return X86Emul.CONTINUE;
     if (this.context.subset === 'kvm') return X86Emul.UNHANDLEABLE;
@@ -117,6 +128,7 @@ export class Evaluator {
     let available = Math.min(provided?.length ?? 0, MAX_INSTRUCTION_LENGTH);
     if (provided !== undefined) code.set(provided.subarray(0, available));
     for (;;) {
+      this.fetched = available;
       const result = available === 0 ? 'need-more' : decode(code, available, mode, this.instruction);
       if (result !== 'need-more') return result;
       available += this.fetchMore(available, cs);
