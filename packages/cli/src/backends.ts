@@ -2,7 +2,7 @@
  * Finds backends: the two built-in vendors, a path, an npm package name, or the keyword `tskvm-backend` among the dependencies
  * of the nearest package.json. `NAME[,param=value…]` gives module parameters under KVM's names in camel case.
  */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -78,6 +78,9 @@ async function importFactory(specifier: string, cwd: string): Promise<BackendFac
   }
   if (isPath && !existsSync(resolve(cwd, specifier))) {
     throw new UsageError('BACKEND_NOT_FOUND', `backend ${specifier}: there is no such file`);
+  }
+  if (isPath && statSync(resolve(cwd, specifier)).isDirectory()) {
+    throw new UsageError('BACKEND_NOT_FOUND', `backend ${specifier}: it is a folder; give the module in it`);
   }
   let exports: Record<string, unknown>;
   try {

@@ -128,8 +128,12 @@ test('symbols name places', async () => {
 });
 
 test.each([
-  ['a file that can not be written', ['--profile-file', '/nowhere/at/all.json'], ["can't be written", 'ENOENT']],
-  ['symbols that are not there', ['--profile', '--symbols', '/nowhere/map'], ["can't be read", 'ENOENT']],
+  [
+    'a file that can not be written',
+    ['--profile-file', '/nowhere/at/all.json'],
+    ["can't be written", 'no such folder'],
+  ],
+  ['symbols that are not there', ['--profile', '--symbols', '/nowhere/map'], ['there is no such file']],
   ['symbols without a symbol', ['--profile', '--symbols', '@no-names'], ['System.map']],
   ['symbols without a profile', ['--symbols', '@names'], ['--profile']],
 ])('%s', async (_, args, texts) => {

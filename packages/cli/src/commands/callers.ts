@@ -15,7 +15,7 @@ import {
   treeLines,
 } from '../report/call-graph.ts';
 import { outputWidth, wrapText } from '../report/text-table.ts';
-import { addRunOptions, backendSpecs, machineOptions, parseNumber, type RunFlags } from './options.ts';
+import { addRunOptions, backendSpecs, machineOptions, parseNumber, type RunFlags, writing } from './options.ts';
 import { runSession } from './session.ts';
 import { CONFIGURATIONS, runTour } from './tour.ts';
 
@@ -113,11 +113,8 @@ export function addCallersCommand(program: Command): void {
     if (flags.svg) {
       const { Graphviz } = await import('@hpcc-js/wasm-graphviz');
       const svg = (await Graphviz.load()).dot(callerDot(tree), 'svg');
-      try {
-        writeFileSync(flags.svg, svg);
-      } catch (error) {
-        throw new UsageError('FILE_UNWRITABLE', `--svg ${flags.svg} can't be written: ${(error as Error).message}`);
-      }
+      const file = flags.svg;
+      writing(file, '--svg', () => writeFileSync(file, svg));
       process.stderr.write(`tskvm: wrote ${flags.svg}\n`);
     }
     if (flags.json) process.stdout.write(`${JSON.stringify(treeData(tree))}\n`);

@@ -163,6 +163,24 @@ export function readImage(file: string, what: string): Uint8Array {
   }
 }
 
+const WRITE_PROBLEMS: Readonly<Record<string, string>> = {
+  ENOENT: 'there is no such folder; make it first',
+  ENOTDIR: 'there is no such folder; make it first',
+  EISDIR: 'it is a folder; give a file in it',
+  EACCES: 'it may not be written by you',
+  EROFS: 'its file system may only be read',
+  ENOSPC: 'there is no space left',
+};
+/** Writes a file or says what is in the way. */
+export function writing(file: string, what: string, write: () => void): void {
+  try {
+    write();
+  } catch (error) {
+    const { code = '', message } = error as NodeJS.ErrnoException;
+    throw new UsageError('FILE_UNWRITABLE', `${what} ${file} can't be written: ${WRITE_PROBLEMS[code] ?? message}`);
+  }
+}
+
 /** A kernel by what its file is: Linux's bzImage or Multiboot. */
 function kernelPlan(kernel: Uint8Array, file: string, flags: RunFlags, memory: number | undefined): LoadPlan {
   const kernelName = basename(file);

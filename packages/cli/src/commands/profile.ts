@@ -1,5 +1,5 @@
 /** `tskvm run --profile`: the options, and what becomes of a profile when the run is over. */
-import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
+import { closeSync, openSync, writeFileSync } from 'node:fs';
 import type { Command } from 'commander';
 import { UsageError } from '../machine/errors.ts';
 import type { Machine } from '../machine/machine.ts';
@@ -7,7 +7,7 @@ import { Profile, type ProfileData } from '../profile/collect.ts';
 import { speedscope } from '../profile/speedscope.ts';
 import { Symbols } from '../profile/symbols.ts';
 import { profileText } from '../report/profile-table.ts';
-import type { RunFlags } from './options.ts';
+import { type RunFlags, readImage, writing } from './options.ts';
 
 export interface ProfileFlags {
   profile?: boolean;
@@ -25,29 +25,10 @@ export function addProfileOptions(command: Command): Command {
     .option('--symbols <file>', "names for a profile's addresses: System.map or what nm prints");
 }
 
-function writeProfile(file: string, text: string): void {
-  try {
-    writeFileSync(file, text);
-  } catch (error) {
-    throw new UsageError('FILE_UNWRITABLE', `--profile-file ${file} can't be written: ${(error as Error).message}`);
-  }
-}
 /** Can the file be written? What stands in it is left alone. */
-function tryFile(file: string): void {
-  try {
-    closeSync(openSync(file, 'a'));
-  } catch (error) {
-    throw new UsageError('FILE_UNWRITABLE', `--profile-file ${file} can't be written: ${(error as Error).message}`);
-  }
-}
+const tryFile = (file: string): void => writing(file, '--profile-file', () => closeSync(openSync(file, 'a')));
 function readSymbols(file: string): Symbols {
-  let text: string;
-  try {
-    text = readFileSync(file, 'utf8');
-  } catch (error) {
-    throw new UsageError('FILE_UNREADABLE', `--symbols ${file} can't be read: ${(error as Error).message}`);
-  }
-  return new Symbols(text, file);
+  return new Symbols(new TextDecoder().decode(readImage(file, '--symbols')), file);
 }
 
 /** A profile from the command line. Its files are tried before the guest runs. */
@@ -75,7 +56,10 @@ export class Profiling {
     const { engine, profileFile, kernel, bios } = this.#flags;
     this.#data = this.#profile.finish(this.#spec, engine ?? 'translate');
     const name = `tskvm ${this.#spec} ${kernel ?? bios ?? ''}`.trim();
-    if (profileFile !== undefined) writeProfile(profileFile, JSON.stringify(speedscope(this.#profile, name)));
+    if (profileFile !== undefined) {
+      const text = JSON.stringify(speedscope(this.#profile, name));
+      writing(profileFile, '--profile-file', () => writeFileSync(profileFile, text));
+    }
     return this.#data;
   }
 

@@ -4,6 +4,7 @@ import pc from 'picocolors';
 import { findBackend } from '../backends.ts';
 import { expandImage } from '../guests/image.ts';
 import { GUEST_IMAGES } from '../guests/images.ts';
+import { UsageError } from '../machine/errors.ts';
 import { firmware } from '../machine/loaders/image.ts';
 import { switchData, switchTable } from '../report/mode-switches.ts';
 import { sideBySide } from '../report/side-by-side.ts';
@@ -126,6 +127,8 @@ export function addTourCommand(program: Command): void {
       '\nExamples:\n  tskvm tour\n  tskvm tour --all\n  tskvm tour --backend svm --backend vmx,ept=0\n  tskvm tour --sev-es',
     )
     .action(async (flags: TourFlags) => {
+      if (flags.sevEs && (flags.backend?.some((spec) => spec !== 'svm') || flags.all))
+        throw new UsageError('SEV_ES', "--sev-es is about AMD's encrypted state: leave --all and other backends out");
       const specs = flags.sevEs ? ['svm,sevEs=1'] : (flags.backend ?? (flags.all ? [...CONFIGURATIONS] : ['svm']));
       for (const spec of specs) await findBackend(spec);
       const width = Math.max(...specs.map((spec) => spec.length));

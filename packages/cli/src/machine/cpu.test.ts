@@ -22,6 +22,14 @@ const vendorOf = (vcpu: Vcpu): string => {
   return String.fromCharCode(...new Uint8Array(new Uint32Array([leaf.ebx, leaf.edx, leaf.ecx]).buffer));
 };
 
+test('an option that a machine has not is refused, with the nearest', async () => {
+  const options = { backend: svm(), image: sector([0xf4]), cpuz: 2 } as unknown as Parameters<typeof createMachine>[0];
+  await expect(createMachine(options)).rejects.toMatchObject({
+    code: 'BAD_OPTION',
+    message: expect.stringMatching(/cpuz.*did you mean cpus?\?/),
+  });
+});
+
 describe('host and guest', () => {
   test('an AMD guest on VT-x: the guest reads AuthenticAMD, the processor below is the Xeon', async () => {
     // xor eax, eax; cpuid; mov eax, ecx; shr eax, 24; out F4h, al ("cAMD": the last letter)
@@ -88,7 +96,7 @@ describe('refusals', () => {
   test.each([
     ['epyc,+vmx', /Intel processors only/],
     ['qemu64,+sse42', /needs sse41: add \+sse41/],
-    ['epyc,-npt', /sev needs npt: take -sev/],
+    ['epyc,-npt', /sev, sevEs need npt: take -sev,-sevEs away/],
     ['epyc,+sgx', /not implemented: enclaves/],
     ['epyc,+umip,-umip', /both added and taken away/],
   ])('%s', (text, message) => {

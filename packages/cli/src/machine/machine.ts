@@ -4,6 +4,7 @@
  */
 import { type Backend, Kvm, KvmError, type KvmExit, shape, type Vcpu, type Vm, vmIsDead } from '@tskvm/core';
 import { type CpuModel, NotImplementedError } from '@tskvm/emulator';
+import { nearest } from '../nearest.ts';
 import { type Device, type DeviceHost, type DeviceState, IoBus } from './bus.ts';
 import { chooseProcessors, cpuName } from './cpu.ts';
 import { withTopology } from './cpu-topology.ts';
@@ -490,8 +491,23 @@ const OPTIONS = shape.struct({
   onDebug: shape.callback,
 });
 
+const NAMES = Object.keys({
+  ...{ backend: 1, image: 1, memory: 1, cpus: 1, quantum: 1, cpu: 1, model: 1, disks: 1, cdrom: 1, serialConsole: 1 },
+  ...{ onSerial: 1, onDebug: 1, shuffleFrames: 1, seed: 1, engine: 1, nsPerTick: 1 },
+} satisfies Record<keyof MachineOptions, 1>);
+
+/** A misspelt option would be a machine other than the one that was asked for. */
+function checkNames(options: MachineOptions): void {
+  const name = Object.keys(options).find((key) => !NAMES.includes(key));
+  if (name === undefined) return;
+  const near = nearest(name, NAMES, 1);
+  const hint = near.length > 0 ? `did you mean ${near[0]}?` : `there are ${NAMES.join(', ')}`;
+  throw new UsageError('BAD_OPTION', `createMachine has no option ${name}: ${hint}`);
+}
+
 function checkOptions(options: MachineOptions, memory: number): void {
   requireFit('BAD_OPTION', options, 'options', OPTIONS);
+  checkNames(options);
   if (!Number.isInteger(memory) || memory < MIB || memory > LOW_RAM_LIMIT || memory % 65536 !== 0) {
     throw new UsageError(
       'BAD_MEMORY',

@@ -93,10 +93,21 @@ function unmetNeeds(changed: CpuModel, change: CpuChange): FeatureProblem[] {
     const others = needsOf(feature).filter((need) => !modelHas(changed, need));
     return others.length === 0 ? [] : [{ code: 'needs' as const, feature, others }];
   });
-  // A removal that pulls the ground from many is told once, with all that stand on it.
+  // A removal that pulls the ground from many is told once, with all that stand on it, however high.
   const pulled = change.remove.flatMap((feature) => {
-    const others = lonely.filter((problem) => problem.others.includes(feature)).map((problem) => problem.feature);
+    const others = standingOn(feature, changed);
     return others.length === 0 ? [] : [{ code: 'vital' as const, feature, others }];
   });
   return [...pulled, ...lonely.filter(({ others }) => !others.some((name) => change.remove.includes(name)))];
+}
+
+/** Features of a model that need this one, or one that does. */
+function standingOn(feature: FeatureName, model: CpuModel): FeatureName[] {
+  const gone = new Set([feature]);
+  for (let before = 0; before < gone.size; ) {
+    before = gone.size;
+    for (const name of FEATURE_NAMES)
+      if (modelHas(model, name) && needsOf(name).some((need) => gone.has(need))) gone.add(name);
+  }
+  return [...gone].filter((name) => name !== feature);
 }

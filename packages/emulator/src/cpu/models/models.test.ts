@@ -99,7 +99,7 @@ describe('contradictions', () => {
   });
   test('a feature taken from under others', () => {
     const [problem] = checkFeatures(EPYC, { add: [], remove: ['npt'] });
-    expect(problem).toEqual({ code: 'vital', feature: 'npt', others: ['sev'] });
+    expect(problem).toEqual({ code: 'vital', feature: 'npt', others: ['sev', 'sevEs'] });
   });
   test('added and taken away', () => {
     expect(checkFeatures(EPYC, { add: ['umip'], remove: ['umip'] })[0].code).toBe('twice');
