@@ -77,6 +77,9 @@ function placeGate(view: DataView, mode: FuzzMode, vector: number, long: boolean
   view.setBigUint64(Place.idt + vector * (long ? 16 : 8), low, true);
 }
 
+/** Pages of the page tables. */
+const isTable = (page: number): boolean => page >= Place.pml4 >> 12 && page <= Place.pae >> 12;
+
 /** Pages 40h..4Fh: usual, read-only, absent, supervisor, an alias, no code, a device, code's alias. */
 function mapping(page: number): bigint {
   const at = BigInt(page) << 12n;
@@ -92,12 +95,19 @@ function mapping(page: number): bigint {
   if (page === 0x4a) return 0xa0000n | P | W | U;
   return (page === 0x4c ? BigInt(Place.code) : at) | P | W | U;
 }
-function placePages(view: DataView): void {
+/**
+ * `ownTables`: the program can reach the tables. What it changes without a flush goes on by what the TLB has, for as long as nobody else
+ * flushes: a machine that is moved has another TLB.
+ */
+function placePages(view: DataView, ownTables: boolean): void {
   view.setBigUint64(Place.pml4, BigInt(Place.pdpt) | 7n, true);
   view.setBigUint64(Place.pdpt, BigInt(Place.pd) | 7n, true);
   view.setBigUint64(Place.pae, BigInt(Place.pd) | 1n, true);
   view.setBigUint64(Place.pd, BigInt(Place.pt) | 7n, true);
-  for (let page = 0; page < 512; page++) view.setBigUint64(Place.pt + page * 8, mapping(page), true);
+  for (let page = 0; page < 512; page++) {
+    const entry = isTable(page) && !ownTables ? 0n : mapping(page);
+    view.setBigUint64(Place.pt + page * 8, entry, true);
+  }
 }
 
 /** RBX, RBP, RSI, RDI: in data, often near the end of a page. */
@@ -215,7 +225,7 @@ export function makeProgram(seed: number, mode: FuzzMode, more?: PieceMaker): Pr
   const image = new Uint8Array(MEMORY_SIZE);
   const view = new DataView(image.buffer);
   placeTables(view, mode);
-  placePages(view);
+  placePages(view, more === undefined);
   placeHandlers(image, mode === 'real' ? 16 : codeBits(mode) === 64 || mode === 'compat' ? 64 : 32);
   placeTasks(image, random, mode);
   placeSmiHandler(image, random);
