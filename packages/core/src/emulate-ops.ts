@@ -68,6 +68,15 @@ export interface PendingPio {
   value: number;
 }
 
+/** What user space has supplied for the instruction at `rip`: elements of `size` bytes, used up to byte `at`. */
+export interface PioAnswer {
+  port: number;
+  size: number;
+  rip: bigint;
+  data: Uint8Array;
+  at: number;
+}
+
 export class KvmEmulateOps implements X86EmulateOps {
   readonly exception = new GuestException();
   readonly memory: EmulateMemory;
@@ -78,7 +87,7 @@ export class KvmEmulateOps implements X86EmulateOps {
   /** Port output for user space, or an input that it must supply. */
   pio: PendingPio | null = null;
   /** An input that user space has supplied. */
-  #answer: { port: number; size: number; rip: bigint; data: Uint8Array; at: number } | null = null;
+  #answer: PioAnswer | null = null;
   /** Nested intercepts are asked (L2, and not a restart). */
   checkIntercepts = false;
 
@@ -144,6 +153,13 @@ export class KvmEmulateOps implements X86EmulateOps {
   /** User space has answered an input: elements for the instruction at RIP. KVM: struct read_cache io_read. */
   answerPio(port: number, size: number, data: Uint8Array): void {
     this.#answer = { port, size, rip: kvmRipRead(this.vcpu), data: data.slice(), at: 0 };
+  }
+  /** What is left of it, for a snapshot. */
+  get answer(): PioAnswer | null {
+    return this.#answer === null ? null : { ...this.#answer, data: this.#answer.data.slice() };
+  }
+  set answer(answer: PioAnswer | null) {
+    this.#answer = answer;
   }
   /** Elements that were read ahead are left. */
   get hasAnswer(): boolean {

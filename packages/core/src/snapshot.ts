@@ -2,6 +2,7 @@
 import { type CpuModel, PAGE, type SavedSession } from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
 import type { MmioAccess } from './emulate-memory.ts';
+import type { PioAnswer } from './emulate-ops.ts';
 import { getFpu, kvmReadPkru, kvmWritePkru, setFpu } from './fpu.ts';
 import { emulateCtxt } from './kvm-emulate.ts';
 import type { Memslot } from './memslots.ts';
@@ -53,6 +54,8 @@ export interface VcpuSave {
   pio: { port: number; in: boolean; size: number; count: number };
   session: SavedSession;
   tscOffset: bigint;
+  /** What REP INS has read ahead and not stored yet. */
+  input: PioAnswer | null;
   /** Vector of KVM_INTERRUPT that no entry has taken yet, -1: none. */
   externalVector: number;
   /** Entries in a row that retired nothing: from some number on they take ticks. */
@@ -107,6 +110,7 @@ export function saveVcpu(vcpu: Vcpu): VcpuSave {
     pio: { ...arch.pio },
     session: emulateCtxt(vcpu).evaluator.context.session.save(),
     tscOffset: arch.tscOffset,
+    input: emulateCtxt(vcpu).ops.answer,
     externalVector: arch.pendingExternalVector,
     progress: { ...vcpu.progress },
   };
@@ -148,6 +152,10 @@ function checkVcpuSave(vcpu: Vcpu, saved: VcpuSave): void {
   checkProcessor(saved.processor, processorOf(vcpu.kvm.model));
   if ((saved.lapic === null) !== (vcpu.arch.apic === null)) refuseState('one of the two has no local APIC');
   checkCompletion(saved);
+  const { input } = saved;
+  const fits = input === null || (input.data.length % input.size === 0 && input.at % input.size === 0);
+  if (!fits || (input !== null && input.at >= input.data.length))
+    refuseState('its input does not consist of whole elements');
 }
 
 /**
@@ -185,6 +193,7 @@ export function loadVcpu(vcpu: Vcpu, saved: VcpuSave): void {
   Object.assign(arch.pio, saved.pio);
   arch.pendingExternalVector = saved.externalVector;
   Object.assign(vcpu.progress, saved.progress);
+  emulateCtxt(vcpu).ops.answer = structuredClone(saved.input);
   emulateCtxt(vcpu).evaluator.context.session.load(saved.session);
 }
 

@@ -197,6 +197,9 @@ export const VCPU_STATE = struct({
   pio: struct({ port: u16, in: flag, size: oneOf(0, 1, 2, 4), count: integer(0, PIO_BYTES) }),
   session: SESSION,
   tscOffset: u64,
+  input: nullable(
+    struct({ port: u16, size: PIO_SIZE, rip: u64, data: bytes(1, PIO_BYTES), at: integer(0, PIO_BYTES) }),
+  ),
   externalVector: integer(-1, 255),
   progress: struct({ tick: tickOrNone, fruitless: u32 }),
 });

@@ -124,6 +124,19 @@ function snapshotSuite(make: () => Backend): void {
       expect(portOf(other.vcpu.run({ budget: 1000 }))).toBe(DONE_PORT);
       expect(other.vcpu.getRegs().rbx).toBe(0x04030201n);
     });
+    test('REP INS to MMIO: what was read ahead moves, too', async () => {
+      // mov edi, fed00000h; mov ecx, 3; mov dx, 60h; rep insd
+      const ins = [0xbf, 0, 0, 0xd0, 0xfe, 0xb9, 3, 0, 0, 0, 0x66, 0xba, 0x60, 0, 0xf3, 0x6d];
+      let guest = await makeGuest(make(), { mode: 'protected', code: ins });
+      const stored: number[] = [];
+      for (let n = 0; n < 5; n++) {
+        const next = guest.vcpu.run({ budget: 1000 });
+        if (next.reason === 'io' && next.direction === 'in') next.data.set(next.data.map((_, at) => at));
+        if (next.reason === 'mmio') stored.push(next.data[0]);
+        if (n < 3) guest = await twin(guest);
+      }
+      expect(stored).toEqual([0, 4, 8]);
+    });
     test('XCR0 is on the processor again: AVX exists as before', async () => {
       // xor ecx, ecx; mov eax, 7; xor edx, edx; xsetbv; out 80h, al; vpcmpeqd ymm0, ymm0, ymm0
       const avx = [0x31, 0xc9, 0xb8, 7, 0, 0, 0, 0x31, 0xd2, 0x0f, 0x01, 0xd1, 0xe6, 0x80, 0xc5, 0xfd, 0x76, 0xc0];
