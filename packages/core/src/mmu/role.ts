@@ -35,12 +35,14 @@ export interface RoleRegs {
   cr4: number;
   efer: number;
 }
-/** KVM: vcpu_to_role_regs. */
-export const vcpuToRoleRegs = (vcpu: Vcpu): RoleRegs => ({
-  cr0: cr0Low(vcpu, -1),
-  cr4: cr4Low(vcpu, -1),
-  efer: lowWord(vcpu.arch.efer),
-});
+/** KVM: vcpu_to_role_regs. @returns one object, filled anew by each call */
+export function vcpuToRoleRegs(vcpu: Vcpu): RoleRegs {
+  REGS.cr0 = cr0Low(vcpu, -1);
+  REGS.cr4 = cr4Low(vcpu, -1);
+  REGS.efer = lowWord(vcpu.arch.efer);
+  return REGS;
+}
+const REGS: RoleRegs = { cr0: 0, cr4: 0, efer: 0 };
 
 const Cr0 = { WP: lowWord(CR0.WP), PG: lowWord(CR0.PG) } as const;
 const Cr4 = {

@@ -170,7 +170,7 @@ export class MemoryAccess implements WalkMemory {
     owner.nestedShape = owner.nestedRoot === 0 ? undefined : (guest?.nestedShape ?? null);
     owner.generation = this.tlb.generation;
     if (this.#space.matches(words, owner)) return false;
-    let space = this.#spaces.find(words, owner);
+    let space = this.#spaces.find(words, owner, this.#space);
     if (space === undefined) {
       space = this.#spaces.replace(this.#space);
       const pdptes = this.usesPdpteRegisters() ? this.#pdpte : undefined;

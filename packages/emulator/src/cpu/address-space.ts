@@ -103,9 +103,14 @@ const PLACES = 4;
 export class AddressSpaces {
   readonly #places = Array.from({ length: PLACES }, () => new AddressSpace());
   #next = 0;
+  /** In force before the one that is. */
+  #before = this.#places[0];
 
-  find(words: Int32Array, owner: AddressOwner): AddressSpace | undefined {
-    for (const space of this.#places) if (space.matches(words, owner)) return space;
+  find(words: Int32Array, owner: AddressOwner, inForce: AddressSpace): AddressSpace | undefined {
+    const before = this.#before;
+    this.#before = inForce;
+    if (before.matches(words, owner)) return before;
+    for (let n = 0; n < PLACES; n++) if (this.#places[n].matches(words, owner)) return this.#places[n];
     return undefined;
   }
   /** The one that goes next; never `inForce`. */

@@ -154,7 +154,9 @@ export class PageWalker {
   }
 
   configure(config: PagingConfig): void {
+    const { mode, nx, maxphyaddr } = this.#config;
     this.#config = config;
+    if (config.mode === mode && config.nx === nx && config.maxphyaddr === maxphyaddr) return;
     this.#levels = LEVELS[config.mode];
     const above = config.maxphyaddr >= 52 ? 0 : (0xfffff >>> (config.maxphyaddr - 32)) << (config.maxphyaddr - 32);
     // Legacy PAE reserves 62:52 as well; 4-level paging ignores them (SDM vol. 3 tables 4-8 to 4-19).

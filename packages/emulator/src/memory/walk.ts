@@ -12,6 +12,7 @@ import { PAGE, type PhysicalMemory } from './physical.ts';
 const WORDS = (WalkWords.context - Layout.walk) / 4;
 const word = (address: number): number => (address - Layout.walk) / 4;
 const FLAGS = word(WalkWords.flags);
+const CONTEXT = word(WalkWords.context);
 
 /** Bits of the high half of an entry that must be clear: above the width of physical addresses, and no-execute where it is not known. */
 function reservedHigh({ maxphyaddr, mode, nx }: PagingConfig): number {
@@ -38,11 +39,14 @@ const flagsOf = ({ wp, smep, pge, pse, gbPages }: PagingConfig): number =>
 /** The words of one address space. */
 export class SpaceWalk {
   readonly words = new Uint32Array(WORDS);
+  /** Derived anew since it was last entered. */
+  fresh = true;
 
   /** @param shape undefined without nested paging; null: only the vendor can walk its tables */
   derive(config: PagingConfig, nestedRoot: number, shape: NestedShape | null | undefined): void {
     const { words } = this;
     words.fill(0);
+    this.fresh = true;
     const known = shape !== null && nestedRoot < 2 ** 32;
     words[word(WalkWords.kind)] = known ? kindOf(config) : WalkKind.ask;
     words[FLAGS] = flagsOf(config);
@@ -74,15 +78,25 @@ export class SpaceWalk {
 /** The words in memory: those of the space in force, and of whoever accesses. */
 export class WalkState {
   readonly #words: Uint32Array;
+  #entered: SpaceWalk | null = null;
 
   constructor({ memory, size }: PhysicalMemory) {
     this.#words = new Uint32Array(memory.buffer, Layout.walk, (Layout.tables - Layout.walk) / 4);
     this.#words[word(WalkWords.lastPage)] = size - PAGE;
   }
   /** @param user CPL is 3; @param smap supervisor accesses to user pages fault; @param context the TLB's */
-  enter({ words }: SpaceWalk, user: boolean, smap: boolean, context: number): void {
-    this.#words.set(words);
+  enter(walk: SpaceWalk, user: boolean, smap: boolean, context: number): void {
+    const { words } = walk;
+    if ((walk !== this.#entered || walk.fresh) && !this.#holds(words)) this.#words.set(words);
+    this.#entered = walk;
+    walk.fresh = false;
     this.#words[FLAGS] = words[FLAGS] | (user ? WalkFlag.user : 0) | (smap ? WalkFlag.smap : 0);
-    this.#words[word(WalkWords.context)] = context;
+    this.#words[CONTEXT] = context;
+  }
+  /** Flags aside, which follow: spaces that differ in CR0.WP are alike. */
+  #holds(words: Uint32Array): boolean {
+    const held = this.#words;
+    for (let n = 0; n < WORDS; n++) if (held[n] !== words[n] && n !== FLAGS) return false;
+    return true;
   }
 }
