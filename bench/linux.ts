@@ -11,24 +11,23 @@ import type { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import { linux } from '../packages/cli/src/machine/loaders/linux.ts';
 import { inTurn, median, progress, type Row } from './harness.ts';
+import { LINUX_MIB, linuxFile, residentBeside } from './machines.ts';
 import { assemble, benchProgram, missing, root, startBochs, startV86, temporary, userTime } from './peers.ts';
 
-const MEMORY = 256;
+const MEMORY = LINUX_MIB;
 const MIB = 2 ** 20;
 const FIRST_LINE = 'tskvm: initramfs up';
 const APPEND = 'console=ttyS0';
 const TOO_LONG_MS = 1_800_000;
-/** What lies in tskvm's memory beside guest RAM: state, TLB, records. */
-const PRIVATE_MIB = 64;
 
 interface Files {
   kernel: string;
   initrd: string;
 }
-const filesOf = (architecture: string): Files => {
-  const folder = join(root, '.cache/linux', architecture);
-  return { kernel: join(folder, 'vmlinuz'), initrd: join(folder, 'initramfs.cpio') };
-};
+const filesOf = (architecture: string): Files => ({
+  kernel: linuxFile(architecture, 'vmlinuz'),
+  initrd: linuxFile(architecture, 'initramfs.cpio'),
+});
 
 /** Kernel, zero page, command line and initramfs as our loader lays them out for the 32-bit entry, and a ROM that starts them. */
 function direct({ kernel, initrd }: Files): { rom: Uint8Array; segments: { at: number; bytes: Uint8Array }[] } {
@@ -95,15 +94,6 @@ interface Boot {
   beside: number;
 }
 
-/** MiB resident, without the part of the largest mapping (guest RAM's) that is guest RAM. */
-function residentBeside(pid: number): number {
-  const mappings = readFileSync(`/proc/${pid}/smaps`, 'utf8').matchAll(/^Size: +(\d+) kB[\s\S]*?^Rss: +(\d+) kB/gm);
-  const sizes = [...mappings].map(([, size, rss]) => ({ size: Number(size) / 1024, rss: Number(rss) / 1024 }));
-  const all = sizes.reduce((sum, { rss }) => sum + rss, 0);
-  const ram = sizes.filter(({ size }) => size >= MEMORY).reduce((sum, { rss }) => sum + rss, 0);
-  return all - Math.max(0, ram - PRIVATE_MIB);
-}
-
 /** Waits for the first line, and ends the process. */
 function bootOf({ child, serial }: Started): Promise<Boot> {
   return new Promise((resolve, reject) => {
@@ -112,7 +102,7 @@ function bootOf({ child, serial }: Started): Promise<Boot> {
     serial.on('data', (data: Buffer) => {
       text = (text + data.toString('latin1')).slice(-4000);
       if (!text.includes(FIRST_LINE)) return;
-      resolve({ seconds: userTime(child.pid!) / 1000, beside: residentBeside(child.pid!) });
+      resolve({ seconds: userTime(child.pid!) / 1000, beside: residentBeside(child.pid!, MEMORY) });
       child.kill('SIGKILL');
     });
     child.on('error', reject);

@@ -12,6 +12,7 @@ import { inTurn, median, nsPerCall, progress, type Row } from './harness.ts';
 import { kernelMs, kernelRows } from './kernel-rows.ts';
 import { KERNELS } from './kernels.ts';
 import { LINUX, linuxRows } from './linux.ts';
+import { MEMORY_PARTS, memoryRows } from './memory.ts';
 import { leftOut } from './peers.ts';
 import { startTime, VENDORS } from './start.ts';
 
@@ -170,6 +171,7 @@ const GROUPS: Readonly<Record<string, { parts: readonly string[]; rows: Group }>
   exits: { parts: [], rows: exitRows },
   start: { parts: [], rows: startRows },
   linux: { parts: Object.keys(LINUX), rows: linuxRows },
+  memory: { parts: MEMORY_PARTS, rows: memoryRows },
   alu: { parts: [], rows: (_, rounds) => aluRows(rounds) },
   tour: { parts: [], rows: tourRows },
   boot: { parts: [], rows: bootRows },

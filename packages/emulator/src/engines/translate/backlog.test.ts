@@ -58,14 +58,37 @@ describe('regions that wait for their translation', () => {
     expect(waiting.take()).toEqual([other]);
     waiting.elapsed(100);
     expect(waiting.take()).toEqual([last]);
-    const tiny = Array.from({ length: 40 }, () => found(1));
-    expect(backlog(...tiny).take()).toHaveLength(32);
+    const tiny = Array.from({ length: 70 }, () => found(1));
+    expect(backlog(...tiny).take()).toHaveLength(33);
     const entered = (n: number): Found => ({ ...tiny[0]!, region: { ...tiny[0]!.region, entries: Array(n).fill(0) } });
     expect(
       backlog(entered(20), entered(14), entered(13))
         .take()
         .map(({ region }) => region.entries.length),
     ).toEqual([20, 13]);
+  });
+
+  it('the more modules there were, the longer it takes to the next one', () => {
+    const waiting = backlog();
+    for (let n = 0; n < 100; n++) {
+      waiting.add(found(2));
+      waiting.elapsed(1000);
+      expect(waiting.take()).toHaveLength(1);
+    }
+    for (const record of [1, 2, 3]) waiting.add(found(2, record));
+    waiting.elapsed(494);
+    expect(waiting.take()).toEqual([]);
+    waiting.elapsed(1);
+    expect(waiting.take()).toHaveLength(3);
+  });
+
+  it('when as many wait as a module takes, nobody looks for more', () => {
+    const waiting = backlog();
+    for (let n = 0; n < 64; n++) {
+      expect(waiting.mayLook).toBe(true);
+      waiting.add(found(1, n));
+    }
+    expect(waiting.mayLook).toBe(false);
   });
 
   it('what is only looked at takes its share, too', () => {

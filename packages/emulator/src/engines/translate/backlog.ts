@@ -1,6 +1,6 @@
 /**
  * Regions that were found and wait for their translation. Translating stops the guest, and whoever shares its thread: it has a share of
- * the ticks. What is found meanwhile comes next, together, in one module: each module costs V8 some 10 KB and 0.3 ms of its own.
+ * the ticks. What is found meanwhile comes next, together, in one module: each costs V8 some 10 KB and 0.3 ms of its own (Node 20).
  */
 import type { KeyState } from '../interpret/predecode.ts';
 import type { Region } from './region.ts';
@@ -10,9 +10,14 @@ export interface Found {
   readonly key: KeyState;
 }
 
-/** Instructions, and regions, that one module takes at most: some 15 ms. */
+/** Instructions, and regions, that one module takes at most: some 15 ms. No more regions wait. */
 const MAX_INSTRUCTIONS = 250;
-const MAX_REGIONS = 32;
+const MAX_REGIONS = 64;
+/**
+ * For each module that was made before, the next one waits as long as for so many instructions: V8 keeps some 2 KB of a module for good
+ * (Node 20), so guests must not have any number of them made.
+ */
+const PAST = 1 / 2;
 /** What looking at an instruction costs, in parts of what translating it costs. */
 const LOOK = 1 / 8;
 
@@ -20,9 +25,12 @@ export class Backlog {
   readonly #ticksEach: number;
   readonly #maxEntries: number;
   #waiting: Found[] = [];
+  /** Ticks until nothing tells of the looks that were had. */
+  #looks = 0;
   /** Ticks until the next translation, and what comes to them behind it. */
   #rest = 0;
   #due = 0;
+  #modules = 0;
 
   /**
    * @param ticksEach ticks that have to pass for each instruction translated
@@ -36,13 +44,16 @@ export class Backlog {
   elapsed(ticks: number): void {
     this.#rest = Math.max(0, this.#rest + this.#due - ticks);
     this.#due = 0;
+    this.#looks = Math.max(0, this.#looks - ticks);
   }
   /** May code be looked at? */
   get mayLook(): boolean {
-    return this.#rest < MAX_INSTRUCTIONS * this.#ticksEach;
+    return this.#waiting.length < MAX_REGIONS && this.#looks < MAX_INSTRUCTIONS * this.#ticksEach;
   }
   looked(instructions: number): void {
-    this.#due += Math.ceil(instructions * LOOK * this.#ticksEach);
+    const ticks = Math.ceil(instructions * LOOK * this.#ticksEach);
+    this.#due += ticks;
+    this.#looks += ticks;
   }
 
   add(found: Found): void {
@@ -79,7 +90,7 @@ export class Backlog {
       [instructions, entries] = more;
     }
     this.#waiting = this.#waiting.filter((found) => !taken.includes(found));
-    this.#due += instructions * this.#ticksEach;
+    this.#due += Math.max(instructions, this.#modules++ * PAST) * this.#ticksEach;
     return taken;
   }
 }
