@@ -4,7 +4,6 @@ import { join } from 'node:path';
 import type { Engine } from '@tskvm/emulator';
 import { createMachine, firmware, type Machine } from 'tskvm';
 import { linux } from '../packages/cli/src/machine/loaders/linux.ts';
-import { busyboxInitramfs } from '../scripts/cpio.ts';
 import { BACKENDS, type Vendor } from './backends.ts';
 import { assemble, root } from './peers.ts';
 
@@ -16,13 +15,13 @@ export const LINUX_MIB = 256;
 export const linuxFile = (architecture: string, name: string): string => join(root, '.cache/linux', architecture, name);
 export const hasLinux = (): boolean => existsSync(linuxFile('amd64', 'busybox'));
 
-/** Debian's amd64 kernel; `init`: a script of /bin/sh, default: the initramfs's shell. */
-export function linuxMachine(vendor: Vendor, onSerial: (byte: number) => void, init?: string): Promise<Machine> {
+/** Debian's amd64 kernel. */
+export function linuxMachine(vendor: Vendor, onSerial: (byte: number) => void): Promise<Machine> {
   const file = (name: string): Uint8Array => new Uint8Array(readFileSync(linuxFile('amd64', name)));
   const image = linux({
     kernel: file('vmlinuz'),
     kernelName: 'vmlinuz',
-    initrd: init === undefined ? file('initramfs.cpio') : busyboxInitramfs(file('busybox'), init),
+    initrd: file('initramfs.cpio'),
     append: 'console=ttyS0',
     memory: LINUX_MIB * MIB,
   });

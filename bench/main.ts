@@ -7,6 +7,7 @@ import type { Backend } from '@tskvm/core';
 import { svm } from '@tskvm/svm';
 import { vmx } from '@tskvm/vmx';
 import { bootSector, createMachine, firmware, type Machine, memoryImage } from 'tskvm';
+import { compileRows } from './compile.ts';
 import { exitGuest, exitTime } from './exits.ts';
 import { inTurn, median, nsPerCall, progress, type Row } from './harness.ts';
 import { kernelMs, kernelRows } from './kernel-rows.ts';
@@ -171,6 +172,7 @@ const GROUPS: Readonly<Record<string, { parts: readonly string[]; rows: Group }>
   exits: { parts: [], rows: exitRows },
   start: { parts: [], rows: startRows },
   linux: { parts: Object.keys(LINUX), rows: linuxRows },
+  compile: { parts: [], rows: (_, rounds) => compileRows(rounds) },
   memory: { parts: MEMORY_PARTS, rows: memoryRows },
   alu: { parts: [], rows: (_, rounds) => aluRows(rounds) },
   tour: { parts: [], rows: tourRows },

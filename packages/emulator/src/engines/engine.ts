@@ -118,6 +118,8 @@ export interface TranslateStatistics {
   evicted: number;
   /** Host milliseconds that looking for regions and translating them took while a clock was given: not the same in each run. */
   milliseconds: number;
+  /** The same of handlers that the interpreter needed for new forms of instructions. */
+  handlers: number;
 }
 
 export interface Engine {
@@ -129,7 +131,7 @@ export interface Engine {
   place?(): CodePlace;
   /** Of an engine that translates. */
   readonly statistics?: TranslateStatistics;
-  /** Times translations by the host's clock (milliseconds), and has regions count their entries, from now on; null: no more. */
+  /** Times translations and new handlers by the host's clock (milliseconds), and has regions count their entries, from now on; null: no more. */
   timeTranslations?(clock: (() => number) | null): void;
   /** Do any of these bytes (of one host page) belong to predecoded instructions? Writes beside them leave the page's code as it is. */
   holdsCode(pa: number, length: number): boolean;

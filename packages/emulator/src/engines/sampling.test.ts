@@ -87,8 +87,9 @@ describe('samples', () => {
     machine.go(10_000_000);
     sampling.stop();
     expect(sampling.counts.engineMilliseconds).toBeGreaterThan(0);
-    const { milliseconds, regions } = sampling.counts.translate!;
+    const { milliseconds, handlers, regions } = sampling.counts.translate!;
     expect(milliseconds).toBeGreaterThanOrEqual(regions);
+    expect(handlers).toBeGreaterThan(0);
     expect(milliseconds).toBeLessThan(sampling.counts.engineMilliseconds);
   });
 });

@@ -7,6 +7,7 @@ import { Layout as memoryLayout, TlbEntry } from '../../memory/layout.ts';
 import { PAGE, type PhysicalMemory } from '../../memory/physical.ts';
 import { Flag as flagBits, Seg, S as stateLayout } from '../../state-layout.ts';
 import type { CodeKey, CodePlace, Engine, EngineHost, EngineStop } from '../engine.ts';
+import { Stopwatch } from '../stopwatch.ts';
 import { HELPERS } from './frame.ts';
 import { type FormInfo, type HandlerSet, handlerSet } from './handlers.ts';
 import type { HostImport } from './helpers.ts';
@@ -115,6 +116,8 @@ const keyId = (key: CodeKey): number =>
 export class InterpretEngine implements Engine {
   retired = 0;
   instruction: Instruction | null = null;
+  /** Times what handlers for new forms take. */
+  readonly watch = new Stopwatch();
   readonly #host: EngineHost;
   readonly #options: InterpretOptions;
   readonly #predecoder: Predecoder;
@@ -139,7 +142,7 @@ export class InterpretEngine implements Engine {
     this.#u8 = host.memory.u8;
     this.#words = new Int32Array(host.memory.memory.buffer, 0, RECORDS_END >> 2);
     const install = (handlers: HandlerSet, info: FormInfo): void => this.#install(handlers, info);
-    this.#predecoder = new Predecoder(host.memory, install);
+    this.#predecoder = new Predecoder(host.memory, install, this.watch);
     const { memory } = host;
     const parts = { memory, predecoder: this.#predecoder, instance: (h: HandlerSet) => this.#instance(h), install };
     this.#hot = options.hotCode?.(parts) ?? null;
@@ -153,7 +156,11 @@ export class InterpretEngine implements Engine {
     const mode = { codeSize: key.codeSize, intel: this.#options.vendor === 'intel', features: this.#options.features };
     const handlers = handlerSet(key.codeSize === 8);
     const { vendor, features } = this.#options;
-    const shapes = new ShapeTable(handlers, { ...key }, { vendor, allFeatures: features !== undefined });
+    const shapes = new ShapeTable(
+      handlers,
+      { ...key },
+      { vendor, allFeatures: features !== undefined, watch: this.watch },
+    );
     const state = { key: { ...key }, id, handlers, shapes, mode };
     this.#keys[id] = state;
     return state;
@@ -220,6 +227,9 @@ export class InterpretEngine implements Engine {
   #install(handlers: HandlerSet, info: FormInfo): void {
     const instance = this.#instance(handlers);
     if (instance.installed[info.slot]) return;
+    this.watch.time(() => this.#instantiate(handlers, info, instance));
+  }
+  #instantiate(handlers: HandlerSet, info: FormInfo, instance: Instance): void {
     const batch = handlers.batch(info.slot);
     const helpers: Record<string, WebAssembly.ExportValue> = {};
     for (const name of HELPERS) helpers[name] = instance.exports[name];

@@ -31,7 +31,7 @@ const MAX_RETIRED = 8;
 function affected(view: DataView, page: CodePage, from: number, to: number): number[] {
   const found: number[] = [];
   for (let offset = Math.max(0, from - LONGEST + 1); offset < to; offset++) {
-    const record = page.records[offset];
+    const record = page.records.at(offset);
     if (record === 0) continue;
     const next = view.getUint16(record + R.next, true);
     // What did not decode, or crosses into the next page, depends on all that follows.
@@ -56,7 +56,7 @@ export function patchPage(tools: PatchTools, page: CodePage, from: number, to: n
   if (from < LONGEST && page.crossers.size > 0) return false;
   const offsets = affected(view, page, from, to);
   for (const offset of offsets) {
-    const record = page.records[offset];
+    const record = page.records.at(offset);
     const plain = view.getUint16(record + R.plain, true);
     if (plain === Special.guard) return false;
     if (isFresh(view, record, from, to)) continue;

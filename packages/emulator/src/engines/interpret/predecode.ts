@@ -7,9 +7,11 @@ import type { DecodeMode, Instruction } from '../../decode/instruction.ts';
 import { PAGE, type PhysicalMemory, PRIVATE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
 import type { CodeKey } from '../engine.ts';
+import type { Stopwatch } from '../stopwatch.ts';
 import { Coverage } from './coverage.ts';
 import type { Normal } from './form.ts';
 import type { FormInfo, HandlerSet } from './handlers.ts';
+import { ByteSet, PageRecords, RecordPool } from './page-maps.ts';
 import { areShared, immediateOf, type PatchTools, patchPage } from './patching.ts';
 import { FIRST_RECORD, Jump, jumpIndex, MAX_RUN, R, RECORDS_END, Special } from './records.ts';
 import type { Shape, ShapeTable } from './shape.ts';
@@ -20,11 +22,11 @@ export interface CodePage {
   readonly hostPage: number;
   readonly key: KeyState;
   /** Page offset → record address, 0 if none. */
-  readonly records: Uint32Array;
+  readonly records: PageRecords;
   /** Targets not yet decoded → records that want to be linked to them. */
   readonly wanted: Map<number, number[]>;
   /** 1 for every byte of a predecoded instruction. */
-  readonly covered: Uint8Array;
+  readonly covered: ByteSet;
   /** Every run. */
   readonly runs: KeptRun[];
   /** How often an instruction was patched, by its offset. */
@@ -61,7 +63,10 @@ export interface Pending {
 /** Places for instructions that were handed to JavaScript lately. */
 const RECENT = 256;
 
-/** Thrown when records have filled their region; the engine drops everything and goes on. */
+/** Pages that hold records at most: beside their records each takes about 2 KB. */
+const MAX_PAGES = 16_384;
+
+/** Thrown when records have filled their region, or stand in too many pages; the engine drops everything and goes on. */
 export class OutOfRecords extends Error {}
 
 /** Byte offset of a register in the state block, for a record. High byte registers are the second byte of the first four. */
@@ -101,6 +106,8 @@ export class Predecoder {
   readonly #recentRecords = new Int32Array(RECENT);
   readonly #recent: (Instruction | null)[] = new Array<Instruction | null>(RECENT).fill(null);
   readonly #install: (handlers: HandlerSet, info: FormInfo) => void;
+  readonly #watch: Stopwatch;
+  #pool = new RecordPool();
   readonly #words: Int32Array;
   readonly #quads: BigInt64Array;
   readonly #coverage: Coverage;
@@ -109,8 +116,9 @@ export class Predecoder {
   /** Instruction objects that nobody keeps. */
   readonly #free: Instruction[] = [];
 
-  constructor(memory: PhysicalMemory, install: (handlers: HandlerSet, info: FormInfo) => void) {
+  constructor(memory: PhysicalMemory, install: (handlers: HandlerSet, info: FormInfo) => void, watch: Stopwatch) {
     this.#memory = memory;
+    this.#watch = watch;
     this.#coverage = new Coverage(memory.memory);
     this.#install = install;
     this.#words = new Int32Array(memory.memory.buffer, 0, RECORDS_END >> 2);
@@ -139,9 +147,9 @@ export class Predecoder {
       page = {
         hostPage,
         key,
-        records: new Uint32Array(PAGE),
+        records: new PageRecords(this.#pool),
         wanted: new Map(),
-        covered: new Uint8Array(PAGE),
+        covered: new ByteSet(),
         runs: [],
         patched: new Map(),
         places: new Map(),
@@ -160,10 +168,11 @@ export class Predecoder {
 
   /** Record of the instruction at a page offset; decodes a run if there is none. Throws {@link OutOfRecords}. */
   record(page: CodePage, offset: number): number {
-    const known = page.records[offset];
+    const known = page.records.at(offset);
     if (known !== 0) return known;
+    if (this.#pool.left < MAX_RUN || this.#pages.size > MAX_PAGES) throw new OutOfRecords();
     const run = this.#decodeRun(page, offset);
-    page.key.handlers.compile(run);
+    this.#watch.time(() => page.key.handlers.compile(run));
     page.retired = 0;
     return this.#lay(page, run);
   }
@@ -181,7 +190,7 @@ export class Predecoder {
   #decodeRun(page: CodePage, start: number): Pending[] {
     const run: Pending[] = [];
     let offset = start;
-    while (run.length < MAX_RUN && offset < PAGE && page.records[offset] === 0) {
+    while (run.length < MAX_RUN && offset < PAGE && page.records.at(offset) === 0) {
       const pending = this.#decodeOne(page, offset);
       run.push(pending);
       if (pending.shape === null || pending.shape.ends) break;
@@ -222,7 +231,7 @@ export class Predecoder {
     const info = pending.shape?.info ?? null;
     if (info === null) return false;
     const at = guard + R.size;
-    page.key.handlers.compile([pending]);
+    this.#watch.time(() => page.key.handlers.compile([pending]));
     this.#chooseHandlers(page, [pending], at);
     this.#write(page, pending, pending.shape!, at);
     if (info.facts.mayHandBack) this.#keep(at, pending.insn);
@@ -234,7 +243,7 @@ export class Predecoder {
   }
   /** The instruction behind a page's guard, with its record, if it is there and ends in `next`. */
   crossing(page: CodePage, offset: number, next: CodePage): { pending: Pending; record: number } | null {
-    const guard = page.records[offset];
+    const guard = page.records.at(offset);
     const { view } = this.#memory;
     if (guard === 0 || view.getUint32(guard + R.link, true) !== next.hostPage * PAGE) return null;
     return { pending: this.#decodeAcross(page, next, offset), record: guard + R.size };
@@ -247,7 +256,7 @@ export class Predecoder {
     const count = run.length + (last.cut ? 2 : open ? 1 : 0);
     if (first + count * R.size > RECORDS_END) throw new OutOfRecords();
     this.#next += count * R.size;
-    for (let i = 0; i < run.length; i++) page.records[run[i].offset] = first + i * R.size;
+    for (let i = 0; i < run.length; i++) page.records.set(run[i].offset, first + i * R.size);
     this.#chooseHandlers(page, run, first);
     for (let i = 0; i < run.length; i++) this.#finish(page, run[i], first + i * R.size);
     if (open) this.#writeLink(page, last.next, first + run.length * R.size);
@@ -345,7 +354,7 @@ export class Predecoder {
   }
 
   #link(page: CodePage, target: number, at: number): void {
-    const record = page.records[target];
+    const record = page.records.at(target);
     if (record !== 0) {
       this.#memory.view.setUint32(at + R.link, record, true);
       return;
@@ -359,7 +368,7 @@ export class Predecoder {
     const list = page.wanted.get(offset);
     if (list === undefined) return;
     page.wanted.delete(offset);
-    for (const at of list) this.#memory.view.setUint32(at + R.link, page.records[offset], true);
+    for (const at of list) this.#memory.view.setUint32(at + R.link, page.records.at(offset), true);
   }
 
   #writeLink(page: CodePage, offset: number, at: number): void {
@@ -418,20 +427,20 @@ export class Predecoder {
     const list = this.#pages.get(Math.floor(pa / PAGE));
     if (list === undefined) return false;
     if (length === PAGE) return list.some(hasCode);
-    return list.some(({ covered }) => covered.subarray(from, from + length).includes(1));
+    return list.some(({ covered }) => covered.hasAny(from, from + length));
   }
 
   // ---- code that is patched
 
   #cover(page: CodePage, from: number, to: number): void {
-    page.covered.fill(1, from, to);
+    page.covered.set(from, to, true);
     this.#coverage.set(page.hostPage, from, to, true);
   }
   #uncover(page: CodePage, from: number, to: number): void {
-    page.covered.fill(0, from, to);
+    page.covered.set(from, to, false);
     const list = this.#pages.get(page.hostPage)!;
     for (let at = from; at < to; at++) {
-      if (!list.some(({ covered }) => covered[at] === 1)) this.#coverage.set(page.hostPage, at, at + 1, false);
+      if (!list.some(({ covered }) => covered.has(at))) this.#coverage.set(page.hostPage, at, at + 1, false);
     }
   }
 
@@ -451,7 +460,7 @@ export class Predecoder {
 
   #redecode(page: CodePage, offset: number): boolean {
     const { view } = this.#memory;
-    const at = page.records[offset];
+    const at = page.records.at(offset);
     const plain = view.getUint16(at + R.plain, true);
     const pending = this.#decodeOne(page, offset);
     const { shape, insn, next } = pending;
@@ -478,7 +487,7 @@ export class Predecoder {
    * into the next page, or there is no room.
    */
   #retire(page: CodePage, offset: number, unfuse: (record: number) => boolean): boolean {
-    const at = page.records[offset];
+    const at = page.records.at(offset);
     const known = page.places.get(offset);
     if (known === at) return this.#rewrite(page, offset, at);
     const place = this.#next;
@@ -488,7 +497,7 @@ export class Predecoder {
     this.#remember(page, place, 2);
     this.#forward(page, at, place, unfuse);
     page.places.set(offset, place);
-    page.records[offset] = place;
+    page.records.set(offset, place);
     page.retired++;
     return true;
   }
@@ -498,7 +507,7 @@ export class Predecoder {
     if (pending.cut) return false;
     this.#forgetInstruction(at);
     for (const record of [at, at + R.size]) this.#unlink(page, record);
-    page.key.handlers.compile([pending]);
+    this.#watch.time(() => page.key.handlers.compile([pending]));
     this.#chooseHandlers(page, [pending], at);
     this.#finish(page, pending, at);
     this.#writeLink(page, pending.next, at + R.size);
@@ -539,14 +548,14 @@ export class Predecoder {
     // They stay code for whoever else has them.
     if (areShared(this.#memory.view, page, from, pending.next)) return false;
     this.#next += 3 * R.size;
-    this.#forward(page, page.records[offset], first, unfuse);
+    this.#forward(page, page.records.at(offset), first, unfuse);
     this.#words[first >> 2] = Special.fresh | (Special.fresh << 16);
     this.#writePlace(first, offset, pending.next);
     this.#memory.view.setUint16(first + R.reg, from, true);
     this.#memory.view.setUint8(first + R.scale, immediate.kind);
     this.#chooseHandlers(page, [pending], first + R.size);
     this.#write(page, pending, pending.shape!, first + R.size);
-    page.records[offset] = first;
+    page.records.set(offset, first);
     this.#writeLink(page, pending.next, first + 2 * R.size);
     this.#remember(page, first, 3);
     this.#uncover(page, from, pending.next);
@@ -554,7 +563,7 @@ export class Predecoder {
   }
   /** Is the immediate of the instruction there read from the code each time? */
   isFresh(page: CodePage, offset: number): boolean {
-    return this.#memory.view.getUint16(page.records[offset] + R.plain, true) === Special.fresh;
+    return this.#memory.view.getUint16(page.records.at(offset) + R.plain, true) === Special.fresh;
   }
 
   /**
@@ -578,6 +587,7 @@ export class Predecoder {
 
   #drop(page: CodePage): void {
     const { view } = this.#memory;
+    page.records.clear();
     for (const run of page.runs) {
       const { first, count } = run;
       run.page = null;
@@ -604,6 +614,7 @@ export class Predecoder {
   clear(): number[] {
     const pages = [...this.#pages.keys()];
     this.#pages.clear();
+    this.#pool = new RecordPool();
     this.#coverage.clear();
     this.#instructions.clear();
     this.#recentRecords.fill(0);

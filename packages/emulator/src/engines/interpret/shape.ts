@@ -5,6 +5,7 @@ import type { Instruction, Row } from '../../decode/instruction.ts';
 import { hasVectorSemantics } from '../../semantics/vector/index.ts';
 import { hasX87Semantics } from '../../semantics/x87/fast.ts';
 import type { CodeKey } from '../engine.ts';
+import type { Stopwatch } from '../stopwatch.ts';
 import { countNotZero, formOf, isCounted, isVector, isX87, type Normal, normalise } from './form.ts';
 import type { FormInfo, HandlerSet } from './handlers.ts';
 import { hasSemantics } from './operation.ts';
@@ -40,6 +41,8 @@ export interface ShapeOptions {
   vendor: 'amd' | 'intel';
   /** The decoder knows the processor's features: what it decodes exists. */
   allFeatures: boolean;
+  /** Times what new forms take. */
+  watch: Stopwatch;
 }
 
 const UNCONDITIONAL = new Set(['jmp', 'call', 'ret']);
@@ -114,11 +117,11 @@ export class ShapeTable {
   #make(insn: Instruction, segment: boolean): Shape {
     const { mnemonic, operands, condition } = insn.row;
     const normal = normalise(insn);
-    const { vendor, allFeatures } = this.#options;
+    const { vendor, allFeatures, watch } = this.#options;
     const form = isGenerated(insn, allFeatures, this.#key) ? formOf(insn, normal, this.#key, vendor) : null;
     const generated = form !== null && this.#handlers.hasRoomFor(form);
     return {
-      info: generated ? this.#handlers.info(form) : null,
+      info: generated ? watch.time(() => this.#handlers.info(form)) : null,
       normal,
       ends: !generated || UNCONDITIONAL.has(mnemonic),
       direct: operands.some((s) => s[0] === 'J'),

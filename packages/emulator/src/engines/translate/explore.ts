@@ -94,7 +94,7 @@ export class Explorer {
   /** Was it ever decoded? */
   #isLive(at: number): boolean {
     const page = this.#page(Math.floor(at / PAGE));
-    return page !== null && page.records[at & (PAGE - 1)] !== 0;
+    return page !== null && page.records.at(at & (PAGE - 1)) !== 0;
   }
 
   #instruction(at: number): RegionInstruction | null {
@@ -112,12 +112,12 @@ export class Explorer {
       this.code.stops.set(at, shape !== null && insn.row.mnemonic !== 'jmp' && insn.row.mnemonic !== 'ret' ? next : -1);
       return null;
     }
-    return { at, page: base, record, lead: from.records[at - base], info, next, ending, target };
+    return { at, page: base, record, lead: from.records.at(at - base), info, next, ending, target };
   }
   #decode(from: CodePage, offset: number, distance: number): { pending: Pending; record: number } {
     const pending = this.#predecoder.decodeAt(from, offset);
     const next = pending.cut ? this.#page(distance + 1) : null;
-    return (next && this.#predecoder.crossing(from, offset, next)) ?? { pending, record: from.records[offset] };
+    return (next && this.#predecoder.crossing(from, offset, next)) ?? { pending, record: from.records.at(offset) };
   }
 
   /** null: regions end in front of it. */

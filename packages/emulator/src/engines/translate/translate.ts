@@ -31,7 +31,9 @@ export class TranslateEngine implements Engine {
     return this.#interpret.instruction;
   }
   get statistics(): TranslateStatistics {
-    return this.#translator.statistics;
+    const { statistics } = this.#translator;
+    statistics.handlers = this.#interpret.watch.milliseconds;
+    return statistics;
   }
   /**
    * Translates the code at RIP at once, if it has run before and a region may contain its first instruction: for tests of single
@@ -46,6 +48,7 @@ export class TranslateEngine implements Engine {
   }
   timeTranslations(clock: (() => number) | null): void {
     this.#translator.clock = clock;
+    this.#interpret.watch.clock = clock;
   }
   run(maxTicks: number): EngineStop {
     return this.#interpret.run(maxTicks);

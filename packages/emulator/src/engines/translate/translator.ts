@@ -90,7 +90,7 @@ const noneModule = new WebAssembly.Module(encodeModule({ imports: [], functions:
 export class Translator implements HotCode {
   readonly statistics: TranslateStatistics = {
     ...{ regions: 0, modules: 0, instructions: 0, translated: 0, live: 0, bytes: 0 },
-    ...{ invalidated: 0, evicted: 0, milliseconds: 0 },
+    ...{ invalidated: 0, evicted: 0, milliseconds: 0, handlers: 0 },
   };
   /** Milliseconds of the host, while somebody wants to know what translating takes; regions then count their entries. */
   clock: (() => number) | null = null;
@@ -189,7 +189,7 @@ export class Translator implements HotCode {
     const rip = Number(this.#linearRip() & 0xfffn);
     const here = this.#pageOfRip(page.key.id);
     // The sample was taken on the way into a region.
-    if (here !== undefined && this.#originals.has(here.records[rip])) return;
+    if (here !== undefined && this.#originals.has(here.records.at(rip))) return;
     const found =
       (here === page || here === undefined ? null : region(here, rip)) ??
       region(page, view.getUint16(first + R.offset, true)) ??
@@ -364,7 +364,7 @@ export class Translator implements HotCode {
   place(): CodePlace {
     const page = this.#pageOfRip();
     const offset = Number(this.#linearRip() & 0xfffn);
-    const record = page?.records[offset] ?? 0;
+    const record = page?.records.at(offset) ?? 0;
     if (page === undefined || record === 0) return NOWHERE;
     for (const translation of this.#byPage.get(page.hostPage) ?? []) {
       const facts = this.#factsOf(translation);
