@@ -16,8 +16,10 @@ const TARGET_MS = 50;
 const TICKS = 1e9;
 
 interface Blocks {
-  /** Milliseconds that each turn spent, and that each call of a constructor took. */
-  turns: number[];
+  /** Milliseconds that each turn spent on regions, and on handlers. */
+  regions: number[];
+  handlers: number[];
+  /** Milliseconds that each call of a constructor took. */
   calls: number[];
 }
 
@@ -42,15 +44,16 @@ function timeCalls(calls: number[]): void {
   WebAssembly.Instance = timed(WebAssembly.Instance);
 }
 
-async function turnsOf(machine: Machine, ended: () => boolean): Promise<number[]> {
+async function turnsOf(machine: Machine, ended: () => boolean): Promise<Omit<Blocks, 'calls'>> {
   const engine = engineOf(machine);
   engine.timeTranslations!(now);
-  const spent = (): number => engine.statistics!.milliseconds + engine.statistics!.handlers;
-  const turns: number[] = [];
-  let before = spent();
+  const turns = { regions: [] as number[], handlers: [] as number[] };
+  let before = { ...engine.statistics! };
   const between = (): boolean => {
-    turns.push(spent() - before);
-    before = spent();
+    const after = { ...engine.statistics! };
+    turns.regions.push(after.milliseconds - before.milliseconds);
+    turns.handlers.push(after.handlers - before.handlers);
+    before = after;
     return ended();
   };
   await machine.run({ between, maxInstructions: 20 * TICKS });
@@ -60,6 +63,8 @@ async function turnsOf(machine: Machine, ended: () => boolean): Promise<number[]
 async function blocks(guest: string): Promise<Blocks> {
   const calls: number[] = [];
   timeCalls(calls);
+  // As in the thread that draws a browser's page.
+  Object.assign(globalThis, { document: {} });
   let text = '';
   const onSerial = (byte: number): void => {
     text = (text + String.fromCharCode(byte)).slice(-200);
@@ -69,7 +74,7 @@ async function blocks(guest: string): Promise<Blocks> {
       ? await linuxMachine('svm', onSerial)
       : await kernelMachine('svm', guest, HOSTILE[guest as Hostile].iterations);
   const ended = (): boolean => (guest === 'LINUX' ? text.includes(FIRST_LINE) : machine.instructions >= TICKS);
-  return { turns: await turnsOf(machine, ended), calls };
+  return { ...(await turnsOf(machine, ended)), calls };
 }
 
 /**
@@ -103,15 +108,18 @@ export async function compileRows(rounds: number): Promise<Row[]> {
     .map(([name, what]) => {
       progress(`compile ${name}`);
       const runs = Array.from({ length: rounds }, () => blocksAlone(name));
-      const turns = shortest(runs.map((run) => run.turns));
-      const [turn, call] = [longest(turns), longest(shortest(runs.map((run) => run.calls)))];
-      const all = turns.reduce((sum, ms) => sum + ms, 0);
+      const [regions, handlers, calls] = (['regions', 'handlers', 'calls'] as const).map((part) =>
+        shortest(runs.map((run) => run[part])),
+      );
+      const together = longest(regions!.map((ms, turn) => ms + handlers![turn]!));
+      const ms = (values: readonly number[]): string => longest(values).toFixed(1);
+      const all = [...regions!, ...handlers!].reduce((sum, one) => sum + one, 0);
       return {
-        what: `longest hold-up by compiling, ${what}`,
-        value: `${turn.toFixed(1)} ms in a turn of 2 M instructions, ${call.toFixed(1)} ms at once; ${(all / 1000).toFixed(2)} s in ${turns.length} turns`,
+        what: `compiling in the thread that the machine runs on, ${what}`,
+        value: `in a turn of 2 M instructions at most ${ms(regions!)} ms for regions, ${ms(handlers!)} ms for handlers, ${together.toFixed(1)} ms together; one call of WebAssembly's at most ${ms(calls!)} ms; ${(all / 1000).toFixed(2)} s in ${regions!.length} turns`,
         target: `<= ${TARGET_MS} ms`,
-        met: Math.max(turn, call) <= TARGET_MS,
-        figures: { turn, call, all },
+        met: together <= TARGET_MS,
+        figures: { together, regions: longest(regions!), handlers: longest(handlers!), call: longest(calls!) },
       };
     });
 }

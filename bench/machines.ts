@@ -1,5 +1,5 @@
 /** Machines that benchmarks watch from inside their process, and what such a process holds and spends. */
-import { existsSync, readFileSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readFileSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Engine } from '@tskvm/emulator';
 import { createMachine, firmware, type Machine } from 'tskvm';
@@ -8,8 +8,8 @@ import { BACKENDS, type Vendor } from './backends.ts';
 import { assemble, root } from './peers.ts';
 
 const MIB = 2 ** 20;
-/** What lies in tskvm's memory beside guest RAM: state, TLB, records. */
-export const PRIVATE_MIB = 64;
+/** What lies in tskvm's memory in front of guest RAM: state, TLB, records. */
+const PRIVATE_MIB = 64;
 export const LINUX_MIB = 256;
 
 export const linuxFile = (architecture: string, name: string): string => join(root, '.cache/linux', architecture, name);
@@ -40,11 +40,26 @@ export function kernelMachine(vendor: Vendor, kernel: string, iterations: number
 export const engineOf = (machine: Machine): Engine =>
   (machine.kvm.processor as unknown as { engine: Engine | null }).engine!;
 
-/** MiB that a process has resident, without the part of the largest mapping (guest RAM's) that is guest RAM. */
+const PAGE = 4096;
+/** MiB of the first `mib` of a mapping that are in memory (proc(5), pagemap: bit 63 of each page's entry). */
+function presentMib(pid: number, start: number, mib: number): number {
+  const entries = Buffer.alloc(((mib * MIB) / PAGE) * 8);
+  const file = openSync(`/proc/${pid}/pagemap`, 'r');
+  const length = readSync(file, entries, 0, entries.length, (start / PAGE) * 8);
+  closeSync(file);
+  let pages = 0;
+  for (let at = 7; at < length; at += 8) pages += entries[at]! >> 7;
+  return (pages * PAGE) / MIB;
+}
+
+/** MiB that a process has resident beside guest RAM: in the mapping that holds it our own structures come first. */
 export function residentBeside(pid: number, guestMib: number): number {
-  const mappings = readFileSync(`/proc/${pid}/smaps`, 'utf8').matchAll(/^Size: +(\d+) kB[\s\S]*?^Rss: +(\d+) kB/gm);
-  const sizes = [...mappings].map(([, size, rss]) => ({ size: Number(size) / 1024, rss: Number(rss) / 1024 }));
-  const all = sizes.reduce((sum, { rss }) => sum + rss, 0);
-  const ram = sizes.filter(({ size }) => size >= guestMib).reduce((sum, { rss }) => sum + rss, 0);
-  return all - Math.max(0, ram - PRIVATE_MIB);
+  const smaps = readFileSync(`/proc/${pid}/smaps`, 'utf8');
+  const mappings = smaps.matchAll(/^([0-9a-f]+)-\S+ .*\nSize: +(\d+) kB[\s\S]*?^Rss: +(\d+) kB/gm);
+  let beside = 0;
+  for (const [, start, size, rss] of mappings) {
+    const isRam = Number(size) / 1024 >= guestMib && Number(rss) > 0;
+    beside += isRam ? presentMib(pid, Number.parseInt(start!, 16), PRIVATE_MIB) : Number(rss) / 1024;
+  }
+  return beside;
 }

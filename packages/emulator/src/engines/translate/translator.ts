@@ -17,7 +17,7 @@ import { Explorer, type PageLookup } from './explore.ts';
 import { pageOffsets, type Region, regionOf } from './region.ts';
 import { RegionEmitter } from './region-emitter.ts';
 import type { RegionMode } from './region-frame.ts';
-import { type HostProcess, regionSize } from './region-size.ts';
+import { type HostGlobal, regionSize } from './region-size.ts';
 
 export interface TranslateOptions {
   /** Ticks between samples while the interpreter does most of the work. Default 16,000. */
@@ -38,7 +38,7 @@ const defaultOptions = (): TranslateOptions =>
     hot: 16,
     maxBytes: 8 * 2 ** 20,
     maxEntries: REGION_ENTRIES,
-    maxInstructions: regionSize((globalThis as { process?: HostProcess }).process),
+    maxInstructions: regionSize(globalThis as HostGlobal),
   });
 
 /** V8 does not replace a running function: calls must end from time to time. */
