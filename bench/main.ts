@@ -179,7 +179,7 @@ const GROUPS: Readonly<Record<string, { parts: readonly string[]; rows: Group }>
   boot: { parts: [], rows: bootRows },
 };
 const USAGE = `usage: pnpm bench [NAME[:PART],...] [--rounds n] [--without PEER] [--json]
-All of it takes about half an hour, of two processors. NAME is one of ${Object.keys(GROUPS).join(', ')};
+All of it takes about an hour, of two processors. NAME is one of ${Object.keys(GROUPS).join(', ')};
 PART, as in kernels:ALU,kernels:FIB, one of
 ${Object.entries(GROUPS)
   .filter(([, { parts }]) => parts.length > 0)

@@ -102,7 +102,7 @@ async function hour(): Promise<Result> {
 
 /** Kernels of bench/guests/user-kernels.inc, and what each runs: about 20 s. */
 export const HOSTILE = {
-  CROWD: { what: '40,000 of 786,432 loops of 16 bytes get hot', iterations: 40_000 },
+  CROWD: { what: '20,000 of 786,432 loops of 16 bytes get hot', iterations: 20_000 },
   BYTES: { what: 'a jump to each byte of a page, 500 times', iterations: 500 },
   REWRITE: { what: 'a loop that is rewritten before each of 20,000 runs', iterations: 20_000 },
 } as const;
