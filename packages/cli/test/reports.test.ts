@@ -141,10 +141,13 @@ describe('misspelt names are usage, with the nearest', () => {
     ['callers svmSetCr00', ['svmSetCr0']],
     ['ops set_cr00', ['setCr0']],
     ['tour --backend foo', ['unknown backend foo']],
+    ['tour --all --backend vmx', ['exclude each other']],
+    ['run --linux-entry 32 hello', ['--linux-entry belongs to a kernel']],
+    ['trace --filter port== hello', ['no comparison']],
     ['tour --backend vmx --sev-es', ["AMD's", 'leave']],
     ['callers svmSetCr0 --svg /nowhere/x.svg', ["can't be written", 'no such folder']],
     ['run --backend / hello', ['it is a folder']],
-    ['run --cpu epyc,-sse2 hello', ['-sse3', '-avx2,', 'away']],
+    ['run --cpu epyc,-sse2 hello', ['need sse2: add -sse3', '-avx2,']],
   ];
   test.each(rows)('%s', async (command, texts) => {
     const { status, stderr, stdout } = await inProcess(command.split(' '));

@@ -3,7 +3,10 @@
  * KVM: arch/x86/kvm/trace.h and include/trace/events/kvm.h; `mode_switch` is ours.
  */
 import type { ModeChange } from '@tskvm/emulator';
+import { KvmError } from './diagnostics.ts';
 import type { Kvm } from './kvm.ts';
+import { TRACE_FIELDS } from './trace-fields.ts';
+import { Errno } from './types.ts';
 
 /** Fields of every event, by KVM's event name. Numbers stay numbers; text is made where it is printed. */
 export interface TraceEvents {
@@ -145,6 +148,13 @@ export interface CallerEdge {
 }
 
 /** Listeners, the shadow stack and the call edges of one kernel. Exists only while something listens. */
+/** Carries what a listener threw out of a run: it is the listener's, no op's. */
+export class ListenerFailure extends Error {
+  constructor(readonly thrown: unknown) {
+    super('a trace listener threw');
+  }
+}
+
 export class Tracer {
   readonly #listeners = new Map<TraceName, Set<TraceListener<TraceName>>>();
   readonly #any = new Set<TraceListener<TraceName>>();
@@ -173,8 +183,15 @@ export class Tracer {
   /** A switch of a protected guest whose write trap is still to be handled. */
   held: ModeSwitch | null = null;
 
-  /** Attaches a listener to one event, or to all (`*`). Returns the function that takes it off. */
+  /**
+   * Attaches a listener to one event, or to all (`*`). Returns the function that takes it off.
+   * Throws KvmError UNKNOWN_EVENT (EINVAL).
+   */
   on<N extends TraceName>(name: N | '*', listener: TraceListener<N>): () => void {
+    if (name !== '*' && !Object.hasOwn(TRACE_FIELDS, name)) {
+      const known = Object.keys(TRACE_FIELDS).join(', ');
+      throw new KvmError('UNKNOWN_EVENT', Errno.EINVAL, `there is no event ${String(name)}; there are *, ${known}`);
+    }
     const wide = listener as unknown as TraceListener<TraceName>;
     if (name === '*') {
       this.#any.add(wide);
@@ -193,8 +210,12 @@ export class Tracer {
   }
 
   emit<N extends TraceName>(name: N, event: TraceEvents[N]): void {
-    for (const listener of this.#listeners.get(name) ?? []) listener(event, name);
-    for (const listener of this.#any) listener(event, name);
+    try {
+      for (const listener of this.#listeners.get(name) ?? []) listener(event, name);
+      for (const listener of this.#any) listener(event, name);
+    } catch (error) {
+      throw new ListenerFailure(error);
+    }
   }
 
   enter(name: string): void {

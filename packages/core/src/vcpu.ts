@@ -270,6 +270,8 @@ export class Vcpu {
   readonly progress = { tick: -1, fruitless: 0 };
   /** Tick at which the budget of the KVM_RUN in progress is used up. */
   runDeadline = Number.POSITIVE_INFINITY;
+  /** Tick at which a run whose budget was used up in a delivery ends all the same. */
+  graceEnds = Number.POSITIVE_INFINITY;
 
   /** Use {@link Vm.createVcpu}. */
   constructor(

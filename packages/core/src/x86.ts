@@ -16,7 +16,7 @@ import { kvmGuestTimeUpdate } from './pvclock.ts';
 import { kvmSetCr8 } from './regs.ts';
 import { kvmVcpuReset } from './reset.ts';
 import { attributeRunError } from './static-calls.ts';
-import { frame, inFrame, ownFrame, trace, unframed } from './trace.ts';
+import { frame, inFrame, ListenerFailure, ownFrame, trace, unframed } from './trace.ts';
 import { Errno, FastPath, type KvmExit, MpState, Req, RunFlag } from './types.ts';
 import { completeUserspaceIo } from './userspace-io.ts';
 import type { RunOptions, Vcpu } from './vcpu.ts';
@@ -43,18 +43,20 @@ const FREE_FRUITLESS_ENTRIES = 1000;
 /** So many give a caller without a budget a chance to look. */
 const MAX_FRUITLESS_ENTRIES = 20000;
 
-/** Ticks beyond the budget that a delivery and a shadow's instruction may take; only a delivery that fails for ever takes more. */
+/** Ticks that a delivery and a shadow's instruction may take once the budget is used up; only a delivery that fails for ever takes more. */
 const GRACE = 16;
 
 /** KVM_RUN. KVM: kvm_arch_vcpu_ioctl_run. Throws KvmError for what the caller did wrong (EINVAL, EIO). */
 export const kvmArchVcpuIoctlRun = frame('kvmArchVcpuIoctlRun', (vcpu: Vcpu, options: RunOptions): KvmExit => {
   const { kvm } = vcpu;
   vcpu.runDeadline = kvm.now() + (options.budget ?? Number.POSITIVE_INFINITY);
+  vcpu.graceEnds = Number.POSITIVE_INFINITY;
   try {
     vcpuLoad(vcpu);
     runIoctl(vcpu);
     postKvmRunSave(vcpu);
   } catch (error) {
+    if (error instanceof ListenerFailure) throw error.thrown;
     const vendor = resolvedVendor(kvm);
     throw vendor ? attributeRunError(vendor.name, vendor.ops, error) : error;
   }
@@ -166,8 +168,10 @@ function budgetUsed(vcpu: Vcpu): boolean {
   else if (++progress.fruitless > FREE_FRUITLESS_ENTRIES) kvm.processor.tick++;
   progress.tick = kvm.now();
   const stuck = progress.fruitless > 0 && progress.fruitless % MAX_FRUITLESS_ENTRIES === 0;
-  const over = progress.tick - vcpu.runDeadline;
-  return stuck || over >= GRACE || (over >= 0 && isBetweenInstructions(vcpu));
+  if (progress.tick < vcpu.runDeadline) return stuck;
+  if (stuck || isBetweenInstructions(vcpu)) return true;
+  if (vcpu.graceEnds === Number.POSITIVE_INFINITY) vcpu.graceEnds = progress.tick + GRACE;
+  return progress.tick >= vcpu.graceEnds;
 }
 
 /**

@@ -69,7 +69,7 @@ export function svmHardwareSetup(kvm: Kvm, wanted: SvmParams): number {
   // No ASID of this generation has been given out: the first vCPU starts the next one.
   module.nextAsid = module.maxAsid + 1;
   kvm.vendor = module;
-  if (!params.nested) kvmCpuCapClear(kvm, 'svm');
+  kvmCpuCapClear(kvm, 'svm');
   kvmConfigureMmu(kvm, params.npt, NPT_LEVELS, NPT_LEVELS, HUGE_PAGE_LEVEL);
   return 0;
 }

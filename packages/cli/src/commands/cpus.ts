@@ -74,7 +74,7 @@ The model decides the guest's CPUID. Its features are those of the real processo
 Examples:
   tskvm cpus
   tskvm run --cpu qemu64 boot.bin
-  tskvm run --backend vmx --cpu epyc,-sse42,+umip boot.bin     an AMD guest on VT-x`,
+  tskvm run --backend vmx --cpu epyc,-sha,+umip boot.bin     an AMD guest on VT-x`,
     )
     .action((flags: { json?: boolean }) => {
       if (flags.json) process.stdout.write(`${JSON.stringify({ models: models(), features: features() })}\n`);

@@ -217,9 +217,13 @@ function plan(image: string | undefined, flags: RunFlags, memory: number | undef
     if (image) throw new UsageError('TWO_IMAGES', `${image} and --kernel exclude each other: give one`);
     return kernelPlan(readImage(flags.kernel, 'kernel'), flags.kernel, flags, memory);
   }
-  for (const option of ['initrd', 'append'] as const) {
-    if (flags[option] === undefined) continue;
-    throw new UsageError('NO_KERNEL', `--${option} belongs to a kernel: give --kernel FILE, or leave --${option} out`);
+  for (const [option, given] of [
+    ['--initrd', flags.initrd],
+    ['--append', flags.append],
+    ['--linux-entry', flags.linuxEntry],
+  ]) {
+    if (given === undefined) continue;
+    throw new UsageError('NO_KERNEL', `${option} belongs to a kernel: give --kernel FILE, or leave ${option} out`);
   }
   if (flags.load) {
     if (!image)

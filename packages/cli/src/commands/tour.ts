@@ -129,6 +129,8 @@ export function addTourCommand(program: Command): void {
     .action(async (flags: TourFlags) => {
       if (flags.sevEs && (flags.backend?.some((spec) => spec !== 'svm') || flags.all))
         throw new UsageError('SEV_ES', "--sev-es is about AMD's encrypted state: leave --all and other backends out");
+      if (flags.all && flags.backend)
+        throw new UsageError('TWO_BACKENDS', '--all and --backend exclude each other: give one');
       const specs = flags.sevEs ? ['svm,sevEs=1'] : (flags.backend ?? (flags.all ? [...CONFIGURATIONS] : ['svm']));
       for (const spec of specs) await findBackend(spec);
       const width = Math.max(...specs.map((spec) => spec.length));

@@ -96,7 +96,7 @@ describe('refusals', () => {
   test.each([
     ['epyc,+vmx', /Intel processors only/],
     ['qemu64,+sse42', /needs sse41: add \+sse41/],
-    ['epyc,-npt', /sev, sevEs need npt: take -sev,-sevEs away/],
+    ['epyc,-npt', /sev, sevEs need npt: add -sev,-sevEs/],
     ['epyc,+sgx', /not implemented: enclaves/],
     ['epyc,+umip,-umip', /both added and taken away/],
   ])('%s', (text, message) => {

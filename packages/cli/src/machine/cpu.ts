@@ -155,7 +155,7 @@ const EXPLANATIONS: Readonly<Record<FeatureProblem['code'], (problem: FeaturePro
     `${feature} needs ${others.join(' and ')}: add ${others.map((name) => `+${name}`).join(',')}`,
   vital: ({ feature, others = [] }) =>
     others.length > 0
-      ? `${others.join(', ')} ${others.length > 1 ? 'need' : 'needs'} ${feature}: take ${others.map((name) => `-${name}`).join(',')} away, too`
+      ? `${others.join(', ')} ${others.length > 1 ? 'need' : 'needs'} ${feature}: add ${others.map((name) => `-${name}`).join(',')}`
       : `${feature} can't be taken away: KVM needs it`,
 };
 

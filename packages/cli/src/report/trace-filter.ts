@@ -82,6 +82,14 @@ function checkField(given: string, events: ReadonlySet<TraceName>): string {
   );
 }
 
+/** `port ==`: the value is missing. */
+const HALF = /^\s*\w+\s*(==|!=|<=|>=|<|>|~)\s*$/;
+const noComparison = (text: string): UsageError =>
+  new UsageError(
+    'BAD_FILTER',
+    `--filter: '${text.trim()}' is no comparison; write FIELD OPERATOR VALUE (==, !=, <, <=, >, >=, ~), joined by &&, a value with spaces in quotes`,
+  );
+
 /** Decides by an event and its printed line. */
 export type TraceFilter = (event: TraceEvents[TraceName], line: string) => boolean;
 
@@ -99,13 +107,10 @@ export function parseFilter(text: string | undefined, events: ReadonlySet<TraceN
   ) {
     throw new UsageError('BAD_FILTER', `--filter: = compares nothing, write ==: '${name} == ${value}'`);
   }
+  if (HALF.test(text)) throw noComparison(text);
   if (terms.every((term) => term === null)) return (_event, line) => line.includes(text);
   const bad = text.split('&&').find((_part, i) => terms[i] === null || /^=|^[^"']*\s/.test(terms[i][3]));
-  if (bad !== undefined)
-    throw new UsageError(
-      'BAD_FILTER',
-      `--filter: '${bad.trim()}' is no comparison; write FIELD OPERATOR VALUE (==, !=, <, <=, >, >=, ~), joined by &&, a value with spaces in quotes`,
-    );
+  if (bad !== undefined) throw noComparison(bad);
   const tests = terms
     .map((term) => term!)
     .map(([, name, operator, operand]) => ({
