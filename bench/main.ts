@@ -178,7 +178,7 @@ const GROUPS: Readonly<Record<string, { parts: readonly string[]; rows: Group }>
   tour: { parts: [], rows: tourRows },
   boot: { parts: [], rows: bootRows },
 };
-const USAGE = `usage: pnpm bench [NAME[:PART],...] [--rounds n] [--without PEER] [--json]
+const USAGE = `usage: npm run bench -- [NAME[:PART],...] [--rounds n] [--without PEER] [--json]
 All of it takes about an hour, of two processors. NAME is one of ${Object.keys(GROUPS).join(', ')};
 PART, as in kernels:ALU,kernels:FIB, one of
 ${Object.entries(GROUPS)
