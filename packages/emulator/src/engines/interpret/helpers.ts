@@ -257,10 +257,15 @@ function readAt(code: Code, entry: number): void {
   }
 }
 
+function withinPage(code: Code, flags: number): void {
+  code.get(0).op(OP.i32WrapI64).i32(0xfff).op(OP.i32And).get(flags).i32(0xff).op(OP.i32And).op(OP.i32Add);
+  code.i32(4096).op(OP.i32LeU);
+}
+
 /** `inside` for an access within a page that the walk has found; `entry` has the entry's offset. Falls out otherwise. */
 function afterWalk(code: Code, flags: number, tag: number, entry: number, inside: () => void): void {
-  code.get(0).op(OP.i32WrapI64).i32(0xfff).op(OP.i32And).get(flags).i32(0xff).op(OP.i32And).op(OP.i32Add);
-  code.i32(4096).op(OP.i32LeU).if();
+  withinPage(code, flags);
+  code.if();
   code.get(0).i32(tag).call(FILL).if();
   code.get(0).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64);
   code.i32(0).mem(MEM.i32Load, P.contextHash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And).set(entry);
@@ -289,10 +294,16 @@ function miss(name: 'slowRead' | 'slowReadForWrite' | 'slowProbe'): FuncBody {
 
 function missWrite(): FuncBody {
   const code = new Code();
-  onCodePage(code, 2, 3, () => storeBeside(code, 3, 4));
+  const known = code.block();
+  onCodePage(code, 2, 3, () => {
+    storeBeside(code, 3, 4);
+    // The TLB has the page: a walk might find another by now.
+    code.br(known);
+  });
   code.get(0).call(UNTAG).set(0);
   refuse(code, 2);
   afterWalk(code, 2, TlbEntry.tagWrite, 3, () => writeAt(code, 3));
+  code.end();
   code.i32(0).get(1).mem(MEM.i64Store, SCRATCH);
   halves(code, 0).get(2).i32(0xff).op(OP.i32And).call(host('slowWrite'));
   // 2: predecoded code was hit. Its records are stale by now, so that dispatch stops at the next one.
