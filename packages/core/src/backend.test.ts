@@ -173,6 +173,25 @@ describe('static calls', () => {
     vcpu.runIo.immediateExit = true;
     expect(() => vcpu.run()).toThrow(/backend 'bad': op 'getIfFlag' threw TypeError: boom/);
   });
+  test('an op that throws in an ioctl is named, too', async () => {
+    const getRflags = (): bigint => {
+      throw new TypeError('boom');
+    };
+    const kvm = await create(idle({ getRflags }, 'bad'));
+    const vcpu = kvm.createVm().createVcpu(0);
+    expect(() => vcpu.getRegs()).toThrow(/backend 'bad': op 'getRflags' threw TypeError: boom/);
+  });
+  test('what a trace listener throws is its own', async () => {
+    const mine = new Error('mine');
+    const kvm = await create(idle({ getIfFlag: () => true }, 'good'));
+    const vcpu = kvm.createVm().createVcpu(0);
+    vcpu.runIo.immediateExit = true;
+    kvm.on('kvm_userspace_exit', () => {
+      throw mine;
+    });
+    expect(() => vcpu.run()).toThrow(mine);
+    expect(() => kvm.on('kvm_exi' as 'kvm_exit', () => {})).toThrow(/there is no event kvm_exi/);
+  });
   test('a call costs no more than the function itself', () => {
     const ops = idleOps();
     expect(kvmOpsUpdate('idle', ops, false).getCpl).toBe(ops.getCpl);

@@ -13,10 +13,12 @@ import { kvmMakeRequest, RequestSet } from './requests.ts';
 import { requireShape, u64, words } from './shape.ts';
 import { loadVcpu, saveVcpu, type VcpuSave } from './snapshot.ts';
 import { XCRS } from './state-shapes.ts';
+import { attributeRunError } from './static-calls.ts';
 import type { KvmExit, KvmSegment } from './types.ts';
 import { Errno, MpState, Req } from './types.ts';
 import type { KvmDebugregs, KvmRegs, KvmSregs, KvmSregs2, KvmVcpuEvents } from './vcpu-state.ts';
 import * as state from './vcpu-state.ts';
+import { resolvedVendor } from './vendor.ts';
 import type { Vm } from './vm.ts';
 import { kvmArchVcpuIoctlRun, vcpuLoad } from './x86.ts';
 import { getKvmFpu, getXsave, setKvmFpu, setXsave } from './xsave.ts';
@@ -243,6 +245,16 @@ export function checkRunOptions(options: RunOptions): void {
   );
 }
 
+/** What a backend's op throws in an ioctl is told with the op's name, as in a run. */
+function attributed<T>({ kvm }: Vcpu, ioctl: () => T): T {
+  try {
+    return ioctl();
+  } catch (error) {
+    const vendor = resolvedVendor(kvm);
+    throw vendor ? attributeRunError(vendor.name, vendor.ops, error) : error;
+  }
+}
+
 export class Vcpu {
   readonly kvm: Kvm;
   readonly arch: VcpuArch = newArch();
@@ -291,49 +303,49 @@ export class Vcpu {
   }
 
   getRegs(): KvmRegs {
-    return state.getRegs(this);
+    return attributed(this, () => state.getRegs(this));
   }
   setRegs(regs: KvmRegs): void {
-    state.setRegs(this, regs);
+    attributed(this, () => state.setRegs(this, regs));
   }
   getSregs(): KvmSregs {
-    return state.getSregs(this);
+    return attributed(this, () => state.getSregs(this));
   }
   /** Throws KvmError SREGS_* (EINVAL) with the rule that is broken. */
   setSregs(sregs: KvmSregs): void {
-    state.setSregs(this, sregs);
+    attributed(this, () => state.setSregs(this, sregs));
   }
   getSregs2(): KvmSregs2 {
-    return state.getSregs2(this);
+    return attributed(this, () => state.getSregs2(this));
   }
   setSregs2(sregs: KvmSregs2): void {
-    state.setSregs2(this, sregs);
+    attributed(this, () => state.setSregs2(this, sregs));
   }
   getVcpuEvents(): KvmVcpuEvents {
-    return state.getVcpuEvents(this);
+    return attributed(this, () => state.getVcpuEvents(this));
   }
   setVcpuEvents(events: KvmVcpuEvents): void {
-    state.setVcpuEvents(this, events);
+    attributed(this, () => state.setVcpuEvents(this, events));
   }
   getDebugregs(): KvmDebugregs {
-    return state.getDebugregs(this);
+    return attributed(this, () => state.getDebugregs(this));
   }
   setDebugregs(regs: KvmDebugregs): void {
-    state.setDebugregs(this, regs);
+    attributed(this, () => state.setDebugregs(this, regs));
   }
   getMpState(): MpState {
     return this.arch.mpState === MpState.SIPI_RECEIVED ? MpState.INIT_RECEIVED : this.arch.mpState;
   }
   setMpState(mpState: MpState): void {
-    state.setMpState(this, mpState);
+    attributed(this, () => state.setMpState(this, mpState));
   }
   /** One MSR as the host sees it; undefined: it does not exist. */
   getMsr(index: number): bigint | undefined {
-    return state.getMsr(this, index);
+    return attributed(this, () => state.getMsr(this, index));
   }
   /** False: refused. */
   setMsr(index: number, data: bigint): boolean {
-    return state.setMsr(this, index, data);
+    return attributed(this, () => state.setMsr(this, index, data));
   }
   getXcrs(): { xcr0: bigint } {
     return { xcr0: this.arch.xcr0 };
@@ -363,21 +375,25 @@ export class Vcpu {
   }
   /** KVM_SET_CPUID2. Throws KvmError CPUID_*. */
   setCpuid(entries: readonly CpuidEntry[]): void {
-    vcpuLoad(this);
-    setCpuid2(this, entries);
+    attributed(this, () => {
+      vcpuLoad(this);
+      setCpuid2(this, entries);
+    });
   }
   getCpuid(): CpuidEntry[] {
     return this.cpuid.map((entry) => ({ ...entry }));
   }
   /** KVM_SET_GUEST_DEBUG; control: GuestDebug bits. */
   setGuestDebug(control: number, debugreg?: { db: bigint[]; dr7: bigint }): void {
-    state.setGuestDebug(this, control, debugreg);
+    attributed(this, () => state.setGuestDebug(this, control, debugreg));
   }
   /** KVM_TRANSLATE: guest physical address of a linear one, undefined: not mapped. Throws KvmError TRANSLATE_ADDRESS. */
   translate(linear: bigint): number | undefined {
     requireShape('TRANSLATE_ADDRESS', Errno.EINVAL, 'KVM_TRANSLATE: ', linear, 'linear', u64);
-    vcpuLoad(this);
-    return kvmMmuGvaToGpaSystem(this, linear);
+    return attributed(this, () => {
+      vcpuLoad(this);
+      return kvmMmuGvaToGpaSystem(this, linear);
+    });
   }
   /** KVM_NMI. */
   nmi(): void {
@@ -416,10 +432,10 @@ export class Vcpu {
   }
   /** State as a plain, versioned object. */
   save(): VcpuSave {
-    return saveVcpu(this);
+    return attributed(this, () => saveVcpu(this));
   }
   load(saved: VcpuSave): void {
-    loadVcpu(this, saved);
+    attributed(this, () => loadVcpu(this, saved));
   }
 }
 

@@ -16,7 +16,7 @@ import { kvmGuestTimeUpdate } from './pvclock.ts';
 import { kvmSetCr8 } from './regs.ts';
 import { kvmVcpuReset } from './reset.ts';
 import { attributeRunError } from './static-calls.ts';
-import { frame, inFrame, ListenerFailure, ownFrame, trace, unframed } from './trace.ts';
+import { frame, inFrame, ownFrame, trace, unframed } from './trace.ts';
 import { Errno, FastPath, type KvmExit, MpState, Req, RunFlag } from './types.ts';
 import { completeUserspaceIo } from './userspace-io.ts';
 import type { RunOptions, Vcpu } from './vcpu.ts';
@@ -55,12 +55,11 @@ export const kvmArchVcpuIoctlRun = frame('kvmArchVcpuIoctlRun', (vcpu: Vcpu, opt
     vcpuLoad(vcpu);
     runIoctl(vcpu);
     postKvmRunSave(vcpu);
+    trace(vcpu, 'kvm_userspace_exit', () => ({ vcpuId: vcpu.vcpuId, reason: vcpu.exit.reason }));
   } catch (error) {
-    if (error instanceof ListenerFailure) throw error.thrown;
     const vendor = resolvedVendor(kvm);
     throw vendor ? attributeRunError(vendor.name, vendor.ops, error) : error;
   }
-  trace(vcpu, 'kvm_userspace_exit', () => ({ vcpuId: vcpu.vcpuId, reason: vcpu.exit.reason }));
   return vcpu.exit;
 });
 
