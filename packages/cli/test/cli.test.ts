@@ -247,3 +247,9 @@ describe('commands', () => {
     expect(JSON.parse(stdout)).toMatchObject({ backend: 'svm', passed: true, failure: null });
   });
 });
+
+test('a signal ends a run, and its object says so', async () => {
+  const { status, stdout, stderr } = await tskvm(['run', '--json', join(dir, 'loop.bin')], { timeout: 8000 });
+  expect(JSON.parse(stdout)).toMatchObject({ backend: 'svm', reason: 'interrupted', instructions: expect.any(Number) });
+  expect([status, stderr]).toEqual([143, '']);
+}, 30_000);

@@ -25,13 +25,13 @@ Examples:
                                                       viewer (docs/profile.md)
 
 --json prints one object: backend, reason (debug-exit, shutdown, budget, idle,
-reset, guest-terminated, error) with its details, instructions, serial, and
-with --profile, profile.
+reset, guest-terminated, error, or interrupted by a signal) with its details,
+instructions, serial, and with --profile, profile.
 
 Exit status: the guest's by the debug-exit port 0xF4, value*2+1 as QEMU has it,
 so a guest that writes 0 ends with 1; 0 halted for ever, reset, or --until;
-3 triple fault; 124 instructions used up; 1 error; 2 usage. On a terminal
-Ctrl-] ends the run.
+3 triple fault; 124 instructions used up; 1 error; 2 usage; 130 and 143 by
+SIGINT and SIGTERM. On a terminal Ctrl-] ends the run.
 ${INPUT_HELP}`,
         ),
     ),
@@ -39,6 +39,9 @@ ${INPUT_HELP}`,
     const common = machineOptions(image, flags);
     const spec = await backendSpec(flags);
     const profiling = startProfiling(flags, spec);
+    const printJson = (outcome: object): void => {
+      process.stdout.write(`${JSON.stringify({ backend: spec, ...outcome, profile: profiling?.finish() })}\n`);
+    };
     const result = await runSession({
       spec,
       common,
@@ -46,13 +49,13 @@ ${INPUT_HELP}`,
       interactive: true,
       onSerial: flags.json ? undefined : (byte) => process.stdout.write(Uint8Array.of(byte)),
       prepare: (machine) => profiling?.attach(machine),
-      onInterrupt: profiling === null ? undefined : () => profiling.print(),
+      onInterrupt: ({ instructions, serial }) => {
+        if (flags.json) printJson({ reason: 'interrupted', instructions, serial });
+        else profiling?.print();
+      },
     });
-    const profile = profiling?.finish();
     if (flags.json) {
-      process.stdout.write(
-        `${JSON.stringify({ backend: spec, ...result.stop, exit: undefined, instructions: result.instructions, serial: result.serial, profile })}\n`,
-      );
+      printJson({ ...result.stop, exit: undefined, instructions: result.instructions, serial: result.serial });
     } else if (result.stop.reason !== 'debug-exit') process.stderr.write(`tskvm: ${describeStop(result.stop)}\n`);
     if (!flags.json) profiling?.print();
     process.exitCode = exitStatus(result.stop);

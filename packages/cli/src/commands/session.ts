@@ -14,8 +14,13 @@ export interface SessionOptions {
   interactive?: boolean;
   /** Called with the machine before it runs (to attach listeners). */
   prepare?: (machine: Machine) => void;
-  /** Called before Ctrl-] ends the process. */
-  onInterrupt?: () => void;
+  /** Called before Ctrl-], SIGINT or SIGTERM ends the process. */
+  onInterrupt?: (soFar: SoFar) => void;
+}
+/** What a run that is cut off has come to. */
+export interface SoFar {
+  instructions: number;
+  serial: string;
 }
 
 export interface SessionResult {
@@ -43,8 +48,10 @@ export async function runSession(options: SessionOptions): Promise<SessionResult
     onDebug: flags.debugcon ? (byte) => process.stderr.write(Uint8Array.of(byte)) : undefined,
   });
   options.prepare?.(machine);
-  const detach = connectInput(machine, options);
-  const heedless = heedSignals(options);
+  const { onInterrupt } = options;
+  const interrupted = onInterrupt && (() => onInterrupt({ instructions: machine.instructions, serial }));
+  const detach = connectInput(machine, options, interrupted);
+  const heedless = heedSignals(interrupted);
   try {
     const stop = await machine.run({
       maxInstructions:
@@ -66,11 +73,11 @@ export async function runSession(options: SessionOptions): Promise<SessionResult
 
 const SIGNALS = { SIGINT: 130, SIGTERM: 143 } as const;
 /** What was gathered so far is shown before a signal ends the run; gives what takes that back. */
-function heedSignals({ onInterrupt }: SessionOptions): () => void {
-  if (onInterrupt === undefined) return () => {};
+function heedSignals(interrupted: (() => void) | undefined): () => void {
+  if (interrupted === undefined) return () => {};
   const end = (signal: NodeJS.Signals): void => {
     if (process.stdin.isTTY) process.stdin.setRawMode(false);
-    onInterrupt();
+    interrupted();
     process.exit(SIGNALS[signal as keyof typeof SIGNALS]);
   };
   for (const signal of Object.keys(SIGNALS)) process.once(signal, end);
@@ -79,7 +86,7 @@ function heedSignals({ onInterrupt }: SessionOptions): () => void {
   };
 }
 
-function connectInput(machine: Machine, options: SessionOptions): () => void {
+function connectInput(machine: Machine, options: SessionOptions, interrupted?: () => void): () => void {
   if (options.flags.input !== undefined) machine.devices.com1.receive(unescapeInput(options.flags.input));
   if (!options.interactive) return () => {};
   const { stdin } = process;
@@ -89,7 +96,7 @@ function connectInput(machine: Machine, options: SessionOptions): () => void {
     // Ctrl-] ends a session on a terminal, as telnet's does: Ctrl-C belongs to the guest.
     if (stdin.isTTY && chunk.includes(0x1d)) {
       stdin.setRawMode(false);
-      options.onInterrupt?.();
+      interrupted?.();
       process.exit(130);
     }
   };
