@@ -5,7 +5,7 @@
 import { AssertionError, GuestException, NotImplementedError, Unwind } from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
 import { KVM_X86_OPS, type KvmX86Calls, type KvmX86Ops, type OpName } from './ops-table.ts';
-import { frame, ListenerFailure, named } from './trace.ts';
+import { frame, isListeners, named } from './trace.ts';
 import { Errno } from './types.ts';
 
 // biome-ignore lint/suspicious/noExplicitAny: ops of any signature pass through here
@@ -47,8 +47,7 @@ const stackNames = (error: Error): string[] =>
  * found in the stack trace, by its function's name.
  */
 export function attributeRunError(backend: string, ops: Partial<KvmX86Ops>, error: unknown): unknown {
-  if (error instanceof ListenerFailure) return error.thrown;
-  if (isDescribed(error) || !(error instanceof Error)) return error;
+  if (isDescribed(error) || !(error instanceof Error) || isListeners(error)) return error;
   const byFunction = new Map<string, OpName>();
   for (const name of OP_NAMES) if (ops[name]) byFunction.set((ops[name] as AnyOp).name, name);
   for (const frameName of stackNames(error)) {

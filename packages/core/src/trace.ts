@@ -148,12 +148,9 @@ export interface CallerEdge {
 }
 
 /** Listeners, the shadow stack and the call edges of one kernel. Exists only while something listens. */
-/** Carries what a listener threw out of a run: it is the listener's, no op's. */
-export class ListenerFailure extends Error {
-  constructor(readonly thrown: unknown) {
-    super('a trace listener threw');
-  }
-}
+const thrownByListeners = new WeakSet<object>();
+/** Is an error that comes out of a call a trace listener's own, and no op's? */
+export const isListeners = (error: object): boolean => thrownByListeners.has(error);
 
 export class Tracer {
   readonly #listeners = new Map<TraceName, Set<TraceListener<TraceName>>>();
@@ -214,7 +211,8 @@ export class Tracer {
       for (const listener of this.#listeners.get(name) ?? []) listener(event, name);
       for (const listener of this.#any) listener(event, name);
     } catch (error) {
-      throw new ListenerFailure(error);
+      if (typeof error === 'object' && error !== null) thrownByListeners.add(error);
+      throw error;
     }
   }
 

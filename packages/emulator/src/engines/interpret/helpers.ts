@@ -257,15 +257,10 @@ function readAt(code: Code, entry: number): void {
   }
 }
 
-function withinPage(code: Code, flags: number): void {
-  code.get(0).op(OP.i32WrapI64).i32(0xfff).op(OP.i32And).get(flags).i32(0xff).op(OP.i32And).op(OP.i32Add);
-  code.i32(4096).op(OP.i32LeU);
-}
-
 /** `inside` for an access within a page that the walk has found; `entry` has the entry's offset. Falls out otherwise. */
 function afterWalk(code: Code, flags: number, tag: number, entry: number, inside: () => void): void {
-  withinPage(code, flags);
-  code.if();
+  code.get(0).op(OP.i32WrapI64).i32(0xfff).op(OP.i32And).get(flags).i32(0xff).op(OP.i32And).op(OP.i32Add);
+  code.i32(4096).op(OP.i32LeU).if();
   code.get(0).i32(tag).call(FILL).if();
   code.get(0).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64);
   code.i32(0).mem(MEM.i32Load, P.contextHash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And).set(entry);
