@@ -254,7 +254,7 @@ export class MemoryAccess implements WalkMemory {
     }
     const nested = this.#space.nestedRoot !== 0 ? this.#translateNested(this.walker.gpa, kind, false) : undefined;
     const hpa = nested === undefined ? this.walker.gpa : pageOf(nested.hpa) + (this.walker.gpa % PAGE);
-    this.#fill(low, high, context, hpa, user, smap, nested);
+    this.#fill(low, high, context, hpa, (kind & AccessKind.fetch) !== 0, user, smap, nested);
     return hpa;
   }
 
@@ -276,6 +276,7 @@ export class MemoryAccess implements WalkMemory {
     high: number,
     context: number,
     hpa: number,
+    fetch: boolean,
     user: boolean,
     smap: boolean,
     nested: NestedTranslation | undefined,
@@ -288,6 +289,7 @@ export class MemoryAccess implements WalkMemory {
       page,
       read: walker.permits(AccessKind.read, user, smap),
       write: mayWrite && walker.permits(AccessKind.write, user, smap),
+      fetch,
       exec: (nested === undefined || nested.executable) && walker.permits(AccessKind.fetch, user, smap),
       code: this.codePages[page / PAGE] !== 0,
       global: walker.global,

@@ -4,7 +4,16 @@ import { PhysicalMemory } from './physical.ts';
 import { PageSize, Tag, Tlb } from './tlb.ts';
 
 const memory = new PhysicalMemory(0x100000);
-const page = { page: 0x5000, read: true, write: true, exec: false, code: false, global: false, size: PageSize.small };
+const page = {
+  page: 0x5000,
+  read: true,
+  write: true,
+  exec: false,
+  fetch: false,
+  code: false,
+  global: false,
+  size: PageSize.small,
+};
 
 const fresh = (): Tlb => {
   const tlb = new Tlb(memory);
@@ -34,6 +43,23 @@ describe('software TLB', () => {
     ];
     expect(new Set(ids).size).toBe(4);
     expect(tlb.context(0, 1, 0, 1)).toBe(ids[1]);
+  });
+  it('has entries of their own for fetches', () => {
+    const tlb = fresh();
+    const id = tlb.context(0, 0, 0, 0);
+    tlb.fill(0x1000, 0, id, { ...page, exec: true });
+    expect(tlb.lookup(0x1000, 0, id, Tag.exec)).toBe(-1);
+    // The same place for data, another page for fetches.
+    tlb.fill(0x1001000, 0, id, { ...page, page: 0x9000, exec: true, fetch: true });
+    expect(tlb.lookup(0x1001000, 0, id, Tag.exec)).toBe(0x9000);
+    expect(tlb.lookup(0x1001000, 0, id, Tag.read)).toBe(-1);
+    expect(tlb.lookup(0x1001000, 0, id, Tag.write)).toBe(-1);
+    expect(tlb.lookup(0x1000, 0, id, Tag.write)).toBe(0x5000);
+    tlb.fill(0x1000, 0, id, { ...page, page: 0xa000, exec: true, fetch: true });
+    expect(tlb.lookup(0x1001000, 0, id, Tag.exec)).toBe(-1);
+    tlb.flushPage(0, 0x1000n);
+    expect(tlb.lookup(0x1000, 0, id, Tag.read)).toBe(-1);
+    expect(tlb.lookup(0x1000, 0, id, Tag.exec)).toBe(-1);
   });
   it('flushes an ASID and keeps globals where asked', () => {
     const tlb = fresh();

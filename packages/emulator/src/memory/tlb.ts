@@ -13,12 +13,15 @@ export const Rights = { user: 1, wp: 2, smep: 4, smap: 8, nx: 16, paging: 32 } a
 /** Page sizes of `TlbEntry.info`, bits 2:1. */
 export const PageSize = { small: 0, large: 1, huge: 2 } as const;
 
-const ENTRIES = Layout.tlbEntries;
+const PLACES = Layout.tlbEntries;
+/** Of data and of fetches. */
+const ENTRIES = 2 * PLACES;
 const WORDS = TlbEntry.size / 4;
 const WRITE = TlbEntry.tagWrite / 4;
-const EXEC = TlbEntry.tagExec / 4;
 const ADDEND = TlbEntry.addend / 4;
 const INFO = TlbEntry.info / 4;
+/** From an entry for data to that for fetches, in words. */
+const FETCHES = TlbEntry.fetches / 4;
 const MAX_CONTEXT = 4095;
 /** Lists of a context (TlbLinks), and those of global pages among them. */
 const LISTS = 4;
@@ -29,9 +32,12 @@ const ROOTS = 2 ** 36;
 /** `TlbEntry.info`: writes are permitted, whether or not `tagWrite` lets generated code do them. */
 const MAY_WRITE = 8;
 
-/** Which of an entry's three tags match. */
-export const Tag = { read: 0, write: WRITE, exec: EXEC } as const;
+/** Which tag is asked for, from the entry for data. */
+export const Tag = { read: 0, write: WRITE, exec: FETCHES } as const;
 export type Tag = (typeof Tag)[keyof typeof Tag];
+
+/** Where a page's entry for data stands. */
+const placeOf = (low: number, context: number): number => ((low >>> 12) ^ (context * 37)) & (PLACES - 1);
 
 interface Context {
   asid: number;
@@ -50,6 +56,8 @@ export interface TlbFill {
   read: boolean;
   write: boolean;
   exec: boolean;
+  /** For the entry of fetches; else for that of data. */
+  fetch: boolean;
   /** The page holds predecoded code: writes go the slow way, but without a new walk. */
   code: boolean;
   global: boolean;
@@ -159,7 +167,7 @@ export class Tlb {
 
   /** Host physical address of a linear address given as two 32-bit halves, or -1 for a miss. */
   lookup(low: number, high: number, context: number, tag: Tag): number {
-    const at = (((low >>> 12) ^ (context * 37)) & (ENTRIES - 1)) * WORDS;
+    const at = placeOf(low, context) * WORDS;
     const u32 = this.#u32;
     const wanted = ((low & 0xfffff000) | context) >>> 0;
     if (u32[at + tag] !== wanted || u32[at + tag + 1] !== high >>> 0) {
@@ -169,27 +177,29 @@ export class Tlb {
         return -1;
       }
     }
-    return ((u32[at + INFO] & 0xfffff000) | (low & 0xfff)) >>> 0;
+    const info = u32[(tag === FETCHES ? at + FETCHES : at) + INFO];
+    return ((info & 0xfffff000) | (low & 0xfff)) >>> 0;
   }
 
   /** Gives back the inline right to write that `protectPage` withheld. The entry is one that `lookup` has just found for a write. */
   allowWrite(low: number, context: number): void {
-    const at = (((low >>> 12) ^ (context * 37)) & (ENTRIES - 1)) * WORDS;
+    const at = placeOf(low, context) * WORDS;
     this.#u32[at + WRITE] = this.#u32[at];
     this.#u32[at + WRITE + 1] = this.#u32[at + 1];
   }
 
   fill(low: number, high: number, context: number, fill: TlbFill): void {
-    const index = ((low >>> 12) ^ (context * 37)) & (ENTRIES - 1);
+    const { fetch } = fill;
+    const index = placeOf(low, context) + (fetch ? PLACES : 0);
     const at = index * WORDS;
     const tag = ((low & 0xfffff000) | context) >>> 0;
+    const write = fill.write && !fetch;
     this.#fills++;
     this.#unlink(index);
-    this.#setTag(at + Tag.read, fill.read, tag, high);
-    this.#setTag(at + Tag.write, fill.write && !fill.code, tag, high);
-    this.#setTag(at + Tag.exec, fill.exec, tag, high);
+    this.#setTag(at, fetch ? fill.exec : fill.read, tag, high);
+    this.#setTag(at + WRITE, write && !fill.code, tag, high);
     this.#u32[at + ADDEND] = PRIVATE + fill.page - ((low & 0xfffff000) >>> 0);
-    this.#u32[at + INFO] = fill.page | (fill.write ? MAY_WRITE : 0) | (fill.size << 1) | (fill.global ? 1 : 0);
+    this.#u32[at + INFO] = fill.page | (write ? MAY_WRITE : 0) | (fill.size << 1) | (fill.global ? 1 : 0);
     this.#link(index, context);
   }
   #setTag(at: number, on: boolean, tag: number, high: number): void {
@@ -271,8 +281,10 @@ export class Tlb {
     const high = Number((linear >> 32n) & 0xffffffffn);
     for (let id = 1; id < this.#contexts.length; id++) {
       if (this.#contexts[id].asid !== asid) continue;
-      const index = ((low >>> 12) ^ (id * 37)) & (ENTRIES - 1);
-      if (this.#owner[index] === id && this.#samePage(index, low, high, 12)) this.#drop(index);
+      const place = placeOf(low, id);
+      for (const index of [place, place + PLACES]) {
+        if (this.#owner[index] === id && this.#samePage(index, low, high, 12)) this.#drop(index);
+      }
       this.#flushLarge(id * LISTS + LARGE, low, high);
       this.#flushLarge(id * LISTS + LARGE + GLOBALS, low, high);
     }
@@ -296,13 +308,12 @@ export class Tlb {
 
   #anyTag(at: number): number {
     if (this.#u32[at] !== 0) return at;
-    if (this.#u32[at + WRITE] !== 0) return at + WRITE;
-    return this.#u32[at + EXEC] !== 0 ? at + EXEC : -1;
+    return this.#u32[at + WRITE] !== 0 ? at + WRITE : -1;
   }
 
   /** Withdraws the inline right to write a host physical page (it now holds predecoded code). */
   protectPage(hostPage: number): void {
-    for (let index = 0; index < ENTRIES; index++) {
+    for (let index = 0; index < PLACES; index++) {
       const at = index * WORDS;
       if (this.#u32[at + INFO] >>> 12 !== hostPage || this.#u32[at + WRITE] === 0) continue;
       this.#u32[at + WRITE] = 0;

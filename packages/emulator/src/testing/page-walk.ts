@@ -259,11 +259,17 @@ export class WalkTrials {
       return -1;
     }
   }
+  /** The page's entries for data and for fetches. */
   #entry(): Uint8Array {
     const context = this.#machine.cpu.access.context();
     const index = (Number((this.#linear >> 12n) & 0xfffn) ^ (context * 37)) & (Layout.tlbEntries - 1);
+    const { u8 } = this.#machine.memory;
     const at = Layout.tlb + index * TlbEntry.size;
-    return this.#machine.memory.u8.slice(at, at + TlbEntry.size);
+    const both = new Uint8Array(2 * TlbEntry.size);
+    [at, at + TlbEntry.fetches].forEach((from, n) => {
+      both.set(u8.subarray(from, from + TlbEntry.size), n * TlbEntry.size);
+    });
+    return both;
   }
 
   #same(a: Uint8Array | Int32Array, b: Uint8Array | Int32Array, what: string): void {

@@ -370,7 +370,7 @@ class RunEmitter implements Frame {
     this.#findEntry(linear, entry, missed);
     code
       .get(entry)
-      .mem(MEM.i32Load, Layout.tlb + TlbEntry.info)
+      .mem(MEM.i32Load, Layout.tlb + TlbEntry.infoExec)
       .i32(-4096)
       .op(OP.i32And);
     code.get(L.pc).mem(MEM.i32Load, R.link).op(OP.i32Ne).brIf(missed);
@@ -508,7 +508,7 @@ class RunEmitter implements Frame {
     this.#requireLimit(L.pageBase, missed);
     code
       .get(entry)
-      .mem(MEM.i32Load, Layout.tlb + TlbEntry.info)
+      .mem(MEM.i32Load, Layout.tlb + TlbEntry.infoExec)
       .i32(-4096)
       .op(OP.i32And)
       .set(L.page);

@@ -38,7 +38,7 @@ export class MiniHost implements EngineHost {
     view.setBigUint64(Layout.state + S.rflags, 2n, true);
   }
   flushTlb(): void {
-    this.memory.u8.fill(0, Layout.tlb, Layout.tlb + Layout.tlbEntries * TlbEntry.size);
+    this.memory.u8.fill(0, Layout.tlb, Layout.tlb + 2 * Layout.tlbEntries * TlbEntry.size);
   }
   get state(): ProcessorState {
     throw new Error('engines reach the state through memory');
@@ -92,6 +92,7 @@ export class MiniHost implements EngineHost {
     view.setBigUint64(at + TlbEntry.tagExec, tag, true);
     view.setUint32(at + TlbEntry.addend, PRIVATE, true);
     view.setUint32(at + TlbEntry.info, page * PAGE, true);
+    view.setUint32(at + TlbEntry.infoExec, page * PAGE, true);
   }
   #reach(low: number, high: number, size: number, write: boolean): number {
     this.slow++;

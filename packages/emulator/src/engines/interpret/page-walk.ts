@@ -380,6 +380,7 @@ class FillEmitter {
     code.get(L.linear).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64);
     word(code, P.contextHash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And).tee(L.slot);
     code.i32(4).op(OP.i32ShrU).set(L.at);
+    this.#forFetches();
     this.#unlink();
     code.get(L.linear).i64(-4096n).op(OP.i64And).i32(0).mem(MEM.i64Load, P.context).op(OP.i64Or).set(L.wanted);
     code.get(L.page).get(L.info).op(OP.i32Or).get(L.write);
@@ -389,7 +390,6 @@ class FillEmitter {
     code.get(L.write).op(OP.i32And).set(L.write);
     this.#tag(TlbEntry.tagRead, L.read);
     this.#tag(TlbEntry.tagWrite, L.write);
-    this.#tag(TlbEntry.tagExec, L.exec);
     code.get(L.slot).get(L.page).i32(PRIVATE).op(OP.i32Add);
     code.get(L.linear).op(OP.i32WrapI64).i32(-4096).op(OP.i32And).op(OP.i32Sub);
     code.mem(MEM.i32Store, Layout.tlb + TlbEntry.addend);
@@ -400,6 +400,18 @@ class FillEmitter {
     this.#link();
     long(code.i32(0), W.fills).i64(1n).op(OP.i64Add).mem(MEM.i64Store, W.fills);
     code.get(L.write).i32(1).get(L.tag).i32(TlbEntry.tagWrite).op(OP.i32Eq).op(OP.select);
+  }
+  /** A fetch: the entry is another, and knows nothing of reads and writes. */
+  #forFetches(): void {
+    const code = this.#code;
+    code.get(L.tag).i32(TlbEntry.tagExec).op(OP.i32Eq).if();
+    code.get(L.slot).i32(TlbEntry.fetches).op(OP.i32Add).set(L.slot);
+    code
+      .get(L.at)
+      .i32(2 * Layout.tlbEntries)
+      .op(OP.i32Add)
+      .set(L.at);
+    code.get(L.exec).set(L.read).i32(0).set(L.write).end();
   }
   #tag(offset: number, right: number): void {
     this.#code

@@ -149,5 +149,5 @@ export function fetchPage(view: DataView, linear: bigint): number {
   const index = (Number((linear >> 12n) & BigInt(Layout.tlbEntries - 1)) ^ (context * 37)) & (Layout.tlbEntries - 1);
   const entry = Layout.tlb + index * TlbEntry.size;
   const hit = view.getBigUint64(entry + TlbEntry.tagExec, true) === (linear | BigInt(context));
-  return hit ? view.getUint32(entry + TlbEntry.info, true) >>> 12 : -1;
+  return hit ? view.getUint32(entry + TlbEntry.infoExec, true) >>> 12 : -1;
 }

@@ -239,7 +239,7 @@ export class RegionMemory {
     const host = this.#region.pages.get(page / PAGE)!.hostPage * PAGE;
     code
       .get(entry)
-      .mem(MEM.i32Load, Layout.tlb + TlbEntry.info)
+      .mem(MEM.i32Load, Layout.tlb + TlbEntry.infoExec)
       .i32(-PAGE)
       .op(OP.i32And);
     code
