@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { defineConfig } from 'tsup';
 import { constants } from '../../scripts/tsup-constants.ts';
-import { mainModuleBytes } from './src/engines/interpret/handlers.ts';
+import { generateMain } from './src/engines/interpret/handlers.ts';
 import { toBase64 } from './src/engines/interpret/prebuilt.ts';
 
 /** Puts the interpreter's modules, generated now, where `prebuilt.ts` has none. */
@@ -9,10 +9,11 @@ const prebuilt = {
   name: 'prebuilt',
   setup(build: { onLoad(filter: { filter: RegExp }, load: (args: { path: string }) => unknown): void }): void {
     build.onLoad({ filter: /interpret[\\/]prebuilt\.ts$/ }, ({ path }) => {
-      const modules = JSON.stringify({
-        legacy: toBase64(mainModuleBytes(false)),
-        long: toBase64(mainModuleBytes(true)),
-      });
+      const prebuilt = (long: boolean) => {
+        const { module, facts } = generateMain(long);
+        return { module: toBase64(module), facts };
+      };
+      const modules = JSON.stringify({ legacy: prebuilt(false), long: prebuilt(true) });
       const contents = readFileSync(path, 'utf8').replace(/ \| null = null;/, ` | null = ${modules};`);
       if (!contents.includes(modules)) throw new Error(`${path}: there is no place for the modules`);
       return { contents, loader: 'ts' };

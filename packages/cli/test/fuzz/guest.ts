@@ -6,7 +6,8 @@ import { type Backend, fromSegment, Kvm, type KvmSregs, setFpu, type Vcpu, type 
 import { CPU_MODELS, createProcessor, type EngineName, PhysicalMemory, Processor, S, Seg } from '@tskvm/emulator';
 import { svm } from '@tskvm/svm';
 import { vmx } from '@tskvm/vmx';
-import { installTranslator } from '../../../emulator/src/cpu/create.ts';
+import { installInterpreter, installTranslator } from '../../../emulator/src/cpu/create.ts';
+import type { FormOptions } from '../../../emulator/src/engines/interpret/cold-forms.ts';
 import { MEMORY_SIZE, Place } from '../../../emulator/test/fuzz/layout.ts';
 import { littleEndian, type Random } from '../../../emulator/test/fuzz/random.ts';
 import type { Program } from '../../../emulator/test/fuzz/setup.ts';
@@ -45,14 +46,17 @@ export function makeSetup(random: Random): GuestSetup {
   };
 }
 
-/** A kernel on one engine; its VMs come and go. Translate samples as densely as it can. */
+/** Forms of instructions get handlers after a few runs. */
+const SOON: FormOptions = { runs: 2, gather: 3, ticksEach: 1, burst: 64 };
+
+/** A kernel on one engine; its VMs come and go. Translate samples as densely as it can, with handlers for all that it meets. */
 export function fuzzKvm(backend: BackendName, engine: EngineName): Promise<Kvm> {
   return Kvm.create(BACKENDS[backend](), {
     memory: 4 << 20,
     processor: async (memory, model, options) => {
-      const dense = engine === 'translate';
-      const cpu = await createProcessor(memory, model, { ...options, engine: dense ? 'evaluate' : engine });
-      if (dense) installTranslator(cpu, { sample: 80, hot: 1 });
+      const cpu = await createProcessor(memory, model, { ...options, engine: 'evaluate' });
+      if (engine === 'translate') installTranslator(cpu, { sample: 80, hot: 1 });
+      if (engine === 'interpret') installInterpreter(cpu, SOON);
       return cpu;
     },
   });

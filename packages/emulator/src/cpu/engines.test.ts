@@ -3,6 +3,7 @@
  * the same state, memory and tick.
  */
 import { describe, expect, it } from 'vitest';
+import { AT_ONCE, type FormOptions } from '../engines/interpret/cold-forms.ts';
 import { NotImplementedError } from '../exceptions.ts';
 import { S } from '../state-layout.ts';
 import { TestLayout, TestMachine, type TestMode } from '../testing/index.ts';
@@ -28,7 +29,7 @@ const COMMON = [
   ...[0xc1, 0xd1, 0xd3, 0xf7, 0xff, 0xeb, 0x8d, 0xb8, 0xfa, 0xfb, 0xfc, 0xfd, 0x9c, 0x9d, 0xcd, 0xf3, 0x66, 0x0f, 0x48],
 ];
 
-function prepare(engine: EngineName, mode: TestMode, seed: number): TestMachine {
+function prepare(engine: EngineName, mode: TestMode, seed: number, forms?: FormOptions): TestMachine {
   const next = stream(seed);
   let left = 6;
   const bus = {
@@ -38,7 +39,7 @@ function prepare(engine: EngineName, mode: TestMode, seed: number): TestMachine 
     write: () => {},
     acknowledgeInterrupt: () => (left-- > 0 ? 0x40 : -1),
   };
-  const machine = new TestMachine({ engine, size: 0x100000, vendor: seed & 1 ? 'intel' : 'amd', bus });
+  const machine = new TestMachine({ engine, forms, size: 0x100000, vendor: seed & 1 ? 'intel' : 'amd', bus });
   machine.load([0xf4], mode);
   for (let at = CODE; at < CODE + CODE_BYTES; at++) {
     machine.memory.write8(at, next() & 3 ? COMMON[next() % COMMON.length] : next() & 0xff);
@@ -116,24 +117,30 @@ function visible(machine: TestMachine): Record<string, string> {
   return shown;
 }
 
+/** Handlers for all that is decoded, or after a few runs by evaluate, some at a time. */
+const FORMS: Record<string, FormOptions> = {
+  'at once': AT_ONCE,
+  'by and by': { runs: 2, gather: 3, ticksEach: 5, burst: 20 },
+};
+const ENGINES = (['interpret', 'translate'] as const).flatMap((engine) =>
+  Object.keys(FORMS).map((forms) => [engine, forms] as const),
+);
+
 describe.each(['real', 'prot32', 'long'] as const)('the engines agree in %s mode', (mode) => {
-  it.each(['interpret', 'translate'] as const)(
-    '%s, on random code with handlers, interrupts and random slices',
-    (engine) => {
-      for (let seed = 1; seed <= 25; seed++) {
-        const reference = prepare('evaluate', mode, seed);
-        const tested = prepare(engine, mode, seed);
-        const expected = runSliced(reference, seed);
-        expect([seed, runSliced(tested, seed)]).toEqual([seed, expected]);
-        expect({ seed, ...visible(tested) }).toEqual({ seed, ...visible(reference) });
-        const same = Buffer.compare(
-          reference.memory.readBytes(0, reference.memory.size),
-          tested.memory.readBytes(0, tested.memory.size),
-        );
-        expect([seed, same]).toEqual([seed, 0]);
-      }
-    },
-  );
+  it.each(ENGINES)('%s, handlers %s, on random code with handlers, interrupts and random slices', (engine, forms) => {
+    for (let seed = 1; seed <= 25; seed++) {
+      const reference = prepare('evaluate', mode, seed);
+      const tested = prepare(engine, mode, seed, FORMS[forms]);
+      const expected = runSliced(reference, seed);
+      expect([seed, runSliced(tested, seed)]).toEqual([seed, expected]);
+      expect({ seed, ...visible(tested) }).toEqual({ seed, ...visible(reference) });
+      const same = Buffer.compare(
+        reference.memory.readBytes(0, reference.memory.size),
+        tested.memory.readBytes(0, tested.memory.size),
+      );
+      expect([seed, same]).toEqual([seed, 0]);
+    }
+  });
 });
 
 /** CS.D outlives CR0.PE until CS is loaded: a 32-bit far jump behind the MOV that clears PE (APM vol. 2 4.7.2). */

@@ -4,6 +4,7 @@
 import { type EngineName, installInterpreter, installTranslator } from '../cpu/create.ts';
 import { Processor } from '../cpu/processor.ts';
 import type { CpuModel } from '../cpu-model-types.ts';
+import type { FormOptions } from '../engines/interpret/cold-forms.ts';
 import { PhysicalMemory } from '../memory/physical.ts';
 import type { PlatformBus, RunStop } from '../processor-api.ts';
 import { Attrib, CR0, CR4, EFER, S, Seg, type Segment, type SegmentIndex } from '../state-layout.ts';
@@ -59,6 +60,8 @@ export interface TestMachineOptions {
   bus?: PlatformBus;
   /** Default evaluate. */
   engine?: EngineName;
+  /** When forms of instructions get handlers. Default: at once, so that evaluate does nothing that the engine can do. */
+  forms?: FormOptions;
 }
 
 export class TestMachine {
@@ -69,9 +72,10 @@ export class TestMachine {
     this.memory = new PhysicalMemory(options.size ?? 0x400000);
     const model = options.model ?? testModel(options.vendor ?? 'amd');
     this.cpu = new Processor({ memory: this.memory, model, bus: options.bus ?? null });
-    if (options.engine === 'interpret') installInterpreter(this.cpu);
+    const { forms } = options;
+    if (options.engine === 'interpret') installInterpreter(this.cpu, forms);
     // Samples as dense as they can be: what runs for a moment is translated.
-    if (options.engine === 'translate') installTranslator(this.cpu, { sample: 80, hot: 1 });
+    if (options.engine === 'translate') installTranslator(this.cpu, { sample: 80, hot: 1 }, forms);
   }
 
   get state() {

@@ -2,7 +2,7 @@
  * The whole processor in the vectors' environment: page tables, TLB, IDT delivery, with evaluate or interpret inside.
  * Every case ends in a handler: its own exception's, or that of the INT3 behind it. The handlers halt.
  */
-import { createProcessor, type EngineName } from '../../src/cpu/create.ts';
+import { createProcessor, type EngineName, installInterpreter, installTranslator } from '../../src/cpu/create.ts';
 import { EPYC } from '../../src/cpu/models/index.ts';
 import type { Processor } from '../../src/cpu/processor.ts';
 import type { CpuModel } from '../../src/cpu-model-types.ts';
@@ -206,6 +206,10 @@ export const processorEngine = (name: string, engine: EngineName): VectorEngine 
   name,
   create: async (header) => {
     const memory = new PhysicalMemory(MEMORY_SIZE);
-    return new ProcessorMachine(header, await createProcessor(memory, capturedModel(), { engine }));
+    const cpu = await createProcessor(memory, capturedModel(), { engine: 'evaluate' });
+    // With handlers at once: a vector runs once.
+    if (engine === 'interpret') installInterpreter(cpu);
+    if (engine === 'translate') installTranslator(cpu);
+    return new ProcessorMachine(header, cpu);
   },
 });

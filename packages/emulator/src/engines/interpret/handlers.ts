@@ -4,7 +4,7 @@
  */
 import { type Form, formKey } from './form.ts';
 import { type HotForm, hotForms } from './hot.ts';
-import type { Facts } from './ir.ts';
+import { type Facts, packFacts, type Recording, unpackFacts } from './ir.ts';
 import { type HotHandler, mainModule, TABLE_SIZE } from './main-module.ts';
 import { recordForms } from './operation.ts';
 import { outOfLineModule } from './out-of-line.ts';
@@ -27,6 +27,9 @@ export interface FormInfo {
   slot: number;
 }
 
+/** Slots that a form may take: STI has two. */
+const SLOTS_EACH = 2;
+
 /** Beyond so many forms no vector form is added. */
 export const VECTOR_FORMS = (TABLE_SIZE * 3) / 4;
 
@@ -47,13 +50,25 @@ function hotHandlers(long: boolean): Map<string, HotForm> {
   return handlers;
 }
 
-/** The interpreter's module, generated. */
-export function mainModuleBytes(long: boolean): Uint8Array<ArrayBuffer> {
+/** The interpreter's module, and the facts of its hot handlers in their order (see {@link packFacts}). */
+export interface MainModule {
+  readonly module: Uint8Array<ArrayBuffer>;
+  readonly facts: string;
+}
+export function generateMain(long: boolean): MainModule {
   const handlers: HotHandler[] = [];
+  let facts = '';
   for (const { forms, dropFlags } of hotHandlers(long).values()) {
-    handlers.push({ record: () => recordForms(forms), dropFlags });
+    const recording = recordForms(forms);
+    facts += packFacts(recording.facts);
+    handlers.push({ record: () => recording, dropFlags });
   }
-  return mainModule(handlers, long);
+  return { module: mainModule(handlers, long), facts };
+}
+function prebuiltMain(long: boolean): MainModule | null {
+  if (PREBUILT === null) return null;
+  const { module, facts } = long ? PREBUILT.long : PREBUILT.legacy;
+  return { module: fromBase64(module), facts };
 }
 
 /** The handlers of 64-bit code, or of all other code. */
@@ -64,6 +79,9 @@ export class HandlerSet {
   /** Forms that begin a fused pair. */
   readonly #fusing = new Set<string>();
   readonly #fused = new Map<FormInfo, Map<FormInfo, number>>();
+  /** Facts of all hot handlers, and recordings of forms that have no handler yet. */
+  readonly #hotFacts: string;
+  readonly #recordings = new Map<FormInfo, Recording>();
   readonly #batchOf: Batch[] = [];
   #nextSlot = 0;
   /** Handler number of the out-of-line slot 0. */
@@ -75,8 +93,18 @@ export class HandlerSet {
       if (forms.length > 1) this.#fusing.add(formKey(forms[0]));
     }
     this.firstSlot = Special.count + this.#hot.size;
-    const built = PREBUILT === null ? mainModuleBytes(long) : fromBase64(long ? PREBUILT.long : PREBUILT.legacy);
-    this.module = new WebAssembly.Module(built);
+    const { module, facts } = prebuiltMain(long) ?? generateMain(long);
+    this.module = new WebAssembly.Module(module);
+    this.#hotFacts = facts;
+  }
+
+  /** Does a hot handler execute the form as it is? */
+  isHot(form: Form): boolean {
+    const hot = this.#hot.get(formKey({ ...form, vendor: 'amd' }));
+    return hot !== undefined && (form.vendor === 'amd' || !this.#factsOf(hot).usesVendor);
+  }
+  #factsOf(hot: number): Facts {
+    return unpackFacts(this.#hotFacts, hot - Special.count);
   }
 
   /** A guest can make many vector forms, one for each immediate: they leave the others enough of the table. */
@@ -94,17 +122,19 @@ export class HandlerSet {
     const key = formKey(form);
     const known = this.#forms.get(key);
     if (known !== undefined) return known;
-    const { facts } = recordForms([form]);
+    const hot = this.#hot.get(key) ?? -1;
+    const recording = hot < 0 ? recordForms([form]) : null;
     const info: FormInfo = {
       form,
-      facts,
-      hot: this.#hot.get(key) ?? -1,
+      facts: recording?.facts ?? this.#factsOf(hot),
+      hot,
       dead: this.#hot.get(`${key} -`) ?? -1,
       fuses: this.#fusing.has(key),
       followed: form.mnemonic === 'sti' && !form.followed ? () => this.#info({ ...form, followed: true }) : null,
       slot: -1,
     };
     this.#forms.set(key, info);
+    if (recording !== null) this.#recordings.set(info, recording);
     return info;
   }
 
@@ -125,22 +155,34 @@ export class HandlerSet {
     let missing: FormInfo[] | null = null;
     for (const { shape } of run) {
       const info = shape?.info;
-      if (info && info.hot < 0 && info.slot < 0 && !missing?.includes(info)) (missing ??= []).push(info);
+      if (info && info.hot < 0 && info.slot < 0) (missing ??= []).push(info);
     }
-    if (missing !== null) this.#compile(missing);
+    if (missing !== null) this.compileApart(missing);
   }
-  /** Makes sure that the form has a function of its own, even if it is hot. */
-  compileApart(info: FormInfo): void {
-    if (info.slot < 0) this.#compile([info]);
+  /** What is known of forms, with handlers for them from one module; null where there is no room. */
+  make(forms: readonly Form[]): (FormInfo | null)[] {
+    let room = TABLE_SIZE - this.#nextSlot;
+    const made = forms.map((form) => {
+      const info = room >= SLOTS_EACH && this.hasRoomFor(form) ? this.info(form) : null;
+      room -= SLOTS_EACH;
+      return info;
+    });
+    const infos = made.filter((info) => info !== null);
+    this.compileApart(infos.flatMap((info) => (info.followed === null ? [info] : [info, info.followed()])));
+    return made;
+  }
+  /** Makes sure that forms have functions of their own, even if they are hot: in one module. */
+  compileApart(infos: readonly FormInfo[]): void {
+    const missing = [...new Set(infos.filter(({ slot }) => slot < 0))];
+    if (missing.length > 0) this.#compile(missing);
   }
   #compile(missing: readonly FormInfo[]): void {
     if (this.#nextSlot + missing.length > TABLE_SIZE) throw new RangeError('too many instruction forms');
-    const bytes = outOfLineModule(
-      missing.map((i) => recordForms([i.form])),
-      this.long,
-    );
-    const batch = { module: new WebAssembly.Module(bytes), first: this.#nextSlot, count: missing.length };
+    const recordings = missing.map((info) => this.#recordings.get(info) ?? recordForms([info.form]));
+    const module = new WebAssembly.Module(outOfLineModule(recordings, this.long));
+    const batch = { module, first: this.#nextSlot, count: missing.length };
     for (const info of missing) {
+      this.#recordings.delete(info);
       info.slot = this.#nextSlot;
       this.#batchOf[this.#nextSlot++] = batch;
     }

@@ -62,6 +62,7 @@ describe('what looks for hot code', () => {
     const hotCode = (): HotCode => ({
       slice: () => 16_000,
       ran: (_record, ticks, translated) => void ran.push([ticks, translated]),
+      made: () => {},
       dropped: () => {},
       patched: () => {},
       unfuse: () => false,

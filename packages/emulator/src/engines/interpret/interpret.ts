@@ -8,6 +8,7 @@ import { PAGE, type PhysicalMemory } from '../../memory/physical.ts';
 import { Flag as flagBits, Seg, S as stateLayout } from '../../state-layout.ts';
 import type { CodeKey, CodePlace, Engine, EngineHost, EngineStop } from '../engine.ts';
 import { Stopwatch } from '../stopwatch.ts';
+import { AT_ONCE, ColdForms, type FormOptions } from './cold-forms.ts';
 import { HELPERS } from './frame.ts';
 import { type FormInfo, type HandlerSet, handlerSet } from './handlers.ts';
 import type { HostImport } from './helpers.ts';
@@ -42,6 +43,8 @@ export interface InterpretOptions {
   vendor: 'amd' | 'intel';
   /** Features of the processor: rows of absent ones do not decode. Absent: instructions that need a feature go to JavaScript. */
   features?: ReadonlySet<string>;
+  /** When forms get handlers. Default: where they are first decoded. */
+  forms?: FormOptions;
   /** Whoever wants to replace hot records by something faster. */
   hotCode?: (parts: EngineParts) => HotCode;
 }
@@ -61,6 +64,8 @@ export interface HotCode {
   slice(): number;
   /** A call used so many ticks, some of them in regions, and left at (or behind) a record. */
   ran(record: number, ticks: number, translated: number): void;
+  /** Handlers were made; that was worth so many ticks, for which nothing else is to be compiled. */
+  made(ticks: number): void;
   /** The records of a host page are stale. */
   dropped(hostPage: number): void;
   /** Bytes of a host page changed; its records are going to follow one by one. */
@@ -121,6 +126,7 @@ export class InterpretEngine implements Engine {
   readonly #host: EngineHost;
   readonly #options: InterpretOptions;
   readonly #predecoder: Predecoder;
+  readonly #forms: ColdForms;
   readonly #keys: (KeyState | undefined)[] = [];
   readonly #instances = new Map<HandlerSet, Instance>();
   readonly #view: DataView;
@@ -142,11 +148,12 @@ export class InterpretEngine implements Engine {
     this.#u8 = host.memory.u8;
     this.#words = new Int32Array(host.memory.memory.buffer, 0, RECORDS_END >> 2);
     const install = (handlers: HandlerSet, info: FormInfo): void => this.#install(handlers, info);
-    this.#predecoder = new Predecoder(host.memory, install, this.watch);
+    this.#forms = new ColdForms(options.forms ?? AT_ONCE, this.watch, (ticks) => this.#hot?.made(ticks));
+    this.#predecoder = new Predecoder(host.memory, install, this.#forms, this.watch);
     const { memory } = host;
     const parts = { memory, predecoder: this.#predecoder, instance: (h: HandlerSet) => this.#instance(h), install };
     this.#hot = options.hotCode?.(parts) ?? null;
-    this.invalidateAll();
+    this.#clear();
   }
 
   #key(key: CodeKey): KeyState {
@@ -159,7 +166,7 @@ export class InterpretEngine implements Engine {
     const shapes = new ShapeTable(
       handlers,
       { ...key },
-      { vendor, allFeatures: features !== undefined, watch: this.watch },
+      { vendor, allFeatures: features !== undefined, forms: this.#forms, watch: this.watch },
     );
     const state = { key: { ...key }, id, handlers, shapes, mode };
     this.#keys[id] = state;
@@ -268,6 +275,7 @@ export class InterpretEngine implements Engine {
       // Nothing retired: RF is still in force.
       if (used === 0) this.#words[RFLAGS >> 2] |= resume;
       left -= used;
+      this.#forms.elapsed(used);
       stop = this.#after(status);
       if (status === Status.shadowed) shadowed = true;
       else if (shadowed && used > 0) {
@@ -301,9 +309,20 @@ export class InterpretEngine implements Engine {
     const pc = this.#words[P.pc >> 2];
     const copied = pc >= SCRATCH_RECORDS && pc < SCRATCH_RECORDS + SCRATCH_COUNT * R.size;
     const record = copied ? this.#stepped + pc - SCRATCH_RECORDS : pc;
-    if (this.#view.getUint16(record + R.plain, true) === Special.guard && this.#crosses(record)) return undefined;
+    const plain = this.#view.getUint16(record + R.plain, true);
+    if (plain === Special.guard ? this.#crosses(record) : plain === Special.instruction && this.#warms(record))
+      return undefined;
     this.instruction = this.#predecoder.instructionAt(record);
     return 'instruction';
+  }
+
+  /** RIP is at a record for JavaScript: has it a handler from now on? */
+  #warms(record: number): boolean {
+    const cold = this.#view.getUint32(record + R.link, true);
+    // One that is held back gets the handler again that it had.
+    if (cold === 0 || !this.#forms.ran(cold) || this.#paused.length > 0) return false;
+    this.#predecoder.warm(record);
+    return true;
   }
 
   /** RIP is at a guard that has refused: can it let through from now on? By the TLB as it is: a fetch that misses is the host's. */
@@ -366,7 +385,7 @@ export class InterpretEngine implements Engine {
       return this.#record(key, Math.floor(pa / PAGE), offset);
     } catch (error) {
       if (!(error instanceof OutOfRecords)) throw error;
-      this.invalidateAll();
+      this.#clear();
       return this.#record(key, Math.floor(pa / PAGE), offset);
     }
   }
@@ -444,6 +463,10 @@ export class InterpretEngine implements Engine {
   }
 
   invalidateAll(): void {
+    this.#clear();
+    this.#forms.clear();
+  }
+  #clear(): void {
     this.#predecoder.clear();
     this.#hot?.cleared();
     this.#u8.fill(0, ENTRY_RECORD, SCRATCH_RECORDS + SCRATCH_COUNT * R.size);

@@ -167,6 +167,26 @@ export interface Facts {
   mayLeave: boolean;
 }
 
+const FACTS = [
+  'readsFlags',
+  'setsAllFlags',
+  'setsFlags',
+  'readsOwnFlags',
+  'usesVendor',
+  'mayHandBack',
+  'mayLeave',
+] as const satisfies readonly (keyof Facts)[];
+/** Facts as two hexadecimal digits. */
+export const packFacts = (facts: Facts): string =>
+  FACTS.reduce((bits, name, i) => bits | (facts[name] ? 1 << i : 0), 0)
+    .toString(16)
+    .padStart(2, '0');
+/** The facts at a place of many that were packed. */
+export function unpackFacts(packed: string, place: number): Facts {
+  const bits = Number.parseInt(packed.slice(2 * place, 2 * place + 2), 16);
+  return Object.fromEntries(FACTS.map((name, i) => [name, (bits & (1 << i)) !== 0])) as Record<keyof Facts, boolean>;
+}
+
 export interface Recording {
   readonly body: Region;
   readonly facts: Facts;

@@ -1,6 +1,6 @@
 /** The interpreter's modules as a build carries them. */
 import { describe, expect, it } from 'vitest';
-import { mainModuleBytes } from './handlers.ts';
+import { generateMain } from './handlers.ts';
 import { fromBase64, PREBUILT, toBase64 } from './prebuilt.ts';
 
 describe('prebuilt modules', () => {
@@ -13,7 +13,7 @@ describe('prebuilt modules', () => {
     expect(fromBase64(toBase64(bytes))).toEqual(bytes);
   });
   it.each([false, true])('the module comes back as it was (64-bit code: %s)', (long) => {
-    const bytes = mainModuleBytes(long);
+    const { module: bytes } = generateMain(long);
     expect(fromBase64(toBase64(bytes))).toEqual(bytes);
     expect(WebAssembly.validate(bytes)).toBe(true);
   });

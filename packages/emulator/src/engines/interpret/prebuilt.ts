@@ -3,8 +3,13 @@
  * the rest of a machine's start. The source has none and generates at first use; packages/emulator/tsup.config.ts puts them here.
  */
 
-/** Base64; null: generate. */
-export const PREBUILT: { readonly legacy: string; readonly long: string } | null = null;
+/** `module`: base64; `facts`: see packFacts. */
+interface Prebuilt {
+  readonly module: string;
+  readonly facts: string;
+}
+/** null: generate. */
+export const PREBUILT: { readonly legacy: Prebuilt; readonly long: Prebuilt } | null = null;
 
 const DIGITS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/';
 

@@ -8,6 +8,7 @@ import { PAGE, type PhysicalMemory, PRIVATE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
 import type { CodeKey } from '../engine.ts';
 import type { Stopwatch } from '../stopwatch.ts';
+import type { ColdForms } from './cold-forms.ts';
 import { Coverage } from './coverage.ts';
 import type { Normal } from './form.ts';
 import type { FormInfo, HandlerSet } from './handlers.ts';
@@ -107,6 +108,7 @@ export class Predecoder {
   readonly #recent: (Instruction | null)[] = new Array<Instruction | null>(RECENT).fill(null);
   readonly #install: (handlers: HandlerSet, info: FormInfo) => void;
   readonly #watch: Stopwatch;
+  readonly #forms: ColdForms;
   #pool = new RecordPool();
   readonly #words: Int32Array;
   readonly #quads: BigInt64Array;
@@ -116,8 +118,14 @@ export class Predecoder {
   /** Instruction objects that nobody keeps. */
   readonly #free: Instruction[] = [];
 
-  constructor(memory: PhysicalMemory, install: (handlers: HandlerSet, info: FormInfo) => void, watch: Stopwatch) {
+  constructor(
+    memory: PhysicalMemory,
+    install: (handlers: HandlerSet, info: FormInfo) => void,
+    forms: ColdForms,
+    watch: Stopwatch,
+  ) {
     this.#memory = memory;
+    this.#forms = forms;
     this.#watch = watch;
     this.#coverage = new Coverage(memory.memory);
     this.#install = install;
@@ -228,7 +236,9 @@ export class Predecoder {
     const address = next.hostPage * PAGE;
     if (view.getUint32(guard + R.link, true) === address) return false;
     const pending = this.#decodeAcross(page, next, view.getUint16(guard + R.offset, true));
-    const info = pending.shape?.info ?? null;
+    const { shape } = pending;
+    if (shape !== null && shape.info === null && shape.cold !== null) this.#forms.ran(shape.cold.index);
+    const info = shape?.info ?? null;
     if (info === null) return false;
     const at = guard + R.size;
     this.#watch.time(() => page.key.handlers.compile([pending]));
@@ -298,12 +308,30 @@ export class Predecoder {
     if (shape === null || shape.info === null) {
       this.#writePlace(at, offset, next);
       if (shape === null) this.#free.push(insn);
-      else this.#keep(at, insn);
+      else this.#handBack(at, insn, shape);
       return;
     }
     this.#write(page, pending, shape, at);
     if (shape.info.facts.mayHandBack) this.#keep(at, insn);
     else this.#free.push(insn);
+  }
+
+  /** JavaScript executes the record's instruction. */
+  #handBack(at: number, insn: Instruction, { cold }: Shape): void {
+    this.#words[(at + R.link) >> 2] = cold?.index ?? 0;
+    this.#keep(at, insn);
+  }
+  /** The form of a record that was handed back has a handler now. */
+  warm(at: number): void {
+    const page = this.runAt(at)!.page;
+    const pending = this.#decodeOne(page, this.#memory.view.getUint16(at + R.offset, true));
+    const { insn, shape } = pending;
+    const { info } = shape!;
+    const next = info!.followed !== null && pending.next < PAGE ? this.#decodeOne(page, pending.next) : undefined;
+    this.#chooseHandler(page, info!, at, true, next);
+    this.#write(page, pending, shape!, at);
+    this.#forgetInstruction(at);
+    if (info!.facts.mayHandBack) this.#keep(at, insn);
   }
 
   #keep(record: number, insn: Instruction): void {
@@ -390,7 +418,6 @@ export class Predecoder {
 
   /** Backwards through the run: flags that nobody can see are not computed; a comparison goes with the jump behind it. */
   #chooseHandlers(page: CodePage, run: readonly Pending[], first: number): void {
-    const { handlers } = page.key;
     let live = true;
     for (let i = run.length - 1; i >= 0; i--) {
       const at = first + i * R.size;
@@ -400,14 +427,20 @@ export class Predecoder {
         live = true;
         continue;
       }
-      const { facts } = info;
-      const plain = info.hot >= 0 ? info.hot : handlers.firstSlot + info.slot;
-      if (info.hot < 0) this.#install(handlers, info);
-      const dead = !live && facts.setsFlags && info.dead >= 0 && !facts.readsOwnFlags;
-      const fused = info.fuses || info.followed !== null ? this.#fused(handlers, info, run[i + 1]) : -1;
-      this.#words[at >> 2] = (fused >= 0 ? fused : dead ? info.dead : plain) | (plain << 16);
-      live = flagsLiveBefore(live, facts, dead);
+      const dead = this.#chooseHandler(page, info, at, live, run[i + 1]);
+      live = flagsLiveBefore(live, info.facts, dead);
     }
+  }
+  /** Answers whether the handler leaves the flags out. */
+  #chooseHandler(page: CodePage, info: FormInfo, at: number, live: boolean, next: Pending | undefined): boolean {
+    const { handlers } = page.key;
+    const { facts } = info;
+    const plain = info.hot >= 0 ? info.hot : handlers.firstSlot + info.slot;
+    if (info.hot < 0) this.#install(handlers, info);
+    const dead = !live && facts.setsFlags && info.dead >= 0 && !facts.readsOwnFlags;
+    const fused = info.fuses || info.followed !== null ? this.#fused(handlers, info, next) : -1;
+    this.#words[at >> 2] = (fused >= 0 ? fused : dead ? info.dead : plain) | (plain << 16);
+    return dead;
   }
   #fused(handlers: HandlerSet, info: FormInfo, next: Pending | undefined): number {
     const shape = next?.shape;
@@ -416,7 +449,7 @@ export class Predecoder {
     const { mayLeave, mayHandBack } = shape.info.facts;
     if (mayLeave || mayHandBack) return -1;
     const followed = info.followed();
-    handlers.compileApart(followed);
+    handlers.compileApart([followed]);
     this.#install(handlers, followed);
     return handlers.firstSlot + followed.slot;
   }
@@ -468,7 +501,7 @@ export class Predecoder {
     const { info } = shape;
     if (info === null) {
       if (plain !== Special.instruction) return false;
-      this.#keep(at, insn);
+      this.#handBack(at, insn, shape);
       return true;
     }
     // A form that never ran has no handler yet.

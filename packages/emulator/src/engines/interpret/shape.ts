@@ -6,6 +6,7 @@ import { hasVectorSemantics } from '../../semantics/vector/index.ts';
 import { hasX87Semantics } from '../../semantics/x87/fast.ts';
 import type { CodeKey } from '../engine.ts';
 import type { Stopwatch } from '../stopwatch.ts';
+import type { ColdForm, ColdForms } from './cold-forms.ts';
 import { countNotZero, formOf, isCounted, isVector, isX87, type Normal, normalise } from './form.ts';
 import type { FormInfo, HandlerSet } from './handlers.ts';
 import { hasSemantics } from './operation.ts';
@@ -13,7 +14,9 @@ import { hasSystemPath, isSegmentInstruction } from './system-paths.ts';
 
 export interface Shape {
   /** null: JavaScript executes it. */
-  readonly info: FormInfo | null;
+  info: FormInfo | null;
+  /** It has, or gets, its handler only after it has run. */
+  readonly cold: ColdForm | null;
   readonly normal: Normal;
   /** Nothing follows it in a run. */
   readonly ends: boolean;
@@ -41,6 +44,7 @@ export interface ShapeOptions {
   vendor: 'amd' | 'intel';
   /** The decoder knows the processor's features: what it decodes exists. */
   allFeatures: boolean;
+  forms: ColdForms;
   /** Times what new forms take. */
   watch: Stopwatch;
 }
@@ -117,11 +121,14 @@ export class ShapeTable {
   #make(insn: Instruction, segment: boolean): Shape {
     const { mnemonic, operands, condition } = insn.row;
     const normal = normalise(insn);
-    const { vendor, allFeatures, watch } = this.#options;
+    const { vendor, allFeatures, forms, watch } = this.#options;
     const form = isGenerated(insn, allFeatures, this.#key) ? formOf(insn, normal, this.#key, vendor) : null;
-    const generated = form !== null && this.#handlers.hasRoomFor(form);
-    return {
-      info: generated ? watch.time(() => this.#handlers.info(form)) : null,
+    const cold = form === null ? null : forms.of(this.#handlers, form);
+    const known = form !== null && cold === null && this.#handlers.hasRoomFor(form);
+    const generated = known || cold !== null;
+    const shape: Shape = {
+      info: known ? watch.time(() => this.#handlers.info(form)) : (cold?.info ?? null),
+      cold,
       normal,
       ends: !generated || UNCONDITIONAL.has(mnemonic),
       direct: operands.some((s) => s[0] === 'J'),
@@ -129,5 +136,7 @@ export class ShapeTable {
       segment,
       condition: mnemonic === 'jcc' ? condition! : -1,
     };
+    cold?.shapes.push(shape);
+    return shape;
   }
 }

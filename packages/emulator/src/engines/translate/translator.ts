@@ -12,7 +12,7 @@ import type { CodePage, KeyState, LaidRun } from '../interpret/predecode.ts';
 import { COUNTERS, fetchPage, P, R, Special } from '../interpret/records.ts';
 import { Code, encodeModule, type FuncBody } from '../wasm/emitter.ts';
 import { type Assembly, assemble } from './assembly.ts';
-import { Backlog, type Found, leadOf } from './backlog.ts';
+import { Backlog, type Found, leadOf, startOf } from './backlog.ts';
 import { Explorer, type PageLookup } from './explore.ts';
 import { pageOffsets, type Region, regionOf } from './region.ts';
 import { RegionEmitter } from './region-emitter.ts';
@@ -148,6 +148,9 @@ export class Translator implements HotCode {
     if (found.length > 0) this.#compile(found);
     this.statistics.milliseconds += this.clock === null ? 0 : this.clock() - began;
   }
+  made(ticks: number): void {
+    this.#backlog.rest(ticks);
+  }
   #sampled(record: number): void {
     const run = this.#parts.predecoder.runAt(record);
     if (run === undefined || this.#view.getUint16(run.first + R.plain, true) === Special.stale) return;
@@ -269,6 +272,8 @@ export class Translator implements HotCode {
     this.statistics.modules++;
     this.statistics.translated += assembly.bytes;
     this.statistics.bytes += assembly.bytes;
+    const starts = found.flatMap(({ region }) => region.entries.map((at) => startOf(region, at).info));
+    found[0]!.key.handlers.compileApart(starts);
     laid.forEach(({ region, key, firstSlot }, i) => {
       const records = region.entries.map((at) => leadOf(region, at));
       const { counter } = this.#modeOf(key, firstSlot);
@@ -296,9 +301,8 @@ export class Translator implements HotCode {
     const { handlers } = key;
     const { region, firstSlot } = translation;
     region.entries.forEach((at, i) => {
-      const { lead: record, info } = region.blockAt.get(at)!.instructions[0];
+      const { lead: record, info } = startOf(region, at);
       translation.instance.set(TABLE_SIZE + firstSlot + i, run);
-      handlers.compileApart(info);
       this.#parts.install(handlers, info);
       const before = this.#originals.get(record);
       const handler = before?.handler ?? view.getUint16(record + R.handler, true);
