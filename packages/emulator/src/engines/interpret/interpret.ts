@@ -12,6 +12,7 @@ import { AT_ONCE, ColdForms, type FormOptions } from './cold-forms.ts';
 import { HELPERS } from './frame.ts';
 import { type FormInfo, type HandlerSet, handlerSet } from './handlers.ts';
 import type { HostImport } from './helpers.ts';
+import { Jump as jumpCache } from './jump-cache.ts';
 import { type CodePage, type KeyState, OutOfRecords, Predecoder } from './predecode.ts';
 import {
   ENTRY_RECORD as entryRecord,
@@ -29,6 +30,7 @@ import { ShapeTable } from './shape.ts';
 
 /** Own constants are constants to the compiler; imported names are looked up at each use. */
 const P = places;
+const Jump = jumpCache;
 const R = recordFields;
 const ENTRY_RECORD = entryRecord;
 const SCRATCH_RECORDS = scratchRecords;
@@ -364,7 +366,7 @@ export class InterpretEngine implements Engine {
     words[P.vectorsClear >> 2] = vectorGates(words, cr0 & ~TS);
     words[P.cr0Owned >> 2] = host.cr0Owned();
     words[P.cr0Seen >> 2] = host.cr0Seen();
-    words[(P.key >> 2) + 1] = id;
+    words[P.key >> 2] = id << Jump.idShift;
   }
 
   #entryStop: EngineStop = 'fault';

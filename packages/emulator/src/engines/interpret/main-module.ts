@@ -22,9 +22,10 @@ import type { Form } from './form.ts';
 import type { Frame, Helper } from './frame.ts';
 import { FILL, helperFunctions, helperIndex, hostImports } from './helpers.ts';
 import type { Recording } from './ir.ts';
+import { Jump, PAGE_SHIFT, SET_SHIFT } from './jump-cache.ts';
 import { FreshKind } from './patching.ts';
 import { Recorder } from './recorder.ts';
-import { Jump, MAX_RUN, Outcome, P, R, RECORD_SHIFT, Special, Status } from './records.ts';
+import { MAX_RUN, Outcome, P, R, RECORD_SHIFT, Special, Status } from './records.ts';
 
 /** A handler inside `run`. */
 export interface HotHandler {
@@ -476,27 +477,43 @@ class RunEmitter implements Frame {
     this.#translate(linear, entry, missed);
     code.get(linear).op(OP.i32WrapI64).i32(0xfff).op(OP.i32And).get(L.page).op(OP.i32Or).set(pa);
     code.end();
-    code.get(pa).get(pa).i32(12).op(OP.i32ShrU).op(OP.i32Xor);
-    code
-      .i32(Jump.entries - 1)
-      .op(OP.i32And)
-      .i32(4)
-      .op(OP.i32Shl)
-      .tee(entry)
-      .mem(MEM.i64Load, Jump.base);
-    code.get(pa).op(OP.i64ExtendI32U).i32(0).mem(MEM.i64Load, P.key).op(OP.i64Or).op(OP.i64Ne).brIf(missed);
-    code
-      .get(entry)
-      .mem(MEM.i32Load, Jump.base + 8)
-      .tee(L.pc)
-      .get(L.budget)
-      .op(OP.i32Add)
-      .set(L.budget);
+    this.#findRecord(linear, pa, entry, missed);
+    code.get(L.pc).get(L.budget).op(OP.i32Add).set(L.budget);
     code.br(this.#labels.dispatch).end();
     this.#leaveAtTarget(Status.miss);
     this.release(linear, I64);
     this.release(entry, I32);
     this.release(pa, I32);
+  }
+
+  /** Sets `pc` to the record that the jump cache has for a physical address, or branches to `missed`. */
+  #findRecord(found: number, pa: number, set: number, missed: Label): void {
+    const { code } = this;
+    const wanted = this.acquire(I64);
+    code.get(pa).op(OP.i64ExtendI32U).i64(BigInt(Jump.addressShift)).op(OP.i64Shl);
+    code.i32(0).mem(MEM.i64Load, P.key).op(OP.i64Or).set(wanted);
+    code.get(pa).i32(SET_SHIFT).op(OP.i32ShrU).get(pa).i32(PAGE_SHIFT).op(OP.i32ShrU).op(OP.i32Xor);
+    code
+      .i32(Jump.sets - 1)
+      .op(OP.i32And)
+      .i32(4)
+      .op(OP.i32Shl)
+      .set(set);
+    const differs = (place: number): void => {
+      code
+        .get(set)
+        .mem(MEM.i64Load, Jump.base + place)
+        .get(wanted)
+        .op(OP.i64Xor)
+        .tee(found);
+      code.i64(1n << BigInt(Jump.idShift)).op(OP.i64GeU);
+    };
+    differs(0);
+    code.if();
+    differs(8);
+    code.brIf(missed).end();
+    code.get(found).op(OP.i32WrapI64).i32(RECORD_SHIFT).op(OP.i32Shl).set(L.pc);
+    this.release(wanted, I64);
   }
 
   /** Sets `linear`, `page` and `pageBase` for `target`; branches to `missed` if the TLB or the code segment's limit does not allow it. */

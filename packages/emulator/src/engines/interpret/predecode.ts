@@ -12,9 +12,10 @@ import type { ColdForms } from './cold-forms.ts';
 import { Coverage } from './coverage.ts';
 import type { Normal } from './form.ts';
 import type { FormInfo, HandlerSet } from './handlers.ts';
+import { JumpCache } from './jump-cache.ts';
 import { ByteSet, PageRecords, RecordPool } from './page-maps.ts';
 import { areShared, immediateOf, type PatchTools, patchPage } from './patching.ts';
-import { FIRST_RECORD, Jump, jumpIndex, MAX_RUN, R, RECORDS_END, Special } from './records.ts';
+import { FIRST_RECORD, MAX_RUN, R, RECORDS_END, Special } from './records.ts';
 import type { Shape, ShapeTable } from './shape.ts';
 import { segmentOperand } from './system-paths.ts';
 
@@ -43,7 +44,7 @@ export interface CodePage {
 /** A code key and what follows from it. */
 export interface KeyState {
   readonly key: CodeKey;
-  /** From 1; upper half of the jump cache's tags. */
+  /** From 1; part of the jump cache's entries. */
   readonly id: number;
   readonly handlers: HandlerSet;
   readonly shapes: ShapeTable;
@@ -113,6 +114,7 @@ export class Predecoder {
   readonly #words: Int32Array;
   readonly #quads: BigInt64Array;
   readonly #coverage: Coverage;
+  readonly #jumps: JumpCache;
   readonly #bytes = new Uint8Array(15);
   #next = FIRST_RECORD;
   /** Instruction objects that nobody keeps. */
@@ -128,6 +130,7 @@ export class Predecoder {
     this.#forms = forms;
     this.#watch = watch;
     this.#coverage = new Coverage(memory.memory);
+    this.#jumps = new JumpCache(memory.memory);
     this.#install = install;
     this.#words = new Int32Array(memory.memory.buffer, 0, RECORDS_END >> 2);
     this.#quads = new BigInt64Array(memory.memory.buffer, 0, RECORDS_END >> 3);
@@ -187,12 +190,7 @@ export class Predecoder {
 
   /** Puts a record into the jump cache. */
   remember(page: CodePage, offset: number, record: number): void {
-    const pa = page.hostPage * PAGE + offset;
-    const at = Jump.base + jumpIndex(pa) * Jump.size;
-    const { view } = this.#memory;
-    view.setUint32(at, pa, true);
-    view.setUint32(at + 4, page.key.id, true);
-    view.setUint32(at + 8, record, true);
+    this.#jumps.remember(page.hostPage * PAGE + offset, page.key.id, record);
   }
 
   #decodeRun(page: CodePage, start: number): Pending[] {
@@ -635,12 +633,7 @@ export class Predecoder {
   }
 
   #forget(page: CodePage, offset: number): void {
-    const pa = page.hostPage * PAGE + offset;
-    const at = Jump.base + jumpIndex(pa) * Jump.size;
-    const { view } = this.#memory;
-    if (view.getUint32(at, true) === pa && view.getUint32(at + 4, true) === page.key.id) {
-      view.setUint32(at + 4, 0, true);
-    }
+    this.#jumps.forget(page.hostPage * PAGE + offset, page.key.id);
   }
 
   /** Drops everything; returns the host pages that held code. */
@@ -653,7 +646,7 @@ export class Predecoder {
     this.#recentRecords.fill(0);
     this.#laid.length = 0;
     this.#next = FIRST_RECORD;
-    this.#memory.u8.fill(0, Jump.base, Jump.base + Jump.entries * Jump.size);
+    this.#jumps.clear();
     return pages;
   }
 }

@@ -1,10 +1,11 @@
 /**
- * Layout of what the interpreter keeps in linear memory: predecoded records, private slots of the state block, the jump cache.
+ * Layout of what the interpreter keeps in linear memory: predecoded records, private slots of the state block. The jump cache stands in front.
  * A record is one instruction: a handler and all that varies between instructions of the handler's form.
  */
 import { Layout, TlbEntry } from '../../memory/layout.ts';
 import { PRIVATE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
+import { JUMP_END } from './jump-cache.ts';
 
 /** Byte offsets in a record. */
 export const R = {
@@ -73,14 +74,12 @@ export const P = {
   /** u32: what the host says about writes of CR0 (EngineHost). */
   cr0Owned: slot + 80,
   cr0Seen: slot + 84,
-  /** u64: code key id << 32, upper half of the jump cache's tags. */
+  /** u64: id of the code key, where the jump cache's entries have it. */
   key: slot + 48,
 } as const;
 
-/** Jump cache: `entries` of 16 bytes: tag u64 (host physical address | key << 32), record address u32. */
-export const Jump = { base: Layout.code, entries: 32768, size: 16 } as const;
 /** A record that looks up S.rip. */
-export const ENTRY_RECORD = Jump.base + Jump.entries * Jump.size;
+export const ENTRY_RECORD = JUMP_END;
 /** Copies of records for exact stepping: a run with the guard and the link that may stand in it, one more for the stop. */
 export const SCRATCH_RECORDS = ENTRY_RECORD + R.size;
 export const SCRATCH_COUNT = MAX_RUN + 3;
@@ -98,9 +97,6 @@ export const Covered = {
   tags: COVERED + 512 * 1024,
   none: -1,
 } as const;
-
-/** Index of a host physical address in the jump cache. */
-export const jumpIndex = (pa: number): number => ((pa ^ (pa >>> 12)) & (Jump.entries - 1)) >>> 0;
 
 /** Handlers with special duties, first in every module. */
 export const Special = {

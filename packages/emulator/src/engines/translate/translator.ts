@@ -7,6 +7,7 @@ import { PAGE } from '../../memory/physical.ts';
 import { S } from '../../state-layout.ts';
 import type { CodePlace, NotTranslated, RegionFacts, TranslateStatistics } from '../engine.ts';
 import type { EngineParts, HotCode } from '../interpret/interpret.ts';
+import { Jump } from '../interpret/jump-cache.ts';
 import { REGION, REGION_ENTRIES, TABLE_SIZE } from '../interpret/main-module.ts';
 import type { CodePage, KeyState, LaidRun } from '../interpret/predecode.ts';
 import { COUNTERS, fetchPage, P, R, Special } from '../interpret/records.ts';
@@ -248,7 +249,7 @@ export class Translator implements HotCode {
     return (rip + view.getBigUint64(P.codeBase, true)) & view.getBigUint64(P.linearMask, true);
   }
   /** @param id the key's; default: of the run that was prepared last */
-  #pageOfRip(id = this.#view.getUint32(P.key + 4, true)): CodePage | undefined {
+  #pageOfRip(id = this.#view.getUint32(P.key, true) >>> Jump.idShift): CodePage | undefined {
     const hostPage = fetchPage(this.#view, this.#linearRip() & ~0xfffn);
     return hostPage < 0 ? undefined : this.#parts.predecoder.find(hostPage, id);
   }
