@@ -60,6 +60,8 @@ export const S = {
   smm: 0x29c,
   /** State of the sequence behind RDRAND and RDSEED. */
   random: 0x2a0,
+  /** i32: PAUSEs that the guest may execute before its owner has to be asked; negative: any number. The owner sets it at each entry. */
+  pauses: 0x2a8,
   /** Linear base of memory operands per segment as generated code uses it; engine-private, ES..GS, 32 bytes each. */
   derived: 0x300,
   /** YMM0..YMM15, 32 bytes each. */

@@ -9,12 +9,13 @@ import type { Instruction } from '../decode/instruction.ts';
 import type { CodeKey, Engine, EngineHost } from '../engines/engine.ts';
 import { Evaluator } from '../engines/evaluate/evaluator.ts';
 import { GuestException, Unwind } from '../exceptions.ts';
-import type { GuestMode, PendingEvent } from '../guest-mode.ts';
+import { type GuestMode, type PendingEvent, Verdict } from '../guest-mode.ts';
+import { INTERCEPT_ID } from '../intercepts.ts';
 import { AccessKind } from '../memory/paging.ts';
 import { PAGE, type PhysicalMemory } from '../memory/physical.ts';
 import { X86Emul } from '../ops.ts';
 import type { ModeChange, PlatformBus, ProcessorApi, ProcessorMode, RunStop } from '../processor-api.ts';
-import { CR0, Flag as flagBits, Seg, S as stateLayout, Vector } from '../state-layout.ts';
+import { CR0, CR4, Flag as flagBits, Seg, S as stateLayout, Vector } from '../state-layout.ts';
 import { type AccessHost, linearOf, MemoryAccess } from './access.ts';
 import { CodeKeys } from './code-key.ts';
 import { ControlRegisters } from './control.ts';
@@ -56,6 +57,8 @@ const SLICE = 1_000_000;
 const STEP_FLAGS = Flag.TF;
 const RFLAGS = S.rflags >> 2;
 const PE = Number(CR0.PE);
+const TSD = Number(CR4.TSD);
+const { rdtsc: RDTSC, rdtscp: RDTSCP } = INTERCEPT_ID;
 /** CPL, shadow, NMI blocking and activity: a byte each. */
 const STATUS = S.cpl >> 2;
 /** Not active. */
@@ -88,8 +91,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   initPending = false;
   eventInDelivery: PendingEvent | undefined = undefined;
   shutdownCause: ProcessorApi['shutdownCause'] = undefined;
-  /** Added to the TSC by WRMSR. */
-  tscAdjust = 0n;
+  #tscAdjust = 0n;
   /** The SMI came while NMIs were blocked: they stay so after RSM. */
   smmInsideNmi = false;
   /** FERR# is asserted: it falls with FSW.ES. */
@@ -204,6 +206,14 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   }
   wrmsr(index: number, value: bigint): number {
     return this.msrs.write(index, value);
+  }
+  /** Added to the TSC by WRMSR. */
+  get tscAdjust(): bigint {
+    return this.#tscAdjust;
+  }
+  set tscAdjust(value: bigint) {
+    this.#tscAdjust = value;
+    this.state.touchRun();
   }
   /** The TSC without a guest's offset. */
   tsc(): bigint {
@@ -544,6 +554,17 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     if (this.onModeChange !== null) return -1;
     const { guest } = this;
     return guest === null ? 0 : (guest.direct?.cr0Owned?.() ?? -1);
+  }
+  tscOffset(): bigint {
+    return (this.guest?.tscOffset ?? 0n) + this.#tscAdjust;
+  }
+  tscReaders(): number {
+    if ((this.state.words[S.cr4 >> 2] & TSD) !== 0) return 0;
+    const { guest } = this;
+    if (guest === null) return 3;
+    const verdicts = guest.direct?.verdicts;
+    if (verdicts === undefined) return 0;
+    return (verdicts[RDTSC] === Verdict.pass ? 1 : 0) | (verdicts[RDTSCP] === Verdict.pass ? 2 : 0);
   }
   cr0Seen(): number {
     const real = this.state.words[S.cr0 >> 2];

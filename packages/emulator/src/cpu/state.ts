@@ -58,6 +58,10 @@ export class StateBlock implements ProcessorState {
   touchSegments(): void {
     this.#touched();
   }
+  /** What an engine prepared for its last run does not hold any more, and nothing else has changed. */
+  touchRun(): void {
+    this.#touched();
+  }
   /** Everything is derived from what the block holds, and nobody has to look at the mode. */
   get isSettled(): boolean {
     return !(this.runStale || this.derivedStale || this.modeStale || this.keysStale);

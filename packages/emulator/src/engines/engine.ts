@@ -41,6 +41,13 @@ export interface EngineHost {
   cr0Owned(): number;
   /** Low half of CR0 as the code sees it. */
   cr0Seen(): number;
+  /** Instructions retired; stands still while an engine runs. */
+  readonly tick: number;
+  readonly tscPerTick: number;
+  /** What RDTSC and RDTSCP add to ticks times `tscPerTick`. */
+  tscOffset(): bigint;
+  /** Who may read it without asking anybody: bit 0 RDTSC, bit 1 RDTSCP. */
+  tscReaders(): number;
   /** Full access behind the inline TLB probe: fills the TLB, does MMIO, crosses pages. 0: done (value in S.scratch), 1: fault or exit recorded. */
   slowRead(low: number, high: number, size: number): number;
   /** Value in S.scratch. 0: done, 1: fault or exit recorded, 2: done and predecoded code was hit (leave the record). */

@@ -95,6 +95,8 @@ const INSTRUCTIONS: { readonly [I in Intercept]?: number | Special } = {
   vmgexit: (g, info) => g.vmgexit(info),
 };
 
+const PAUSES = S.pauses >> 2;
+
 /** Clean-bit groups that `loadControl` takes over. */
 const CONTROL_GROUPS = (1 << Clean.INTERCEPTS) | (1 << Clean.PERM_MAP) | (1 << Clean.ASID) | (1 << Clean.NPT);
 
@@ -131,6 +133,7 @@ export class SvmGuest implements GuestMode {
   readonly #processor: ProcessorApi;
   readonly #memory: PhysicalMemory;
   readonly #view: DataView;
+  readonly #state: Int32Array;
   readonly #walker: NestedWalker;
   readonly #direct: SvmDirectExits;
   readonly #access = { write: false, fetch: false, pageWalk: false };
@@ -139,7 +142,9 @@ export class SvmGuest implements GuestMode {
   #vmcb!: Vmcb;
   #iopm = 0;
   #msrpm = 0;
-  #pauses = 0;
+  /** The intercept of PAUSE as masks of the filter's count: what counts of it, and what stands for no intercept at all. */
+  #pauseMask = 0;
+  #pausesFree = -1;
   /** The code of a faulting instruction is read: a nested fault now is not an exit of its own. */
   #fetchingBytes = false;
   readonly #bytes = new Uint8Array(16);
@@ -149,6 +154,7 @@ export class SvmGuest implements GuestMode {
     this.#processor = processor;
     this.#memory = memory;
     this.#view = memory.view;
+    this.#state = new Int32Array(memory.view.buffer, processor.state.base, S.size >> 2);
     this.#walker = new NestedWalker(memory);
     this.#direct = new SvmDirectExits(this, processor, INSTRUCTIONS);
   }
@@ -175,7 +181,7 @@ export class SvmGuest implements GuestMode {
   resume(): void {
     const { words } = this.#vmcb;
     const intCtl = words[W.intCtl];
-    this.#pauses = words[W.pauseFilter] >>> 16;
+    this.#state[PAUSES] = ((words[W.pauseFilter] >>> 16) & this.#pauseMask) | this.#pausesFree;
     this.intCtl = intCtl;
     this.boundaryWork = (intCtl & IntCtl.V_IRQ) !== 0;
     this.exited = false;
@@ -202,6 +208,8 @@ export class SvmGuest implements GuestMode {
     this.sevEs = (control & MiscCtl.SEV_ES) !== 0;
     this.tscOffset = vmcb.get64(V.tscOffset);
     this.interceptsFlagImages = this.has(SvmExit.PUSHF) || this.has(SvmExit.POPF);
+    this.#pauseMask = this.features.pauseFilter ? 0xffff : 0;
+    this.#pausesFree = this.has(SvmExit.PAUSE) ? 0 : -1;
   }
 
   has(bit: number): boolean {
@@ -317,12 +325,9 @@ export class SvmGuest implements GuestMode {
 
   /** PAUSE leaves when the filter's count is used up (APM 15.14.4; without the feature at once). */
   pause(info: InstructionInfo): boolean {
-    if (!this.has(SvmExit.PAUSE)) return false;
-    if (this.features.pauseFilter && this.#pauses > 0) {
-      this.#pauses -= 1;
-      return false;
-    }
-    return this.#leave(SvmExit.PAUSE, info.nextRip);
+    const left = this.#state[PAUSES];
+    if (left > 0) this.#state[PAUSES] = left - 1;
+    return left === 0 && this.#leave(SvmExit.PAUSE, info.nextRip);
   }
 
   /** Outside SEV-ES the opcode is VMMCALL (APM 15.35.6). */

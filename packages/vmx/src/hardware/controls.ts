@@ -36,6 +36,7 @@ import { Dirty, F, type Vmcs, Word as vmcsWords } from './vmcs.ts';
 const Word = vmcsWords;
 const Primary = primaryControls;
 const Pin = pinControls;
+const PAUSES = S.pauses >> 2;
 
 /** When an instruction leaves: always, or if a bit of a control word is set. */
 interface Rule {
@@ -177,6 +178,7 @@ export class VmxGuest implements GuestMode {
   readonly #processor: ProcessorApi;
   readonly #memory: PhysicalMemory;
   readonly #vmcs: Vmcs;
+  readonly #state: Int32Array;
   readonly #caps: VmxCapabilities;
   readonly #walker: EptWalker;
   readonly direct: VmxDirectExits;
@@ -188,6 +190,7 @@ export class VmxGuest implements GuestMode {
   constructor(processor: ProcessorApi, memory: PhysicalMemory, vmcs: Vmcs, caps: VmxCapabilities) {
     this.#processor = processor;
     this.#memory = memory;
+    this.#state = new Int32Array(memory.view.buffer, processor.state.base, S.size >> 2);
     this.#vmcs = vmcs;
     this.#caps = caps;
     this.#walker = new EptWalker(memory, caps.ept, caps.maxphyaddr);
@@ -226,6 +229,7 @@ export class VmxGuest implements GuestMode {
   }
   /** What each entry arms anew. */
   resume(): void {
+    this.#state[PAUSES] = this.primary & Primary.pause ? 0 : -1;
     const armed = this.primary & (Primary.interruptWindow | Primary.nmiWindow | Primary.monitorTrap);
     if (armed === 0 && (this.pin & Pin.preemptionTimer) === 0) {
       this.trapAfter = -1;

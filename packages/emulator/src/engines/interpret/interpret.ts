@@ -90,6 +90,7 @@ const CS_LIMIT = Layout.state + S.segments + Seg.CS * 16 + 4;
 const CS_BASE = CS_LIMIT + 4;
 const SHADOW = Layout.state + S.shadow;
 const RFLAGS = Layout.state + S.rflags;
+const TWO_TO_MINUS_32 = 2 ** -32;
 
 const word = (offset: number): number => (Layout.state + offset) >> 2;
 const CR0_WORD = word(S.cr0);
@@ -272,6 +273,7 @@ export class InterpretEngine implements Engine {
       // A repeated instruction that goes on sets it again; one that was overwritten between its iterations does not.
       const resume = this.#words[RFLAGS >> 2] & Flag.RF;
       if (resume !== 0) this.#words[RFLAGS >> 2] &= ~Flag.RF;
+      this.#setSliceEnd(this.#host.tick + ((maxTicks | 0) - left) + slice);
       const status = run(exact ? SCRATCH_RECORDS : at, slice);
       const used = slice - this.#words[P.remaining >> 2];
       // Nothing retired: RF is still in force.
@@ -303,6 +305,11 @@ export class InterpretEngine implements Engine {
     this.#running = false;
     this.retired = (maxTicks | 0) - left;
     return stop ?? 'budget';
+  }
+
+  #setSliceEnd(tick: number): void {
+    this.#words[P.sliceEnd >> 2] = tick | 0;
+    this.#words[(P.sliceEnd >> 2) + 1] = (tick * TWO_TO_MINUS_32) | 0;
   }
 
   #after(status: number): EngineStop | undefined {
@@ -366,7 +373,27 @@ export class InterpretEngine implements Engine {
     words[P.vectorsClear >> 2] = vectorGates(words, cr0 & ~TS);
     words[P.cr0Owned >> 2] = host.cr0Owned();
     words[P.cr0Seen >> 2] = host.cr0Seen();
+    this.#prepareTsc();
     words[P.key >> 2] = id << Jump.idShift;
+  }
+
+  /** The TSC's offset, and its halves. */
+  #tscOffset = 0n;
+  #tscLow = 0;
+  #tscHigh = 0;
+  #prepareTsc(): void {
+    const words = this.#words;
+    const host = this.#host;
+    const offset = host.tscOffset();
+    if (offset !== this.#tscOffset) {
+      this.#tscOffset = offset;
+      this.#tscLow = Number(BigInt.asIntN(32, offset));
+      this.#tscHigh = Number(BigInt.asIntN(32, offset >> 32n));
+    }
+    words[P.tscOffset >> 2] = this.#tscLow;
+    words[(P.tscOffset >> 2) + 1] = this.#tscHigh;
+    words[P.tscPerTick >> 2] = host.tscPerTick;
+    words[P.tscReaders >> 2] = host.tscReaders();
   }
 
   #entryStop: EngineStop = 'fault';

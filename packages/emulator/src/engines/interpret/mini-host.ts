@@ -61,6 +61,14 @@ export class MiniHost implements EngineHost {
   cr0Seen(): number {
     return 0;
   }
+  readonly tick = 0;
+  readonly tscPerTick = 1;
+  tscOffset(): bigint {
+    return 0n;
+  }
+  tscReaders(): number {
+    return 0;
+  }
   plainFlagImages(): boolean {
     return true;
   }

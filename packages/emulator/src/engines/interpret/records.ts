@@ -74,6 +74,12 @@ export const P = {
   /** u32: what the host says about writes of CR0 (EngineHost). */
   cr0Owned: slot + 80,
   cr0Seen: slot + 84,
+  /** The tick at which the running slice would end (u64), TSC increments per tick (u32) and what is added to them (u64). */
+  sliceEnd: slot + 88,
+  tscPerTick: slot + 96,
+  tscOffset: slot + 104,
+  /** u32: what the host says about RDTSC and RDTSCP (EngineHost). */
+  tscReaders: slot + 112,
   /** u64: id of the code key, where the jump cache's entries have it. */
   key: slot + 48,
 } as const;

@@ -1,5 +1,6 @@
 /**
- * Generated paths of the system instructions that kernels and firmware live on: CLI, STI, PUSHF, POPF, SWAPGS, moves of segment registers.
+ * Generated paths of the system instructions that kernels and firmware live on: CLI, STI, PUSHF, POPF, SWAPGS, moves of
+ * segment registers, PAUSE, RDTSC.
  * Each is the plain case of the function of the same name in system/; whatever is not plain goes back to JavaScript, which runs that.
  * Manual: APM vol. 3 ch. 4 (CLI, STI, SWAPGS), ch. 3 (MOV, PUSH, POP, PUSHF, POPF), APM vol. 2 section 4.5 (segment registers in real mode).
  */
@@ -7,7 +8,7 @@ import type { Cond, Operation, Value } from '../../builder/builder.ts';
 import type { Instruction, Row } from '../../decode/instruction.ts';
 import { Layout } from '../../memory/layout.ts';
 import { loadStack, push, setStackPointer, stackOffset, stackPointer } from '../../semantics/support.ts';
-import { Attrib, Flag, S, Seg } from '../../state-layout.ts';
+import { Attrib, Flag, RAX, RCX, RDX, S, Seg } from '../../state-layout.ts';
 import type { Form } from './form.ts';
 import type { Recorder } from './recorder.ts';
 import { P } from './records.ts';
@@ -144,6 +145,35 @@ const movcr: SystemPath = {
   },
 };
 
+/** Nobody has to be asked about it. */
+const pause: SystemPath = {
+  accepts: always,
+  record: (r) => {
+    const left = r.state(S.pauses, 4);
+    r.handBackWhen(r.isZero(left));
+    const counted = r.isZero(r.and(left, r.const(0x80000000n)));
+    r.setState(S.pauses, 4, r.select(counted, r.sub(left, r.const(1)), left));
+  },
+};
+
+/** The TSC at this instruction into EDX:EAX. `reader`: its bit in P.tscReaders. */
+function readTimeStamp(r: Recorder, reader: number): void {
+  r.handBackWhen(r.notC(has(r, r.state(PRIVATE_SLOT(P.tscReaders), 4), reader)));
+  const tick = r.sub(r.state(PRIVATE_SLOT(P.sliceEnd), 8), r.state(PRIVATE_SLOT(P.left), 4));
+  const tsc = r.add(r.mul(tick, r.state(PRIVATE_SLOT(P.tscPerTick), 4)), r.state(PRIVATE_SLOT(P.tscOffset), 8));
+  r.setReg({ fixed: RAX }, 4, r.and(tsc, r.const(0xffffffffn)));
+  r.setReg({ fixed: RDX }, 4, r.shrU(tsc, r.const(32)));
+}
+const rdtsc: SystemPath = { accepts: always, record: (r) => readTimeStamp(r, 1) };
+const rdtscp: SystemPath = {
+  accepts: always,
+  record: (r) => {
+    const aux = r.state(S.tscAux, 4);
+    readTimeStamp(r, 2);
+    r.setReg({ fixed: RCX }, 4, aux);
+  },
+};
+
 /** Offsets in a segment's slot. */
 const SELECTOR = 0;
 const ATTRIB = 2;
@@ -206,7 +236,7 @@ const popseg: SystemPath = {
 };
 
 const PATHS: Readonly<Record<string, SystemPath>> = {
-  ...{ cli, sti, pushf, popf, swapgs, clts, movcr },
+  ...{ cli, sti, pushf, popf, swapgs, clts, movcr, pause, rdtsc, rdtscp },
   ...{ movseg, pushseg, popseg },
 };
 
