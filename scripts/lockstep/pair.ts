@@ -4,10 +4,11 @@ import { mkdtempSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Vcpu } from '@tskvm/core';
-import { Decoder, DecoderOptions, Formatter, FormatterSyntax, type Instruction, Mnemonic } from 'iced-x86';
+import { Decoder, DecoderOptions, type Instruction, Mnemonic } from 'iced-x86';
 import { findBackend } from '../../packages/cli/src/backends.ts';
 import { firmware } from '../../packages/cli/src/machine/loaders/image.ts';
 import { createMachine, type Machine, type MachineStop } from '../../packages/cli/src/machine/machine.ts';
+import { textOf as instructionText } from '../../packages/cli/src/report/disassembly.ts';
 import { GdbRemote } from './gdb-remote.ts';
 import { differences, is64Bit, parseRegisters, type State, stateOf, undefinedFlagsOf } from './registers.ts';
 
@@ -28,7 +29,6 @@ const PAUSE_MS = 20;
 /** Bytes that a packet of QEMU's stub holds. */
 const CHUNK = 1024;
 
-const formatter = new Formatter(FormatterSyntax.Nasm);
 const hex = (value: bigint | undefined): string => (value === undefined ? '?' : `0x${value.toString(16)}`);
 
 /** One instruction on both sides. */
@@ -47,9 +47,9 @@ export interface Step {
 export function describe({ number, instruction, before, ours, theirs, differ }: Step): string {
   const place = `${hex(before.get('cs'))}:${hex(before.get('rip'))}`;
   const what = differ.map((name) => `${name} ${hex(ours.get(name))}, QEMU ${hex(theirs.get(name))}`).join('; ');
-  return `${number} ${place} ${formatter.format(instruction)}: ${what}`;
+  return `${number} ${place} ${instructionText(instruction)}: ${what}`;
 }
-export const textOf = (step: Step): string => formatter.format(step.instruction);
+export const textOf = (step: Step): string => instructionText(step.instruction);
 
 async function startQemu(image: string, vendor: string): Promise<{ remote: GdbRemote; stop: () => void }> {
   const path = join(mkdtempSync(join(tmpdir(), 'lockstep-')), 'gdb');
