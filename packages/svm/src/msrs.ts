@@ -59,6 +59,9 @@ const PASSTHROUGH: readonly number[] = [
   Msr.SYSENTER_CS,
 ];
 
+/** 64 bits for Intel-compatible guests, whose SYSENTER KVM emulates; AMD's processors keep 32. */
+const SYSENTER_ADDRESSES: ReadonlySet<number> = new Set([Msr.SYSENTER_ESP, Msr.SYSENTER_EIP]);
+
 /** Sets or clears the two permission bits of an MSR. KVM: svm_set_intercept_for_msr. */
 export function setMsrIntercept(vcpu: Vcpu, index: number, read: boolean, write: boolean): void {
   const svm = toSvm(vcpu);
@@ -75,9 +78,8 @@ export function setMsrIntercept(vcpu: Vcpu, index: number, read: boolean, write:
 /** KVM: svm_recalc_msr_intercepts. */
 export function recalcMsrIntercepts(vcpu: Vcpu): void {
   for (const index of PASSTHROUGH) setMsrIntercept(vcpu, index, false, false);
-  // Intel-compatible guests expect 64-bit SYSENTER_ESP and _EIP, of which AMD keeps 32 bits.
   const intel = guestCpuidIsIntelCompatible(vcpu);
-  for (const index of [Msr.SYSENTER_ESP, Msr.SYSENTER_EIP]) setMsrIntercept(vcpu, index, intel, intel);
+  for (const index of SYSENTER_ADDRESSES) setMsrIntercept(vcpu, index, intel, intel);
 }
 
 /** Fills msr.data; 0, or 1 for #GP. KVM: svm_get_msr. */
@@ -106,7 +108,8 @@ export function svmSetMsr(vcpu: Vcpu, msr: MsrData): number {
   const svm = toSvm(vcpu);
   const field = VMCB_MSRS[msr.index];
   if (field !== undefined) {
-    vmloading(vcpu).set64(field, msr.data);
+    const half = SYSENTER_ADDRESSES.has(msr.index) && !guestCpuidIsIntelCompatible(vcpu);
+    vmloading(vcpu).set64(field, half ? msr.data & 0xffff_ffffn : msr.data);
     if (msr.index === Msr.FS_BASE || msr.index === Msr.GS_BASE) svm.vmcb.markDirty(Clean.SEG);
     return 0;
   }

@@ -55,6 +55,8 @@ interface MsrRow {
   at?: number;
   /** Bits that exist; a write of others is #GP. 'readonly': any write is #GP. */
   mask: bigint | 'readonly';
+  /** Bits of a write that are kept; the others are dropped without a fault. Absent: all. */
+  kept?: bigint;
   rule?: Rule;
   reset?: bigint;
   vendor?: 'amd' | 'intel';
@@ -83,8 +85,11 @@ const ROWS: readonly (readonly [number, MsrRow])[] = [
   [Msr.BIOS_SIGN_ID, { mask: ALL }],
   [Msr.MTRRCAP, { mask: 'readonly', reset: 0x508n, feature: 'mtrr' }],
   [Msr.SYSENTER_CS, { at: S.sysenterCs, mask: ALL, feature: 'sep' }],
-  [Msr.SYSENTER_ESP, { at: S.sysenterEsp, mask: ALL, rule: 'canonical', feature: 'sep' }],
-  [Msr.SYSENTER_EIP, { at: S.sysenterEip, mask: ALL, rule: 'canonical', feature: 'sep' }],
+  [Msr.SYSENTER_ESP, { at: S.sysenterEsp, mask: ALL, rule: 'canonical', vendor: 'intel', feature: 'sep' }],
+  [Msr.SYSENTER_EIP, { at: S.sysenterEip, mask: ALL, rule: 'canonical', vendor: 'intel', feature: 'sep' }],
+  // AMD has no SYSENTER of 64 bits, and the upper halves are not there (KVM: svm_set_msr).
+  [Msr.SYSENTER_ESP, { at: S.sysenterEsp, mask: ALL, kept: LOW, vendor: 'amd', feature: 'sep' }],
+  [Msr.SYSENTER_EIP, { at: S.sysenterEip, mask: ALL, kept: LOW, vendor: 'amd', feature: 'sep' }],
   [Msr.MCG_CAP, { mask: 'readonly', feature: 'mca' }],
   [Msr.MCG_STATUS, { mask: 7n, feature: 'mca' }],
   [Msr.MISC_ENABLE, { mask: ALL, reset: 0x1801n, vendor: 'intel' }],
@@ -177,7 +182,8 @@ export class Msrs {
   fieldOf(index: number, write: boolean): number {
     const row = this.#rows.get(index);
     if (row === undefined || row.at === undefined || this.hooks.has(index)) return -1;
-    if (write && (row.mask !== ALL || (row.rule !== undefined && row.rule !== 'canonical'))) return -1;
+    if (write && (row.mask !== ALL || row.kept !== undefined || (row.rule !== undefined && row.rule !== 'canonical')))
+      return -1;
     return row.at;
   }
 
@@ -199,8 +205,9 @@ export class Msrs {
     const row = this.#rows.get(index);
     if (row === undefined || row.mask === 'readonly') return 1;
     if ((value & ~row.mask) !== 0n || !this.#rules[row.rule ?? 'none'](value)) return 1;
-    if (row.at !== undefined) this.#state.set64(row.at, value);
-    else this.#values.set(index, value);
+    const kept = row.kept === undefined ? value : value & row.kept;
+    if (row.at !== undefined) this.#state.set64(row.at, kept);
+    else this.#values.set(index, kept);
     return 0;
   }
 
