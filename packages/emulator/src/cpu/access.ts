@@ -437,6 +437,9 @@ export class MemoryAccess implements WalkMemory {
       this.#storeBus(hpa, value, size);
       return;
     }
+    const code = this.codePages[Math.floor(hpa / PAGE)] !== 0;
+    // Code written over with itself stays as it is.
+    if (code && this.load(hpa, size) === BigInt.asUintN(size * 8, value)) return;
     const at = PRIVATE + hpa;
     if (size === 8) this.#view.setBigUint64(at, value, true);
     else if (size <= 4 && size !== 3) this.#storeSmall(at, size, Number(value & LOW32));
@@ -444,7 +447,7 @@ export class MemoryAccess implements WalkMemory {
       this.#view.setBigUint64(at, BigInt.asUintN(64, value), true);
       this.#view.setBigUint64(at + 8, value >> 64n, true);
     } else for (let n = 0; n < size; n++) this.#view.setUint8(at + n, Number((value >> BigInt(n * 8)) & 0xffn));
-    if (this.codePages[Math.floor(hpa / PAGE)] !== 0) this.#host.codeWritten(hpa, size);
+    if (code) this.#host.codeWritten(hpa, size);
   }
 
   #storeSmall(at: number, size: number, value: number): void {

@@ -1,10 +1,12 @@
 /** The short way of deliveries does what evaluate does, and leaves alone what it is not for. */
 import { describe, expect, it } from 'vitest';
+import { createInstruction } from '../decode/decode.ts';
 import type { PendingEvent } from '../guest-mode.ts';
 import { AccessKind } from '../memory/paging.ts';
 import { Flag, RSP, Seg } from '../state-layout.ts';
 import { TestLayout, TestMachine, TestSelector } from '../testing/index.ts';
-import { deliverDirectly } from './direct-delivery.ts';
+import { DirectUnit } from './direct.ts';
+import { deliverDirectly, int } from './direct-delivery.ts';
 
 const HANDLER = 0x20000;
 const VECTOR = 14;
@@ -114,6 +116,38 @@ describe('deliverDirectly', () => {
       const soft = { kind, vector: VECTOR, errorCode: undefined, instructionLength: 1 };
       expect(deliverDirectly(unit, soft, false)).toBe(false);
     }
+  });
+});
+
+describe('int', () => {
+  const INT = Object.assign(createInstruction(), { imm: BigInt(VECTOR), length: 2, codeSize: 8, opcode: 0xcd });
+  const softint = (instructionLength: number): PendingEvent => ({
+    kind: 'softint',
+    vector: VECTOR,
+    errorCode: undefined,
+    instructionLength,
+  });
+  it.each<[string, Partial<Case>]>([
+    ['the kernel', {}],
+    ['a 64-bit program', { user: 'code64' }],
+    ['a 32-bit program', { user: 'code32', rsp: 0xffff_fff3n }],
+    ['through a trap gate and IST', { user: 'code64', trap: true, ist: 1 }],
+  ])('of %s, with RF gone from the image', (_name, part) => {
+    const c = { ...PLAIN, rflags: Flag.IF | Flag.RF | Flag.CF, ...part };
+    const [ours, theirs] = [machineFor(c), machineFor(c)];
+    for (const m of [ours, theirs]) m.memory.write8(GATE + 5, m.memory.read8(GATE + 5) | 0x60);
+    theirs.state.rflags &= ~BigInt(Flag.RF);
+    expect(theirs.cpu.events.deliver(softint(2), false)).toBe(true);
+    const unit = new DirectUnit(ours.cpu, 1);
+    expect(int.isPlain!(unit, INT)).toBe(true);
+    expect(int.run(unit, INT)).toBe(true);
+    expect(everything(ours)).toEqual(everything(theirs));
+  });
+  it('not: a program, through a gate of level 0', () => {
+    const machine = machineFor({ ...PLAIN, user: 'code64' });
+    const before = everything(machine);
+    expect(int.run(new DirectUnit(machine.cpu, 1), INT)).toBe(false);
+    expect(everything(machine)).toEqual(before);
   });
 });
 

@@ -1,11 +1,12 @@
 /**
- * The short way of an interrupt or exception to a 64-bit kernel's handler: a 64-bit gate, flat code at level 0, everything that is read or
+ * The short way of an interrupt, an exception or INT n to a 64-bit kernel's handler: a 64-bit gate, flat code at level 0, everything that is read or
  * written already in the TLB. Whatever else is evaluate's (system/events.ts).
  * Manual: APM vol. 2 section 8.9, SDM vol. 3 section 6.14.
  */
 import type { PendingEvent } from '../guest-mode.ts';
 import { PRIVATE } from '../memory/physical.ts';
 import { EFER, Flag, RSP, S, Seg } from '../state-layout.ts';
+import type { DirectRow } from './direct.ts';
 import {
   CODE_MASK,
   CODE_WANTED,
@@ -23,6 +24,7 @@ import {
 const GPR = S.gpr >> 2;
 const RIP = S.rip >> 2;
 const RFLAGS = S.rflags >> 2;
+const STATUS = S.cpl >> 2;
 const LMA = Number(EFER.LMA);
 
 const GATE_BYTES = 16;
@@ -73,32 +75,66 @@ function writeFrame(unit: PlainUnit, frame: number, errorCode: number | undefine
   push(words[slot(Seg.SS)] & 0xffff, 0);
 }
 
-/** Is this an event, and a processor, that the short way is for. */
-function isPlain(unit: PlainUnit, event: PendingEvent): boolean {
-  const { kind } = event;
-  if (kind !== 'exception' && kind !== 'external' && kind !== 'nmi') return false;
-  return (unit.words[S.efer >> 2] & LMA) !== 0 && unit.cpu.onModeChange === null;
-}
+/** Is this a processor that the short way is for. */
+const isPlain = ({ words, cpu }: PlainUnit): boolean => (words[S.efer >> 2] & LMA) !== 0 && cpu.onModeChange === null;
 
 /**
  * Delivers an event. False: nothing was done, evaluate must.
  * @param resume RF is set in the pushed image
  */
 export function deliverDirectly(unit: PlainUnit, event: PendingEvent, resume: boolean): boolean {
-  if (!isPlain(unit, event)) return false;
+  const { kind } = event;
+  if ((kind !== 'exception' && kind !== 'external' && kind !== 'nmi') || !isPlain(unit)) return false;
+  return enterHandler(unit, event.vector, event.errorCode, resume ? Flag.RF : 0, 0);
+}
+
+/** INT n through a gate that CPL may use. */
+export const int: DirectRow = {
+  supervisor: false,
+  transfers: true,
+  isPlain,
+  run: (unit, insn) => {
+    const { words } = unit;
+    const vector = Number(insn.imm) & 0xff;
+    const flags = words[RFLAGS];
+    const low = words[RIP];
+    const high = words[RIP + 1];
+    words[RFLAGS] = flags & ~Flag.RF;
+    words[RIP] = (low + insn.length) | 0;
+    words[RIP + 1] = insn.codeSize === 8 && words[RIP] >>> 0 < insn.length ? high + 1 : high;
+    if (enterHandler(unit, vector, undefined, 0, words[STATUS] & 0xff)) return true;
+    words[RFLAGS] = flags;
+    words[RIP] = low;
+    words[RIP + 1] = high;
+    return false;
+  },
+};
+
+/**
+ * Enters a vector's handler with the return address at RIP. False: nothing was done.
+ * @param resume RF, to be set in the pushed image, or 0
+ * @param least DPL of the gate, at least
+ */
+function enterHandler(
+  unit: PlainUnit,
+  vector: number,
+  errorCode: number | undefined,
+  resume: number,
+  least: number,
+): boolean {
   const { words, cpu } = unit;
   const { view } = cpu.memory;
-  const gate = inTable(unit, Seg.IDTR, event.vector * GATE_BYTES, GATE_BYTES);
+  const gate = inTable(unit, Seg.IDTR, vector * GATE_BYTES, GATE_BYTES);
   if (gate < 0) return false;
   const rights = view.getInt32(gate + 4, true);
   const target = view.getInt32(gate + 8, true);
-  if ((rights & GATE_MASK) !== GATE_WANTED || !isCanonical(target)) return false;
+  if ((rights & GATE_MASK) !== GATE_WANTED || !isCanonical(target) || ((rights >> 13) & 3) < least) return false;
   const first = view.getInt32(gate, true);
   const selector = first >>> 16;
   const cs = descriptor(unit, selector, 0, CODE_MASK, CODE_WANTED);
   if (cs < 0) return false;
 
-  const inner = (words[S.cpl >> 2] & 0xff) !== 0;
+  const inner = (words[STATUS] & 0xff) !== 0;
   const ist = rights & IST_MASK;
   let low = words[GPR + RSP * 2];
   let high = words[GPR + RSP * 2 + 1];
@@ -109,12 +145,12 @@ export function deliverDirectly(unit: PlainUnit, event: PendingEvent, resume: bo
     high = view.getInt32(pointer + 4, true);
   }
   const top = (low & ~15) >>> 0;
-  const size = event.errorCode === undefined ? 40 : 48;
+  const size = errorCode === undefined ? 40 : 48;
   const frame = frameAt(unit, top, high, size, inner);
   if (frame < 0) return false;
 
   const flags = words[RFLAGS];
-  writeFrame(unit, frame, event.errorCode, resume ? flags | Flag.RF : flags);
+  writeFrame(unit, frame, errorCode, flags | resume);
   words[GPR + RSP * 2] = (top - size) | 0;
   words[GPR + RSP * 2 + 1] = high;
   words[RFLAGS] = flags & ~(CLEARED | ((rights & TRAP_GATE) === 0 ? Flag.IF : 0));

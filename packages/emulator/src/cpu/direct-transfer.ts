@@ -206,12 +206,18 @@ export const jmpfar: DirectRow = {
   },
 };
 
-/** MOV to ES, SS, DS, FS or GS from a register. */
+/** MOV to ES, SS, DS, FS or GS from a register; in protected mode of data whose DPL is the selector's RPL, at level 0. */
 export const movseg: DirectRow = {
   supervisor: true,
   transfers: true,
-  isPlain: (unit, insn) =>
-    insn.opcode === 0x8e && insn.mod === 3 && insn.reg !== Seg.CS && insn.reg <= Seg.GS && isLegacySupervisor(unit),
+  isPlain: ({ words, cpu }, insn) =>
+    insn.opcode === 0x8e &&
+    insn.mod === 3 &&
+    insn.reg !== Seg.CS &&
+    insn.reg <= Seg.GS &&
+    cpu.onModeChange === null &&
+    (words[RFLAGS] & Flag.VM) === 0 &&
+    (words[STATUS] & 0xff) === 0,
   run: (unit, insn) => {
     const { words, cpu } = unit;
     const seg = insn.reg;
@@ -220,12 +226,15 @@ export const movseg: DirectRow = {
       if (!isPlainReal(words, seg)) return false;
       loadReal(words, seg, selector);
     } else {
-      const at = descriptor(unit, selector, 0, DATA_MASK, DATA_WANTED);
+      const level = seg === Seg.SS ? 0 : selector & RPL;
+      const at = descriptor(unit, selector, level, DATA_MASK, DATA_WANTED);
       if (at < 0) return false;
       loadSegment(unit, seg, selector, at);
     }
-    words[RIP] = (words[RIP] + insn.length) | 0;
-    words[RIP + 1] = 0;
+    const next = (words[RIP] + insn.length) | 0;
+    words[RIP] = next;
+    if (insn.codeSize !== 8) words[RIP + 1] = 0;
+    else if (next >>> 0 < insn.length) words[RIP + 1]++;
     words[RFLAGS] &= ~Flag.RF;
     words[STATUS] = (words[STATUS] & ~SHADOW) | (seg === Seg.SS ? MOV_SS : 0);
     cpu.state.touchSegments();

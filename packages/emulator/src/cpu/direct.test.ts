@@ -5,7 +5,7 @@ import { AccessKind } from '../memory/paging.ts';
 import type { InstructionInfo } from '../ops.ts';
 import type { PlatformBus } from '../processor-api.ts';
 import { CR0, CR4, Flag, S } from '../state-layout.ts';
-import { TestMachine, type TestMode } from '../testing/index.ts';
+import { TestLayout, TestMachine, type TestMode } from '../testing/index.ts';
 
 /** Leaves for a set of intercepts, by either way, and writes down what it was told. */
 class Owner implements GuestMode {
@@ -116,6 +116,9 @@ const INSTRUCTIONS: Readonly<Record<string, readonly number[]>> = {
   sysretq: [0x48, 0x0f, 0x07],
   iretq: [0x48, 0xcf],
   'iretq again': [0x48, 0xcf],
+  'int 20h': [0xcd, 0x20],
+  'int 21h: a gate for level 0': [0xcd, 0x21],
+  'int 22h: not present': [0xcd, 0x22],
   'lock cpuid': [0xf0, 0x0f, 0xa2],
   'mov ds, ebp': [0x8e, 0xdd],
   'mov ss, ebp': [0x8e, 0xd5],
@@ -173,7 +176,7 @@ function makeCase(seed: number): Case {
   registers[6] = [0x3000n, 0x3018n, registers[6]][below(3)];
   registers[7] = [0x20n, 0xa0n, 0x20020n, registers[7]][below(4)];
   registers[4] = 0x9000n;
-  registers[5] = [0x10n, 0x28n, 0x10n, 0x28n, 0x08n, 0n, 0x3bn, 0x13n, 0x1000n][below(9)];
+  registers[5] = [0x10n, 0x28n, 0x10n, 0x28n, 0x08n, 0n, 0x3bn, 0x13n, 0x1000n, 0x43n, 0x33n][below(11)];
   const wanted = below(3) === 0 ? null : new Set(WANTED.filter(() => below(3) === 0));
   return {
     code: [...pick(), ...pick(), ...pick(), 0xf4],
@@ -244,10 +247,14 @@ function run(test: Case, machine: TestMachine, direct: boolean) {
     cpu.stateReplaced('vmentry');
   }
   for (let vector = 0; vector < 32; vector++) machine.setHandler(vector, 0x11000, test.mode);
+  machine.setHandler(0x20, 0x11000, test.mode, 3);
+  machine.setHandler(0x21, 0x11000, test.mode);
   machine.memory.writeBytes(0x11000, Uint8Array.of(0xf4));
   if (test.mode !== 'real' && !test.cpl3) {
     // Stack and GDT are in the TLB, as they mostly are.
     cpu.access.translate(0x9000, 0, AccessKind.read);
+    cpu.access.translate(0x8ff0, 0, AccessKind.write);
+    cpu.access.translate(TestLayout.idt, 0, AccessKind.read | AccessKind.system);
     cpu.access.translate(0x1000, 0, AccessKind.read | AccessKind.system);
   }
   const stop = machine.go(40);

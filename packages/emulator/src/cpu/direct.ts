@@ -20,6 +20,7 @@ import {
   Seg,
   S as stateLayout,
 } from '../state-layout.ts';
+import { int } from './direct-delivery.ts';
 import { iret, jmpfar, movseg, syscall, sysret } from './direct-transfer.ts';
 import { Msr } from './msrs.ts';
 import type { Processor } from './processor.ts';
@@ -398,6 +399,7 @@ const ROWS: Readonly<Record<string, DirectRow>> = {
   invlpg,
   syscall,
   sysret,
+  int,
   iret,
   jmpfar,
   movseg,

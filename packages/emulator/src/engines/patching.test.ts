@@ -255,3 +255,29 @@ describe('random code that patches itself', () => {
     compare(loop(150, body), { slices: [...Array.from({ length: 20 }, () => 1 + (next() % 90)), 200_000] });
   });
 });
+
+describe('code written over with itself', () => {
+  it.each([1, 4] as const)('is not decoded again: %i bytes', (size) => {
+    const patches: number[] = [];
+    const target = CODE + 0x100;
+    // mov dword [target], C3C3C3C3h (mov byte [target], C3h); call target
+    const body = (at: number): number[] => {
+      const write = size === 4 ? [0xc7, 0x05, ...le(target), ...le(0xc3c3c3c3)] : [0xc6, 0x05, ...le(target), 0xc3];
+      return [...write, 0xe8, ...le(target - (at + write.length + 5))];
+    };
+    const m = compare(loop(400, body), {
+      slices: [50, 70, 200_000],
+      prepare: ({ cpu }) => {
+        const { engine } = cpu;
+        if (engine === null) return;
+        const patch = engine.patch.bind(engine);
+        engine.patch = (pa, length) => {
+          patches.push(pa);
+          return patch(pa, length);
+        };
+      },
+    });
+    expect(m.reg(1)).toBe(0n);
+    expect(patches).toEqual([]);
+  });
+});
