@@ -2,15 +2,19 @@
 import { inspect } from 'node:util';
 import { isHandler, LAYOUT, type Program } from './common.ts';
 import { describe, type Pair, type Step, textOf } from './pair.ts';
+import { is64Bit, type State } from './registers.ts';
 
 /** Instructions of a case that a report shows, and differing dwords of memory. */
 const HISTORY = 12;
 const DWORDS = 8;
+/** Words of the stack: an error code and what it stands on. */
+const FRAME_WORDS = 6;
 /** Steps to the next case after a difference. */
 const MEETING = 400;
 /** RF in pushed flags, which QEMU 7.2 leaves out, and what it does not set: accessed bits of code that far branches load, busy bits. */
 const TOLERATED = [0x10000, 1, 0x100, 0x200];
 
+type Reader = (at: number, length: number) => Promise<Uint8Array>;
 const dword = (bytes: Uint8Array, at: number): number =>
   new DataView(bytes.buffer, bytes.byteOffset).getUint32(at, true);
 const hex8 = (value: number): string => value.toString(16).padStart(8, '0');
@@ -67,6 +71,7 @@ export class CaseRun {
     if (!differs && step.ours.get('rip') !== this.#next) return true;
     if (differs) {
       this.#report(describe(step));
+      await this.#showStacks(step);
       if (!(await this.#pair.meetAt(this.#next, MEETING))) {
         this.#say('the two do not meet again');
         return false;
@@ -100,6 +105,27 @@ export class CaseRun {
     const lines = own.map(textOf).slice(-HISTORY);
     this.#say(`case ${this.#case} ${text}\n    ${lines.join(' | ')}`);
     for (const name of lines.join(' ').match(/\b0?[0-9A-F]+h\b/g) ?? []) this.#showDescriptor(name);
+  }
+  /** The top of both stacks: of an exception, its frame. */
+  async #showStacks({ ours, theirs }: Step): Promise<void> {
+    const size = is64Bit(ours) ? 8 : 4;
+    const words = async (state: State, read: Reader): Promise<string> => {
+      const at = Number(state.get('rsp') ?? 0n);
+      if (at > LAYOUT.end - FRAME_WORDS * size) return '?';
+      const bytes = Buffer.from(await read(at, FRAME_WORDS * size));
+      const all = Array.from({ length: FRAME_WORDS }, (_, i) => bytes.subarray(i * size, (i + 1) * size));
+      return all
+        .map((word) =>
+          Buffer.from(word)
+            .reverse()
+            .toString('hex')
+            .replace(/^0+(?=.)/, ''),
+        )
+        .join(' ');
+    };
+    const mine = await words(ours, (at, length) => Promise.resolve(this.#pair.readOurs(at, length)));
+    const other = await words(theirs, (at, length) => this.#pair.readTheirs(at, length));
+    this.#say(`    stack ${mine}; QEMU ${other}`);
   }
   /** A number in an instruction that may be a selector. */
   #showDescriptor(name: string): void {
