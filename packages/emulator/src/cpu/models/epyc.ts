@@ -25,8 +25,9 @@ const LEAVES: Readonly<Record<string, Leaf>> = {
   '8000001a': [6, 0, 0, 0],
   // The firmware decides from which ASID on guests need no SEV-ES: 100.
   '8000001f': [0x0001fc3f, 0x00000033, 0x1fd, 100],
-  // As read, and what later microcode adds: VERW_CLEAR, SBPB, IBPB_BRTYPE.
-  '80000021': [0x0000204d | (1 << 5) | (1 << 27) | (1 << 28), 0, 0, 0],
+  // As read; what later microcode adds: VERW_CLEAR, SBPB, IBPB_BRTYPE; and "not affected" wherever that can be said, as nothing speculates
+  // here: SRSO_NO; TSA_SQ_NO and TSA_L1_NO.
+  '80000021': [0x0000204d | (1 << 5) | (1 << 27) | (1 << 28) | (1 << 29), 0, 6, 0],
 };
 
 export const EPYC = modelOf({
