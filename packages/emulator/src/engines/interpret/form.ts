@@ -156,19 +156,24 @@ const MODAL = new Set(
 /** Semantics that use the stack or implicit registers by address size. */
 const BY_ADDRESS_SIZE = new Set(['loop', 'loope', 'loopne', 'jcxz', 'lea']);
 
+const NOTHING = [''];
+
 /** The form of an instruction, with everything left out that can't matter. */
 export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 'amd' | 'intel'): Form {
   const { row } = insn;
-  const memory = memoryKind(insn);
-  const accesses = (usesMemory(normal.operands) && memory !== 'none') || hasMoffs(normal) || IMPLICIT.has(row.mnemonic);
+  // NOP looks at nothing, however long it is.
+  const idle = row.mnemonic === 'nop';
+  const operands = idle ? NOTHING : normal.operands;
+  const memory = idle ? 'none' : memoryKind(insn);
+  const accesses = (usesMemory(operands) && memory !== 'none') || hasMoffs(normal) || IMPLICIT.has(row.mnemonic);
   const addressed = accesses || BY_ADDRESS_SIZE.has(row.mnemonic);
   const long = key.codeSize === 8;
   const modal = MODAL.has(row.mnemonic);
   const segments = long ? 'long' : key.flat || !(accesses || modal) ? 'flat' : 'checked';
   return {
     mnemonic: row.mnemonic,
-    operands: normal.operands,
-    opSize: row.unit === 'integer' || row.operands.some((s) => s.endsWith('y')) ? insn.opSize : 4,
+    operands,
+    opSize: idle ? 4 : row.unit === 'integer' || row.operands.some((s) => s.endsWith('y')) ? insn.opSize : 4,
     addrSize: addressed ? insn.addrSize : long ? 8 : 4,
     codeSize: modal ? key.codeSize : long ? 8 : 4,
     stackSize: modal ? key.stackSize : long ? 8 : 4,

@@ -161,7 +161,6 @@ function control(h: HotList): void {
   h.live(h.form('pop', 'Rv', h.word));
   h.live(h.form('push', 'Iz', h.word));
   h.live(h.form('leave', '', h.word));
-  h.live(h.form('nop', 'Rv', 4));
   h.live(h.form('nop', '', 4));
   for (const cc of [4, 5]) {
     h.live(h.form('setcc', 'Rb', 1, { condition: cc }));
