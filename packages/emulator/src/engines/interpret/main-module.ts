@@ -59,8 +59,10 @@ const L = {
   pageBase: 7,
   target: 8,
   context: 9,
+  /** The record that went to `target` if it always goes to that place of its page; else 0. */
+  from: 10,
 } as const;
-const FIXED: ValType[] = [I32, I32, I32, I64, I64, I64, I64, I64];
+const FIXED: ValType[] = [I32, I32, I32, I64, I64, I64, I64, I64, I32];
 const POOL = 12;
 const FIRST_I64 = 2 + FIXED.length;
 const FIRST_I32 = FIRST_I64 + POOL;
@@ -147,7 +149,7 @@ class RunEmitter implements Frame {
       code.set(L.target);
       check?.(L.target);
       this.#leftAfter().set(L.budget);
-      code.br(this.#labels.transfer);
+      code.i32(0).set(L.from).br(this.#labels.transfer);
       return;
     }
     const link = this.acquire(I32);
@@ -162,7 +164,7 @@ class RunEmitter implements Frame {
     target();
     code.set(L.target);
     check?.(L.target);
-    code.get(left).set(L.budget).br(this.#labels.transfer).end();
+    code.get(left).set(L.budget).get(L.pc).set(L.from).br(this.#labels.transfer).end();
     code.get(left).get(link).tee(L.pc).op(OP.i32Add).set(L.budget).br(this.#labels.dispatch);
     this.release(link, I32);
     this.release(left, I32);
@@ -292,7 +294,7 @@ class RunEmitter implements Frame {
       .op(OP.i64Add)
       .set(L.pageBase);
     this.#left().set(L.budget);
-    code.br(this.#labels.lookup);
+    code.i32(0).set(L.from).br(this.#labels.lookup);
     code.end();
     this.#guard();
     code.end();
@@ -324,6 +326,8 @@ class RunEmitter implements Frame {
       .get(L.pageBase)
       .op(OP.i64Add)
       .set(L.target)
+      .get(L.pc)
+      .set(L.from)
       .br(this.#labels.transfer)
       .end();
     code.get(link).tee(L.pc).get(L.budget).op(OP.i32Add).set(L.budget).br(this.#labels.dispatch);
@@ -413,7 +417,7 @@ class RunEmitter implements Frame {
       .mem(MEM.i64Load, Layout.state + S.rip)
       .set(L.target);
     this.#leftAfter().set(L.budget);
-    code.br(this.#labels.transfer).end();
+    code.i32(0).set(L.from).br(this.#labels.transfer).end();
     code.get(status).i32(Outcome.handBack).op(OP.i32Eq).if();
     this.handBack();
     code.end();
@@ -439,7 +443,8 @@ class RunEmitter implements Frame {
       .i32(0)
       .mem(MEM.i64Load, Layout.state + S.rip)
       .set(L.target);
-    code.get(after).i32(RECORD_SHIFT).op(OP.i32Shl).set(L.budget).br(this.#labels.transfer).end();
+    code.get(after).i32(RECORD_SHIFT).op(OP.i32Shl).set(L.budget);
+    code.i32(0).set(L.from).br(this.#labels.transfer).end();
     this.release(after, I32);
   }
   #storeFlags(): void {
@@ -465,7 +470,7 @@ class RunEmitter implements Frame {
       .set(L.aux);
   }
 
-  /** Finds `target`'s record: in this page by its offset, elsewhere through the TLB; then the jump cache. */
+  /** Finds `target`'s record: in this page by its offset, elsewhere through the TLB; then what `from` knows, or the jump cache. */
   #lookup(): void {
     const { code } = this;
     const linear = this.acquire(I64);
@@ -477,7 +482,11 @@ class RunEmitter implements Frame {
     this.#translate(linear, entry, missed);
     code.get(linear).op(OP.i32WrapI64).i32(0xfff).op(OP.i32And).get(L.page).op(OP.i32Or).set(pa);
     code.end();
+    const known = code.block();
+    this.#followFar(entry, known);
     this.#findRecord(linear, pa, entry, missed);
+    this.#rememberFar();
+    code.end();
     code.get(L.pc).get(L.budget).op(OP.i32Add).set(L.budget);
     code.br(this.#labels.dispatch).end();
     this.#leaveAtTarget(Status.miss);
@@ -486,6 +495,20 @@ class RunEmitter implements Frame {
     this.release(pa, I32);
   }
 
+  /** Goes to `known` with `pc` set if `from` knows the record of its target, in this page, and that is not stale. */
+  #followFar(far: number, known: Label): void {
+    const { code } = this;
+    code.get(L.from).if();
+    code.get(L.from).mem(MEM.i32Load, R.farPage).get(L.page).op(OP.i32Eq).if();
+    code.get(L.from).mem(MEM.i32Load, R.far).tee(far).mem(MEM.i32Load16U, R.handler).if();
+    code.get(far).set(L.pc).br(known).end().end().end();
+  }
+  #rememberFar(): void {
+    const { code } = this;
+    code.get(L.from).if();
+    code.get(L.from).get(L.pc).mem(MEM.i32Store, R.far);
+    code.get(L.from).get(L.page).mem(MEM.i32Store, R.farPage).end();
+  }
   /** Sets `pc` to the record that the jump cache has for a physical address, or branches to `missed`. */
   #findRecord(found: number, pa: number, set: number, missed: Label): void {
     const { code } = this;

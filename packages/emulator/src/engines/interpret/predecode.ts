@@ -363,8 +363,8 @@ export class Predecoder {
     const vvvv = vvvvOffset(insn, normal);
     const base = registerOffset(insn.ripRelative ? -1 : insn.base, false, rex);
     words[word + 1] = next | (regOffset << 16);
-    words[word + 2] = rmOffset | (vvvv << 16);
-    words[word + 3] = base | (registerOffset(insn.index, false, rex) << 16);
+    words[word + 2] = shape.direct ? 0 : rmOffset | (vvvv << 16);
+    words[word + 3] = shape.direct ? 0 : base | (registerOffset(insn.index, false, rex) << 16);
     words[word + 4] = shape.direct ? 0 : displacement(insn, shape);
     words[word + 5] = insn.scale | (insn.seg << 8) | (offset << 16);
     this.#quads[(at + R.imm) >> 3] = insn.imm;

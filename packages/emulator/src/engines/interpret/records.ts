@@ -26,6 +26,12 @@ export const R = {
   /** i32: displacement. A direct branch has none and keeps here the address of its target's record (0: not linked); a guard its page. */
   disp: 16,
   link: 16,
+  /**
+   * u32 each: of a direct branch, and of what goes on in the next page, the record of the target that was met last and the host physical
+   * address of its page. For the address 0 (no record) a handler of 0 is read there: stale.
+   */
+  far: 8,
+  farPage: 12,
   /** u8: scale as a shift. */
   scale: 20,
   /** u8: effective segment. */
