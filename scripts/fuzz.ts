@@ -1,6 +1,8 @@
 /**
  * Made-up programs on evaluate, interpret and translate side by side, on the bare processor and inside guests, for as long as one likes:
- * pnpm test:fuzz [--seed N] [--minutes M | --count N] [--mode NAME] [--in processor|guests] [--vendor amd|intel] [--backend NAME] [--keep-going]
+ * pnpm test:fuzz [--seed N] [--minutes M | --count N] [--mode NAME] [--in processor|guests] [--vendor amd|intel] [--backend NAME] [--tables]
+ *   [--keep-going]
+ * `--tables`: programs in guests all change their page tables without flushing, in 64-bit and 32-bit code at level 0.
  * Seeds count up from N, half of the time on the processor, half in guests; a difference is printed with its seed, which gives it again.
  * Exit status 1 if there was one.
  */
@@ -13,6 +15,7 @@ import {
   runGuestSeed,
 } from '../packages/cli/test/fuzz/compare-guests.ts';
 import { BACKEND_NAMES, type BackendName } from '../packages/cli/test/fuzz/guest.ts';
+import { TABLE_MODES } from '../packages/cli/test/fuzz/table-pieces.ts';
 import {
   type Difference,
   enter,
@@ -36,6 +39,7 @@ const { values } = parseArgs({
     in: { type: 'string' },
     vendor: { type: 'string' },
     backend: { type: 'string' },
+    tables: { type: 'boolean', default: false },
     'keep-going': { type: 'boolean', default: false },
   },
 });
@@ -95,7 +99,11 @@ async function onProcessor(mode: FuzzMode | undefined, vendors: readonly ('amd' 
 const inGuests =
   (mode: FuzzMode | undefined, backend: BackendName | undefined): RunOne =>
   async (seed) => {
-    const result = await runGuestSeed(seed, mode ?? guestModeOf(seed), backend ?? backendOf(seed));
+    const all = values.tables;
+    const chosen = mode ?? (all ? TABLE_MODES[seed % TABLE_MODES.length]! : guestModeOf(seed));
+    const from = backend ?? (all ? BACKEND_NAMES[(seed >> 1) % BACKEND_NAMES.length]! : backendOf(seed));
+    const tables = all ? TABLE_MODES.includes(chosen) : undefined;
+    const result = await runGuestSeed(seed, chosen, from, tables);
     if (result.difference !== null) reportGuest(result.difference);
     return { ticks: result.ticks, differs: result.difference !== null };
   };
@@ -134,7 +142,7 @@ async function main(): Promise<number> {
   if (!Number.isInteger(seed) || !(count > 0) || !known || !oneOf(values.in, ['processor', 'guests'])) {
     console.error(
       `usage: fuzz [--seed N] [--minutes M | --count N] [--mode ${MODES.join('|')}] [--in processor|guests]\n` +
-        `  [--vendor amd|intel] [--backend '${BACKEND_NAMES.join("'|'")}'] [--keep-going]`,
+        `  [--vendor amd|intel] [--backend '${BACKEND_NAMES.join("'|'")}'] [--tables] [--keep-going]`,
     );
     return 2;
   }

@@ -156,8 +156,30 @@ function startApicTimer(vcpu: Vcpu, ticks: number): void {
   vcpu.setLapic(regs);
 }
 
+const processorOf = (kvm: Kvm): Processor => kvm.processor as Processor;
+/** Contexts of the TLB are numbered in the order in which guests, those before this one too, come to use them. */
+function emptyTlb(kvm: Kvm): void {
+  const { tlb } = processorOf(kvm).access;
+  const { contexts, entries } = tlb.save();
+  tlb.load({ contexts: contexts.slice(0, 1), entries: entries.fill(0) });
+}
+/** Entries of the TLB as far as the guest has made them: their places, addresses, contexts, rights and sizes, not where the host has the page. */
+export function tlbOf({ kvm }: Vcpu): string[] {
+  const { contexts, entries } = processorOf(kvm).access.tlb.save();
+  const words = new Uint32Array(entries.buffer);
+  const found: string[] = [];
+  for (let at = 0; at < words.length; at += 8) {
+    if (words[at] === 0) continue;
+    const { pcid, rights, pkru, pkrs } = contexts[words[at]! & 0xfff]!;
+    const address = [words[at + 1]!, words[at]!, words[at + 7]! & 0xfff].map((word) => word.toString(16));
+    found.push([at / 8, ...address, pcid, rights, pkru, pkrs].join(':'));
+  }
+  return found;
+}
+
 /** A VM as a program finds it, before anything of the program has run. */
 export function openGuest(kvm: Kvm, setup: GuestSetup): Vcpu {
+  emptyTlb(kvm);
   kvm.load({ version: 1, tick: 0, random: 0n, deliveredAt: -1, nsPerTick: kvm.nsPerTick });
   const vm = kvm.createVm();
   if (setup.irqchip) {

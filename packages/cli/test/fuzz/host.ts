@@ -39,8 +39,8 @@ export function makeTurns(random: Random): Turn[] {
   }));
 }
 
-/** What a variant does beside running the guest. */
-export type Variant = 'plain' | 'reads' | 'writes' | 'traced' | 'moved';
+/** What a variant does beside running the guest; `split`: it runs in smaller steps. */
+export type Variant = 'plain' | 'reads' | 'writes' | 'traced' | 'moved' | 'split';
 
 function readAll(vcpu: Vcpu, withMemory: boolean): void {
   vcpu.getRegs();
@@ -148,7 +148,15 @@ export class Host {
   turn(turn: Turn): KvmExit {
     this.#raise(turn);
     this.#beside();
-    return this.vcpu.run({ budget: turn.budget });
+    return this.#variant === 'split' ? this.#inSteps(turn.budget) : this.vcpu.run({ budget: turn.budget });
+  }
+  #inSteps(budget: number): KvmExit {
+    const { kvm } = this.vcpu;
+    const end = kvm.now() + budget;
+    for (;;) {
+      const exit = this.vcpu.run({ budget: Math.min(end - kvm.now(), 1 + (this.#turns++ % 9) * 7) });
+      if (exit.reason !== 'intr' || kvm.now() >= end) return exit;
+    }
   }
 
   /** Answers an exit. False: the guest is at its end. */

@@ -1,5 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import type { EngineName } from '../cpu/create.ts';
+import { Tag } from '../memory/tlb.ts';
+import { Seg } from '../state-layout.ts';
 import { TestLayout, TestMachine, type TestMode } from '../testing/index.ts';
 
 const CODE = TestLayout.code;
@@ -167,5 +169,23 @@ describe('a page that was only looked at for what crosses into it', () => {
     for (let n = 0; n < 2; n++) expect(turn(0xf4)).toBe(0n);
     expect(turn(0xd9, 0xfe, 0x40, 0xf4)).toBe(1n);
     expect(turn(0xd9, 0xfe, 0x90, 0xf4)).toBe(0n);
+  });
+});
+
+describe('a page behind the limit of the code segment', () => {
+  it.each(ENGINES)('is not fetched from: %s', (engine) => {
+    // Real mode, CS:IP = 1000h:FFF0h, NOPs up to the limit and behind it: #GP, whose handler is HLT.
+    const m = new TestMachine({ engine }).load(new Array<number>(0x11000).fill(0x90), 'real');
+    m.memory.write8(0x8000, 0xf4);
+    m.setHandler(13, 0x8000, 'real');
+    m.setSegment(Seg.CS, CODE >> 4, 0x9b, 0xffff, BigInt(CODE));
+    m.state.rip = 0xfff0n;
+    m.cpu.stateReplaced('test');
+    expect(m.go()).toBe('halt');
+    expect(m.state.rip).toBe(1n);
+    const { access } = m.cpu;
+    const known = (linear: number): number => access.tlb.known(linear, 0, access.context(), Tag.exec);
+    expect(known(CODE + 0xfff0)).toBe(CODE + 0xfff0);
+    expect(known(CODE + 0x10000)).toBe(-1);
   });
 });

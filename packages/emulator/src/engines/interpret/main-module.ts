@@ -371,7 +371,7 @@ class RunEmitter implements Frame {
     const missed = code.block();
     code.get(L.pageBase).i64(4096n).op(OP.i64Add).set(next);
     this.#requireLimit(next, missed);
-    code.get(next);
+    this.#linearOf(next, linear);
     this.#findEntry(linear, entry, missed);
     code
       .get(entry)
@@ -542,10 +542,11 @@ class RunEmitter implements Frame {
   /** Sets `linear`, `page` and `pageBase` for `target`; branches to `missed` if the TLB or the code segment's limit does not allow it. */
   #translate(linear: number, entry: number, missed: Label): void {
     const { code } = this;
-    code.get(L.target);
-    this.#findEntry(linear, entry, missed);
+    this.#linearOf(L.target, linear);
     code.get(L.target).get(linear).i64(0xfffn).op(OP.i64And).op(OP.i64Sub).set(L.pageBase);
+    // First: what lies behind the limit is not fetched.
     this.#requireLimit(L.pageBase, missed);
+    this.#findEntry(linear, entry, missed);
     code
       .get(entry)
       .mem(MEM.i32Load, Layout.tlb + TlbEntry.infoExec)
@@ -558,11 +559,15 @@ class RunEmitter implements Frame {
     const { code } = this;
     code.get(base).i64(0xfffn).op(OP.i64Add).i32(0).mem(MEM.i64Load, P.codeLimit).op(OP.i64GtU).brIf(missed);
   }
-  /** Pops a RIP; sets its `linear` address and the TLB `entry` that maps it for fetches, or branches to `missed`. */
+  /** Sets `linear` to the address of a RIP. */
+  #linearOf(rip: number, linear: number): void {
+    const { code } = this;
+    code.get(rip).i32(0).mem(MEM.i64Load, P.codeBase).op(OP.i64Add);
+    code.i32(0).mem(MEM.i64Load, P.linearMask).op(OP.i64And).set(linear);
+  }
+  /** Sets the TLB `entry` that maps a linear address for fetches, or branches to `missed`. */
   #findEntry(linear: number, entry: number, missed: Label): void {
     const { code } = this;
-    code.i32(0).mem(MEM.i64Load, P.codeBase).op(OP.i64Add);
-    code.i32(0).mem(MEM.i64Load, P.linearMask).op(OP.i64And).set(linear);
     code.get(linear).i64(7n).op(OP.i64ShrU).op(OP.i32WrapI64).get(L.hash).op(OP.i32Xor).i32(TLB_MASK).op(OP.i32And);
     code.tee(entry).mem(MEM.i64Load, Layout.tlb + TlbEntry.tagExec);
     code.get(linear).i64(-4096n).op(OP.i64And).get(L.context).op(OP.i64Or).op(OP.i64Ne).if();
