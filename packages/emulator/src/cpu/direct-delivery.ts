@@ -1,12 +1,13 @@
 /**
  * The short way of an interrupt, an exception or INT n to a 64-bit kernel's handler: a 64-bit gate, flat code at level 0, everything that is read or
- * written already in the TLB. Whatever else is evaluate's (system/events.ts).
+ * written already in the TLB; in 32-bit protected mode direct-legacy.ts has it. Whatever else is evaluate's (system/events.ts).
  * Manual: APM vol. 2 section 8.9, SDM vol. 3 section 6.14.
  */
 import type { PendingEvent } from '../guest-mode.ts';
 import { PRIVATE } from '../memory/physical.ts';
 import { EFER, Flag, RSP, S, Seg } from '../state-layout.ts';
 import type { DirectRow } from './direct.ts';
+import { enterLegacyHandler, isLegacyProtected } from './direct-legacy.ts';
 import {
   CODE_MASK,
   CODE_WANTED,
@@ -75,8 +76,10 @@ function writeFrame(unit: PlainUnit, frame: number, errorCode: number | undefine
   push(words[slot(Seg.SS)] & 0xffff, 0);
 }
 
+const inLongMode = ({ words }: PlainUnit): boolean => (words[S.efer >> 2] & LMA) !== 0;
 /** Is this a processor that the short way is for. */
-const isPlain = ({ words, cpu }: PlainUnit): boolean => (words[S.efer >> 2] & LMA) !== 0 && cpu.onModeChange === null;
+const isPlain = (unit: PlainUnit): boolean =>
+  inLongMode(unit) ? unit.cpu.onModeChange === null : isLegacyProtected(unit);
 
 /**
  * Delivers an event. False: nothing was done, evaluate must.
@@ -116,6 +119,17 @@ export const int: DirectRow = {
  * @param least DPL of the gate, at least
  */
 function enterHandler(
+  unit: PlainUnit,
+  vector: number,
+  errorCode: number | undefined,
+  resume: number,
+  least: number,
+): boolean {
+  const enter = inLongMode(unit) ? enterLongHandler : enterLegacyHandler;
+  return enter(unit, vector, errorCode, resume, least);
+}
+
+function enterLongHandler(
   unit: PlainUnit,
   vector: number,
   errorCode: number | undefined,

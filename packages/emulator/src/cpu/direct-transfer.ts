@@ -27,6 +27,7 @@ const SYSRET_FLAGS = 0x3c7fd7;
 /** What IRETQ takes from the image at any level, and at level 0 alone (SDM vol. 2, IRET). */
 const IRET_FLAGS = Flag.arith | Flag.TF | Flag.DF | Flag.NT | Flag.RF | Flag.AC | Flag.ID;
 const IRET_SUPERVISOR = Flag.IF | Flag.IOPL | Flag.VIF | Flag.VIP;
+export const IRET_MASK = IRET_FLAGS | IRET_SUPERVISOR;
 
 const FLAT = Attrib.P | Attrib.S | Attrib.G;
 const CODE64 = FLAT | Attrib.L | 0xb;
@@ -136,8 +137,8 @@ export function descriptor(unit: PlainUnit, selector: number, cpl: number, mask:
 /** Present, code or data, type bits: accessed code that is not conforming, of 64 bits; accessed writable expand-up data. */
 export const CODE_MASK = 0x60_9d00;
 export const CODE_WANTED = 0x20_9900;
-const DATA_MASK = 0x9f00;
-const DATA_WANTED = 0x9300;
+export const DATA_MASK = 0x9f00;
+export const DATA_WANTED = 0x9300;
 
 /** A descriptor becomes a segment. */
 export function loadSegment(unit: PlainUnit, seg: number, selector: number, at: number): void {
@@ -170,10 +171,10 @@ const isPlainReal = (words: Int32Array, seg: number): boolean =>
   words[slot(seg)] >= 0 && words[slot(seg) + 1] === 0xffff;
 
 /** Code of level 0 outside long mode, accessed, not conforming: L clear. */
-const LEGACY_CODE_MASK = 0x20_9d00;
-const LEGACY_CODE_WANTED = 0x9900;
+export const LEGACY_CODE_MASK = 0x20_9d00;
+export const LEGACY_CODE_WANTED = 0x9900;
 /** Limit of a descriptor, in bytes. */
-function limitAt(unit: DirectUnit, at: number): number {
+export function limitAt(unit: PlainUnit, at: number): number {
   const { view } = unit.cpu.memory;
   const high = view.getInt32(at + 4, true);
   const limit = (view.getInt32(at, true) & 0xffff) | (high & 0xf0000);
@@ -244,7 +245,7 @@ export const movseg: DirectRow = {
 
 const DATA_SEGMENTS = [Seg.ES, Seg.DS, Seg.FS, Seg.GS] as const;
 /** Would a return to an outer level take a data segment away? */
-function dropsSegments(words: Int32Array): boolean {
+export function dropsSegments(words: Int32Array): boolean {
   for (const seg of DATA_SEGMENTS) {
     const first = words[slot(seg)];
     const unusable = first < 0;
@@ -253,15 +254,13 @@ function dropsSegments(words: Int32Array): boolean {
   return false;
 }
 
-export const iret: DirectRow = {
+export const iretq: DirectRow = {
   supervisor: true,
-  transfers: true,
-  isPlain: (unit, insn) =>
-    insn.codeSize === 8 &&
+  isPlain: ({ words, cpu }, insn) =>
     insn.opSize === 8 &&
-    (unit.words[RFLAGS] & Flag.NT) === 0 &&
-    unit.cpu.onModeChange === null &&
-    isCanonical(unit.words[GPR + RSP * 2 + 1]),
+    (words[RFLAGS] & Flag.NT) === 0 &&
+    cpu.onModeChange === null &&
+    isCanonical(words[GPR + RSP * 2 + 1]),
   run: (unit) => {
     const { words, cpu } = unit;
     const { view } = cpu.memory;
@@ -280,8 +279,7 @@ export const iret: DirectRow = {
     const ss = none ? 0 : descriptor(unit, stack, cpl, DATA_MASK, DATA_WANTED);
     if (ss < 0 || (cpl !== 0 && dropsSegments(words))) return false;
     // Level 0 owns all of them, and the image says VM for 32-bit returns only.
-    const mask = IRET_FLAGS | IRET_SUPERVISOR;
-    words[RFLAGS] = (words[RFLAGS] & ~mask & ~Flag.RF) | (flags & mask) | RESERVED_ONE;
+    words[RFLAGS] = (words[RFLAGS] & ~IRET_MASK & ~Flag.RF) | (flags & IRET_MASK) | RESERVED_ONE;
     words[RIP] = view.getInt32(frame, true);
     words[RIP + 1] = high;
     words[GPR + RSP * 2] = view.getInt32(frame + 24, true);

@@ -116,6 +116,8 @@ const INSTRUCTIONS: Readonly<Record<string, readonly number[]>> = {
   sysretq: [0x48, 0x0f, 0x07],
   iretq: [0x48, 0xcf],
   'iretq again': [0x48, 0xcf],
+  iretd: [0xcf],
+  'iretd again': [0xcf],
   'int 20h': [0xcd, 0x20],
   'int 21h: a gate for level 0': [0xcd, 0x21],
   'int 22h: not present': [0xcd, 0x22],
@@ -158,6 +160,7 @@ interface Case {
   r11: bigint;
 }
 
+/** Code of level 0 and 3, data of level 0 and 3, and others. */
 const SELECTORS = [0x18n, 0x43n, 0x10n, 0x3bn, 0x33n, 0x08n, 0n, 0x1bn, 0x13n, 0x5bn];
 
 function makeCase(seed: number): Case {
@@ -165,6 +168,7 @@ function makeCase(seed: number): Case {
   const next = (): number => random.next().value;
   const below = (count: number): number => next() % count;
   const mode = (['real', 'prot32', 'long', 'long'] as const)[below(4)];
+  const legacy = mode === 'prot32';
   const names = Object.keys(INSTRUCTIONS);
   const pick = (): readonly number[] => INSTRUCTIONS[names[below(names.length)]];
   const wide = (): bigint => (BigInt(below(4) === 0 ? next() : 0) << 32n) | BigInt(next());
@@ -189,7 +193,7 @@ function makeCase(seed: number): Case {
     wanted,
     frame: [
       [0x10002n, 0x10004n, 0x8000_0000_0000n][below(9) >> 2],
-      SELECTORS[below(3) === 0 ? below(10) : below(2)],
+      legacy && below(3) !== 0 ? [0x08n, 0x33n][below(2)] : SELECTORS[below(3) === 0 ? below(10) : below(2)],
       BigInt(below(0x400000) & ~(below(4) === 0 ? 0 : Flag.TF | Flag.NT)),
       0x9000n,
       SELECTORS[below(3) === 0 ? below(10) : 2 + below(2)],
@@ -234,7 +238,8 @@ function run(test: Case, machine: TestMachine, direct: boolean) {
   state.set64(S.lstar, 0x10002n);
   state.set64(S.sfmask, 0x700n);
   test.frame.forEach((value, n) => {
-    machine.memory.write64(0x9000 + n * 8, value);
+    if (test.mode === 'prot32') machine.memory.write32(0x9000 + n * 4, Number(value & 0xffffffffn));
+    else machine.memory.write64(0x9000 + n * 8, value);
   });
   state.rflags = test.flags;
   state.cr0 |= test.cr0;

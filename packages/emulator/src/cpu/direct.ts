@@ -21,7 +21,8 @@ import {
   S as stateLayout,
 } from '../state-layout.ts';
 import { int } from './direct-delivery.ts';
-import { iret, jmpfar, movseg, syscall, sysret } from './direct-transfer.ts';
+import { iretd } from './direct-legacy.ts';
+import { iretq, jmpfar, movseg, syscall, sysret } from './direct-transfer.ts';
 import { Msr } from './msrs.ts';
 import type { Processor } from './processor.ts';
 
@@ -369,18 +370,22 @@ const clts: DirectRow = {
 /** Kernels flush single pages by an address in one register. */
 const invlpg: DirectRow = {
   supervisor: true,
-  isPlain: (unit, insn) =>
-    (unit.words[CR4_WORD] & LA57) === 0 &&
-    insn.codeSize === 8 &&
-    insn.addrSize === 8 &&
-    insn.index < 0 &&
-    insn.seg < Seg.FS,
+  isPlain: (_unit, insn) => insn.codeSize === 8 && insn.addrSize === 8 && insn.index < 0 && insn.seg < Seg.FS,
   run: (unit, insn) => {
     if (insn.base < 0) return false;
     const linear = BigInt.asUintN(64, unit.cpu.state.gpr[insn.base] + insn.disp);
-    if (BigInt.asUintN(64, BigInt.asIntN(48, linear)) === linear) unit.cpu.ops.invlpg(linear);
+    const width = (unit.words[CR4_WORD] & LA57) === 0 ? 48 : 57;
+    if (BigInt.asUintN(64, BigInt.asIntN(width, linear)) === linear) unit.cpu.ops.invlpg(linear);
     return true;
   },
+};
+
+const iretOf = (insn: Instruction): DirectRow => (insn.codeSize === 8 ? iretq : iretd);
+const iret: DirectRow = {
+  supervisor: true,
+  transfers: true,
+  isPlain: (unit, insn) => iretOf(insn).isPlain!(unit, insn),
+  run: (unit, insn) => iretOf(insn).run(unit, insn),
 };
 
 const ROWS: Readonly<Record<string, DirectRow>> = {
