@@ -105,6 +105,7 @@ export const HOSTILE = {
   CROWD: { what: '20,000 of 786,432 loops of 16 bytes get hot', iterations: 20_000 },
   BYTES: { what: 'a jump to each byte of a page, 500 times', iterations: 500 },
   REWRITE: { what: 'a loop that is rewritten before each of 20,000 runs', iterations: 20_000 },
+  FORMS: { what: '6,144 forms of instructions, each 64 times in a row, 20 rounds', iterations: 20 },
 } as const;
 export type Hostile = keyof typeof HOSTILE;
 
