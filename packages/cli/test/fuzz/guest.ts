@@ -47,7 +47,7 @@ export function makeSetup(random: Random): GuestSetup {
 }
 
 /** Forms of instructions get handlers after a few runs. */
-const SOON: FormOptions = { runs: 2, gather: 3, ticksEach: 1, burst: 64 };
+const SOON: FormOptions = { usual: false, runs: 2, gather: 3, ticksEach: 1, burst: 64 };
 
 /** A kernel on one engine; its VMs come and go. Translate samples as densely as it can, with handlers for all that it meets. */
 export function fuzzKvm(backend: BackendName, engine: EngineName): Promise<Kvm> {

@@ -120,7 +120,7 @@ function visible(machine: TestMachine): Record<string, string> {
 /** Handlers for all that is decoded, or after a few runs by evaluate, some at a time. */
 const FORMS: Record<string, FormOptions> = {
   'at once': AT_ONCE,
-  'by and by': { runs: 2, gather: 3, ticksEach: 5, burst: 20 },
+  'by and by': { usual: false, runs: 2, gather: 3, ticksEach: 5, burst: 20 },
 };
 const ENGINES = (['interpret', 'translate'] as const).flatMap((engine) =>
   Object.keys(FORMS).map((forms) => [engine, forms] as const),

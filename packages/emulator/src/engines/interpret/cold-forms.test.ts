@@ -16,6 +16,7 @@ class Made {
     this.room = room;
   }
   isHot = (): boolean => false;
+  isUsual = (): boolean => false;
   make(forms: readonly Form[]): (FormInfo | null)[] {
     this.modules.push(forms.length);
     return forms.map((one) => (this.room-- > 0 ? ({ form: one } as FormInfo) : null));
@@ -112,7 +113,11 @@ const loop = (turns: number, body: readonly number[]): number[] => [
 function evaluated(code: readonly number[], mode: TestMode, at?: number): Record<string, number> {
   const seen: Record<string, number>[] = [];
   const ends = (['evaluate', 'interpret'] as const).map((engine) => {
-    const m = new TestMachine({ engine, forms: { runs: 10, gather: 1, ticksEach: 1, burst: 50 } }).load(code, mode, at);
+    const m = new TestMachine({ engine, forms: { usual: false, runs: 10, gather: 1, ticksEach: 1, burst: 50 } }).load(
+      code,
+      mode,
+      at,
+    );
     const counts: Record<string, number> = {};
     const { evaluator } = m.cpu;
     const execute = evaluator.execute.bind(evaluator);

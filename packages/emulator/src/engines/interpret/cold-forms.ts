@@ -1,5 +1,5 @@
 /**
- * Forms without a handler: evaluate executes their instructions until they have run often enough to be worth one. Handlers are made together,
+ * Forms without a handler, which are neither hot nor usual: evaluate executes their instructions until they have run often enough to be worth one. Handlers are made together,
  * in one module, and have a share of the ticks: whoever shares the thread stands still meanwhile. No clock decides: the same run makes the same.
  */
 import type { Stopwatch } from '../stopwatch.ts';
@@ -8,6 +8,8 @@ import type { FormInfo, HandlerSet } from './handlers.ts';
 import type { Shape } from './shape.ts';
 
 export interface FormOptions {
+  /** Usual forms, whose handlers come with the build, have them from the first. */
+  usual: boolean;
   /** Runs by evaluate before a form is to have a handler; 0: it gets one where it is first decoded, and nothing of the rest applies. */
   runs: number;
   /** Runs by evaluate of forms that are to have a handler, together, before a module is made: as much time as it takes. */
@@ -19,12 +21,12 @@ export interface FormOptions {
 }
 
 /** Tests of handlers: evaluate does nothing that they can do. */
-export const AT_ONCE: FormOptions = { runs: 0, gather: 0, ticksEach: 0, burst: 0 };
+export const AT_ONCE: FormOptions = { usual: false, runs: 0, gather: 0, ticksEach: 0, burst: 0 };
 /**
- * A run by evaluate takes some 1.5 us, a handler some 0.25 ms: 33 ms at most in two million ticks, after which a machine lets others have
- * a turn (2026).
+ * A run by evaluate takes some 1.5 us, a handler some 0.25 ms, and three times as much as long as all is new to the host: 50 ms at most in
+ * two million ticks, after which a machine lets others have a turn (2026).
  */
-export const IN_TURN: FormOptions = { runs: 16, gather: 256, ticksEach: 20_000, burst: 32 };
+export const IN_TURN: FormOptions = { usual: true, runs: 16, gather: 256, ticksEach: 40_000, burst: 20 };
 
 /** What a module costs, in handlers. */
 const MODULE = 4;
@@ -74,7 +76,8 @@ export class ColdForms {
 
   /** The form, where it has to wait for a handler. */
   of(handlers: HandlerSet, form: Form): ColdForm | null {
-    if (this.#options.runs === 0 || handlers.isHot(form)) return null;
+    const { usual, runs } = this.#options;
+    if (runs === 0 || handlers.isHot(form) || (usual && handlers.isUsual(form))) return null;
     const key = formKey(form);
     let cold = this.#byKey.get(key);
     if (cold === undefined) {

@@ -10,6 +10,7 @@ import { recordForms } from './operation.ts';
 import { outOfLineModule } from './out-of-line.ts';
 import { fromBase64, PREBUILT } from './prebuilt.ts';
 import { Special } from './records.ts';
+import { UsualHandlers } from './usual-handlers.ts';
 
 /** What the predecoder knows of a form. */
 export interface FormInfo {
@@ -38,6 +39,8 @@ interface Batch {
   readonly module: WebAssembly.Module;
   readonly first: number;
   readonly count: number;
+  /** It puts its functions into the table itself. */
+  readonly fillsTable: boolean;
 }
 
 /** The hot handlers in the order of their numbers, by the forms that they execute. */
@@ -84,6 +87,9 @@ export class HandlerSet {
   readonly #recordings = new Map<FormInfo, Recording>();
   readonly #batchOf: Batch[] = [];
   #nextSlot = 0;
+  /** null as long as nobody asks for them. */
+  #usual: UsualHandlers | null = null;
+  #usualFirst = 0;
   /** Handler number of the out-of-line slot 0. */
   readonly firstSlot: number;
 
@@ -102,6 +108,20 @@ export class HandlerSet {
   isHot(form: Form): boolean {
     const hot = this.#hot.get(formKey({ ...form, vendor: 'amd' }));
     return hot !== undefined && (form.vendor === 'amd' || !this.#factsOf(hot).usesVendor);
+  }
+  /** Does a handler of the usual ones execute the form as it is? */
+  isUsual(form: Form): boolean {
+    const usual = (this.#usual ??= this.#loadUsual());
+    const place = usual.places.get(formKey({ ...form, vendor: 'amd' }));
+    return place !== undefined && (form.vendor === 'amd' || !usual.factsAt(place).usesVendor);
+  }
+  #loadUsual(): UsualHandlers {
+    const usual = new UsualHandlers(this.long);
+    const batch = { module: usual.module, first: this.#nextSlot, count: usual.places.size, fillsTable: true };
+    this.#usualFirst = this.#nextSlot;
+    this.#nextSlot += batch.count;
+    for (let slot = batch.first; slot < this.#nextSlot; slot++) this.#batchOf[slot] = batch;
+    return usual;
   }
   #factsOf(hot: number): Facts {
     return unpackFacts(this.#hotFacts, hot - Special.count);
@@ -123,10 +143,11 @@ export class HandlerSet {
     const known = this.#forms.get(key);
     if (known !== undefined) return known;
     const hot = this.#hot.get(key) ?? -1;
-    const recording = hot < 0 ? recordForms([form]) : null;
+    const place = this.#usual?.places.get(key) ?? -1;
+    const recording = hot < 0 && place < 0 ? recordForms([form]) : null;
     const info: FormInfo = {
       form,
-      facts: recording?.facts ?? this.#factsOf(hot),
+      facts: recording?.facts ?? (hot < 0 ? this.#usual!.factsAt(place) : this.#factsOf(hot)),
       hot,
       dead: this.#hot.get(`${key} -`) ?? -1,
       fuses: this.#fusing.has(key),
@@ -173,14 +194,20 @@ export class HandlerSet {
   }
   /** Makes sure that forms have functions of their own, even if they are hot: in one module. */
   compileApart(infos: readonly FormInfo[]): void {
-    const missing = [...new Set(infos.filter(({ slot }) => slot < 0))];
+    const missing = [...new Set(infos.filter(({ slot }) => slot < 0))].filter((info) => !this.#takeUsual(info));
     if (missing.length > 0) this.#compile(missing);
+  }
+  /** Gives a form the handler that it has among the usual ones. */
+  #takeUsual(info: FormInfo): boolean {
+    const place = this.#usual?.places.get(formKey(info.form));
+    if (place !== undefined) info.slot = this.#usualFirst + place;
+    return place !== undefined;
   }
   #compile(missing: readonly FormInfo[]): void {
     if (this.#nextSlot + missing.length > TABLE_SIZE) throw new RangeError('too many instruction forms');
     const recordings = missing.map((info) => this.#recordings.get(info) ?? recordForms([info.form]));
     const module = new WebAssembly.Module(outOfLineModule(recordings, this.long));
-    const batch = { module, first: this.#nextSlot, count: missing.length };
+    const batch = { module, first: this.#nextSlot, count: missing.length, fillsTable: false };
     for (const info of missing) {
       this.#recordings.delete(info);
       info.slot = this.#nextSlot;

@@ -243,11 +243,12 @@ export class InterpretEngine implements Engine {
     const batch = handlers.batch(info.slot);
     const helpers: Record<string, WebAssembly.ExportValue> = {};
     for (const name of HELPERS) helpers[name] = instance.exports[name];
-    const { exports } = new WebAssembly.Instance(batch.module, { env: { memory: this.#host.memory.memory }, helpers });
-    for (let i = 0; i < batch.count; i++) {
-      instance.table.set(batch.first + i, exports[`f${i}`] as () => void);
-      instance.installed[batch.first + i] = 1;
-    }
+    const first = new WebAssembly.Global({ value: 'i32' }, batch.first);
+    const env = { memory: this.#host.memory.memory, table: instance.table, first };
+    const { exports } = new WebAssembly.Instance(batch.module, { env, helpers });
+    instance.installed.fill(1, batch.first, batch.first + batch.count);
+    if (batch.fillsTable) return;
+    for (let i = 0; i < batch.count; i++) instance.table.set(batch.first + i, exports[`f${i}`] as () => void);
   }
 
   run(maxTicks: number): EngineStop {

@@ -101,11 +101,11 @@ class FunctionFrame implements Frame {
   }
 }
 
-function body(recording: Recording, long: boolean, name: string): FuncBody {
+function body(recording: Recording, long: boolean): FuncBody {
   const frame = new FunctionFrame(long);
   new HandlerEmitter(frame).emit(recording, false);
   frame.code.i32(Outcome.next).op(OP.return).end().i32(Outcome.fault);
-  return { type: OUT_OF_LINE, locals: frame.locals, code: frame.code, export: name };
+  return { type: OUT_OF_LINE, locals: frame.locals, code: frame.code };
 }
 
 const imports = (): FuncImport[] => HELPERS.map((name) => ({ module: 'helpers', name, type: HELPER_TYPES[name] }));
@@ -114,6 +114,11 @@ const imports = (): FuncImport[] => HELPERS.map((name) => ({ module: 'helpers', 
 export function outOfLineModule(recordings: readonly Recording[], long: boolean): Uint8Array<ArrayBuffer> {
   return encodeModule({
     imports: imports(),
-    functions: recordings.map((recording, i) => body(recording, long, `f${i}`)),
+    functions: recordings.map((recording, i) => ({ ...body(recording, long), export: `f${i}` })),
   });
+}
+/** A module that puts its functions into the table's first elements. */
+export function usualModule(recordings: readonly Recording[], long: boolean): Uint8Array<ArrayBuffer> {
+  const functions = recordings.map((recording) => body(recording, long));
+  return encodeModule({ imports: imports(), functions, fillsTable: true });
 }

@@ -4,9 +4,12 @@
  */
 
 /** `module`: base64; `facts`: see packFacts. */
-interface Prebuilt {
+interface Module {
   readonly module: string;
   readonly facts: string;
+}
+interface Prebuilt extends Module {
+  readonly usual: Module;
 }
 /** null: generate. */
 export const PREBUILT: { readonly legacy: Prebuilt; readonly long: Prebuilt } | null = null;
@@ -24,7 +27,13 @@ export function toBase64(bytes: Uint8Array): string {
   return text;
 }
 
-export function fromBase64(text: string): Uint8Array<ArrayBuffer> {
+/** What Node has and a browser has not. */
+interface HostGlobal {
+  readonly Buffer?: { from(text: string, encoding: 'base64'): Uint8Array<ArrayBuffer> };
+}
+
+export function fromBase64(text: string, host: HostGlobal = globalThis as HostGlobal): Uint8Array<ArrayBuffer> {
+  if (host.Buffer !== undefined) return host.Buffer.from(text, 'base64');
   const values = new Uint8Array(128);
   for (let n = 0; n < DIGITS.length; n++) values[DIGITS.charCodeAt(n)] = n;
   const padding = text.endsWith('==') ? 2 : text.endsWith('=') ? 1 : 0;

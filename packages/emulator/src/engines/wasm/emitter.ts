@@ -259,6 +259,8 @@ export interface ModuleParts {
   functions: readonly FuncBody[];
   /** Elements of an exported table named `table`. */
   table?: number;
+  /** All functions are put into an imported table, `env.table`, from element `env.first` on (an imported i32). */
+  fillsTable?: boolean;
   /** Types that `call_indirect` names; they come first, so that their indices are their places here. */
   types?: readonly FuncType[];
 }
@@ -303,6 +305,11 @@ function encodeBody(body: FuncBody): Bytes {
   return new Bytes().sized(inner);
 }
 
+const tableImports = (): Bytes[] => [
+  new Bytes().name('env').name('table').byte(1).byte(FUNCREF).byte(0).u32(1),
+  new Bytes().name('env').name('first').byte(3).byte(I32).byte(0),
+];
+
 /** Serialises a module. */
 export function encodeModule(parts: ModuleParts): Uint8Array<ArrayBuffer> {
   const types = new TypeSection();
@@ -310,6 +317,7 @@ export function encodeModule(parts: ModuleParts): Uint8Array<ArrayBuffer> {
   const imports = [
     new Bytes().name('env').name('memory').byte(2).byte(0).u32(1),
     ...parts.imports.map((i) => new Bytes().name(i.module).name(i.name).byte(0).u32(types.of(i.type))),
+    ...(parts.fillsTable ? tableImports() : []),
   ];
   const functions = parts.functions.map((f) => new Bytes().u32(types.of(f.type)));
   const exports = parts.functions.flatMap((f, i) =>
@@ -332,6 +340,12 @@ export function encodeModule(parts: ModuleParts): Uint8Array<ArrayBuffer> {
     exports.push(new Bytes().name('table').byte(1).u32(0));
   }
   section(7, vector(exports));
+  if (parts.fillsTable) {
+    const all = new Bytes().u32(parts.functions.length);
+    for (let i = 0; i < parts.functions.length; i++) all.u32(parts.imports.length + i);
+    // Active, table 0, at global.get 0.
+    section(9, vector([new Bytes().bytes([0, 0x23, 0, 0x0b]).bytes(all.done())]));
+  }
   section(10, vector(parts.functions.map(encodeBody)));
   return out.done().slice();
 }
