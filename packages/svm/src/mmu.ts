@@ -1,7 +1,7 @@
 /** TLB maintenance and the MMU's root. KVM: svm.c (svm_flush_tlb_*, svm_load_mmu_pgd, new_asid); manual: APM vol. 2 15.16. */
 import { kvmReadCr3, type Vcpu } from '@tskvm/core';
 import { Clean, TlbCtl, V } from './hardware/index.ts';
-import { sevEsGuest, svmModule, toSvm } from './vcpu-svm.ts';
+import { SEEN, sevEsGuest, svmModule, toSvm } from './vcpu-svm.ts';
 
 /** The next VMRUN flushes this ASID; without the feature the vCPU gets a new one. KVM: svm_flush_tlb_asid. */
 export function svmFlushTlbAsid(vcpu: Vcpu): void {
@@ -22,7 +22,7 @@ export function svmFlushTlbGva(vcpu: Vcpu, gva: bigint): void {
 
 /** nCR3, or the shadow root in CR3. KVM: svm_load_mmu_pgd. */
 export function svmLoadMmuPgd(vcpu: Vcpu, rootHpa: number, _rootLevel: number): void {
-  const { vmcb } = toSvm(vcpu);
+  const { vmcb, seen } = toSvm(vcpu);
   let cr3 = BigInt(rootHpa);
   if (svmModule(vcpu).params.npt) {
     vmcb.set64(V.nestedCr3, cr3);
@@ -30,6 +30,8 @@ export function svmLoadMmuPgd(vcpu: Vcpu, rootHpa: number, _rootLevel: number): 
     cr3 = kvmReadCr3(vcpu);
   }
   vmcb.set64(V.cr3, cr3);
+  // As with CR0: the guest may bring back what was seen last.
+  vmcb.copyOut(V.cr3, seen, SEEN.CR3);
   vmcb.markDirty(Clean.CR);
 }
 

@@ -69,7 +69,7 @@ export function svmSetCr0(vcpu: Vcpu, cr0: bigint): void {
     inFrame(svmSetCr0, vcpu, cr0);
     return;
   }
-  const { vmcb } = toSvm(vcpu);
+  const { vmcb, seen } = toSvm(vcpu);
   const { npt } = svmModule(vcpu).params;
   const low = lowWord(cr0);
   const wasPaging = (lowWord(vcpu.arch.cr0) & PG) !== 0;
@@ -84,6 +84,8 @@ export function svmSetCr0(vcpu: Vcpu, cr0: bigint): void {
   const { words } = vmcb;
   words[W.cr0] = hardware;
   words[W.cr0 + 1] = highWord(cr0);
+  // What the guest makes of it is picked up by comparison with this, also if it is what was seen last.
+  vmcb.copyOut(V.cr0, seen, SEEN.CR0);
   vmcb.markDirty(Clean.CR);
   if (sevEsGuest(vcpu)) return;
   const exact = hardware === low;

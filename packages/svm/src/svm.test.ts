@@ -136,6 +136,16 @@ describe('a write of CR0 under svm', () => {
     expect(exits).toEqual(['write_cr0', 'hlt']);
     expect(m.vcpu.arch.cr0).toBe(0x18n);
   });
+  it('what KVM has set between two exits and the guest takes back is picked up, too', async () => {
+    // out 80h, al: CR0 is seen with TS clear. KVM sets TS; clts; out 80h, al
+    const m = await machine([...NO_CACHE_BITS, 0xe6, 0x80, 0x0f, 0x06, 0xe6, 0x80]);
+    expect(m.run()).toMatchObject({ reason: 'io' });
+    const sregs = m.vcpu.getSregs();
+    expect(sregs.cr0).toBe(0x10n);
+    m.vcpu.setSregs({ ...sregs, cr0: sregs.cr0 | 8n });
+    expect(m.run()).toMatchObject({ reason: 'io' });
+    expect(m.vcpu.getSregs().cr0).toBe(0x10n);
+  });
   it('a read of CR0 with CD=1 gives the guest view', async () => {
     const m = await machine([0x0f, 0x20, 0xc3, HLT]);
     const { exits } = watch(m);
