@@ -171,7 +171,7 @@ export class InterpretEngine implements Engine {
       { ...key },
       { vendor, allFeatures: features !== undefined, forms: this.#forms, watch: this.watch },
     );
-    const state = { key: { ...key }, id, handlers, shapes, mode };
+    const state = { key: { ...key }, id, handlers, shapes, mode, infos: [] };
     this.#keys[id] = state;
     return state;
   }

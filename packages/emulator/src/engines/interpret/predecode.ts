@@ -49,6 +49,8 @@ export interface KeyState {
   readonly handlers: HandlerSet;
   readonly shapes: ShapeTable;
   readonly mode: DecodeMode;
+  /** By number of a plain handler, the form that it executes, as far as records have met it. */
+  readonly infos: FormInfo[];
 }
 
 /** One instruction of a run that is being laid down. */
@@ -292,6 +294,11 @@ export class Predecoder {
     return run as LaidRun;
   }
 
+  /** The form of the instruction that a record stands for; null: it has no handler, or the record is not an instruction. */
+  infoAt(page: CodePage, record: number): FormInfo | null {
+    return page.key.infos[this.#memory.view.getUint16(record + R.plain, true)] ?? null;
+  }
+
   /** Decodes without laying down anything. */
   decodeAt(page: CodePage, offset: number): Pending {
     return this.#decodeOne(page, offset);
@@ -435,6 +442,7 @@ export class Predecoder {
     const { facts } = info;
     const plain = info.hot >= 0 ? info.hot : handlers.firstSlot + info.slot;
     if (info.hot < 0) this.#install(handlers, info);
+    page.key.infos[plain] = info;
     const dead = !live && facts.setsFlags && info.dead >= 0 && !facts.readsOwnFlags;
     const fused = info.fuses || info.followed !== null ? this.#fused(handlers, info, next) : -1;
     this.#words[at >> 2] = (fused >= 0 ? fused : dead ? info.dead : plain) | (plain << 16);

@@ -2,8 +2,10 @@
  * Finds the instructions around a hot record: what was decoded because it ran, along direct branches, calls and returns, across pages.
  */
 import { PAGE } from '../../memory/physical.ts';
+import type { Form } from '../interpret/form.ts';
 import type { FormInfo } from '../interpret/handlers.ts';
 import type { CodePage, Pending, Predecoder } from '../interpret/predecode.ts';
+import { R } from '../interpret/records.ts';
 import { isTranslatable } from './translatable.ts';
 
 /** How an instruction goes on. */
@@ -28,6 +30,20 @@ export const crossesPage = ({ record, lead }: RegionInstruction): boolean => rec
 
 /** The code page at a distance from the first one, if it is known and mapped there. */
 export type PageLookup = (distance: number) => CodePage | null;
+
+/** What is known of an instruction: end and branch as in its record. */
+interface What {
+  readonly info: FormInfo | null;
+  readonly record: number;
+  readonly next: number;
+  /** Displacement of a direct branch. */
+  readonly branch: number | null;
+  /** If regions can't contain it, the code behind it may still be reached. */
+  readonly goesOn: boolean;
+}
+
+const isDirect = ({ operands }: Form): boolean => operands[0]?.startsWith('J') === true;
+const goesOn = (mnemonic: string): boolean => mnemonic !== 'jmp' && mnemonic !== 'ret';
 
 const CONDITIONAL = new Set(['jcc', 'loop', 'loope', 'loopne', 'jcxz']);
 
@@ -60,12 +76,14 @@ export class Code {
 export class Explorer {
   readonly code = new Code();
   readonly #predecoder: Predecoder;
+  readonly #view: DataView;
   readonly #page: PageLookup;
 
   readonly #maxInstructions: number;
 
-  constructor(predecoder: Predecoder, page: PageLookup, maxInstructions: number) {
+  constructor(predecoder: Predecoder, view: DataView, page: PageLookup, maxInstructions: number) {
     this.#predecoder = predecoder;
+    this.#view = view;
     this.#page = page;
     this.#maxInstructions = maxInstructions;
   }
@@ -101,18 +119,32 @@ export class Explorer {
     const distance = Math.floor(at / PAGE);
     const from = this.#page(distance)!;
     const base = distance * PAGE;
-    const { pending, record } = this.#decode(from, at - base, distance);
-    const { shape, insn } = pending;
-    const next = base + pending.next;
-    const info = shape?.info ?? null;
-    const target = shape?.direct ? next + Number(insn.imm) : -1;
-    const fixed = !this.#predecoder.isFresh(from, at - base);
-    const ending = info === null || !fixed || !isTranslatable(info) ? null : this.#ending(pending, target);
+    const lead = from.records.at(at - base);
+    const laid = this.#predecoder.infoAt(from, lead);
+    const what = laid === null ? this.#decoded(from, at - base, distance) : this.#laid(lead, laid);
+    const { info, record } = what;
+    const next = base + what.next;
+    const target = what.branch === null ? -1 : next + what.branch;
+    const ending = info === null || !isTranslatable(info) ? null : this.#ending(info.form, target);
     if (info === null || ending === null) {
-      this.code.stops.set(at, shape !== null && insn.row.mnemonic !== 'jmp' && insn.row.mnemonic !== 'ret' ? next : -1);
+      this.code.stops.set(at, what.goesOn ? next : -1);
       return null;
     }
-    return { at, page: base, record, lead: from.records.at(at - base), info, next, ending, target };
+    return { at, page: base, record, lead, info, next, ending, target };
+  }
+  /** An instruction whose record says all. */
+  #laid(record: number, info: FormInfo): What {
+    const view = this.#view;
+    const branch = isDirect(info.form) ? view.getInt32(record + R.imm, true) : null;
+    return { info, record, next: view.getUint16(record + R.next, true), branch, goesOn: goesOn(info.form.mnemonic) };
+  }
+  /** One that has no handler, crosses into the next page, or whose immediate is read from the code each time. */
+  #decoded(from: CodePage, offset: number, distance: number): What {
+    const { pending, record } = this.#decode(from, offset, distance);
+    const { shape, insn, next } = pending;
+    const info = this.#predecoder.isFresh(from, offset) ? null : (shape?.info ?? null);
+    const branch = shape?.direct ? Number(insn.imm) : null;
+    return { info, record, next, branch, goesOn: shape !== null && goesOn(insn.row.mnemonic) };
   }
   #decode(from: CodePage, offset: number, distance: number): { pending: Pending; record: number } {
     const pending = this.#predecoder.decodeAt(from, offset);
@@ -121,11 +153,11 @@ export class Explorer {
   }
 
   /** null: regions end in front of it. */
-  #ending({ insn, shape }: Pending, target: number): Ending | null {
-    const { mnemonic } = insn.row;
-    const { direct } = shape!;
+  #ending(form: Form, target: number): Ending | null {
+    const { mnemonic } = form;
+    const direct = isDirect(form);
     // Targets that are truncated may lie anywhere.
-    if (direct && insn.opSize !== insn.codeSize) return null;
+    if (direct && form.opSize !== form.codeSize) return null;
     if (CONDITIONAL.has(mnemonic)) return 'jcc';
     if (mnemonic !== 'jmp' && mnemonic !== 'call') return mnemonic === 'ret' ? 'ret' : 'next';
     if (!direct) return 'indirect';

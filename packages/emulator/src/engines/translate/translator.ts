@@ -223,7 +223,12 @@ export class Translator implements HotCode {
     return regionOf(code, at, pages, minimum);
   }
   #explorer(page: CodePage, pages: Map<number, CodePage>): Explorer {
-    return new Explorer(this.#parts.predecoder, this.#pagesAround(page, pages), this.#options.maxInstructions);
+    return new Explorer(
+      this.#parts.predecoder,
+      this.#view,
+      this.#pagesAround(page, pages),
+      this.#options.maxInstructions,
+    );
   }
 
   /** Pages at a distance from the one that runs now, if the TLB maps them for fetches and they hold records. */
@@ -309,7 +314,10 @@ export class Translator implements HotCode {
       const handler = before?.handler ?? view.getUint16(record + R.handler, true);
       const plain = before?.plain ?? view.getUint16(record + R.plain, true);
       this.#originals.set(record, { translation, handler, plain });
-      if (plain !== Special.guard) view.setUint16(record + R.plain, handlers.firstSlot + info.slot, true);
+      if (plain !== Special.guard) {
+        view.setUint16(record + R.plain, handlers.firstSlot + info.slot, true);
+        key.infos[handlers.firstSlot + info.slot] = info;
+      }
       view.setUint16(record + R.handler, handlers.firstSlot + TABLE_SIZE + firstSlot + i, true);
     });
     for (const hostPage of pagesOf(region)) {
