@@ -11,7 +11,7 @@
 import { CR0, CR4 } from '@tskvm/emulator';
 import { cr0Low, cr4Low, isGuestMode, isLongMode } from './kvm-cache-regs.ts';
 import { lowWord } from './low-word.ts';
-import { kvmUpdateCpuRole } from './mmu/mmu.ts';
+import { kvmUpdateCpuRoleWp } from './mmu/mmu.ts';
 import { FastPath, MpState } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
@@ -74,5 +74,6 @@ export function kvmMayFastSetCr0(vcpu: Vcpu, changed: number, low: number): bool
 }
 /** Of kvm_post_set_cr0, then. */
 export function kvmFastPostSetCr0(vcpu: Vcpu, changed: number): void {
-  if ((changed & WP) !== 0 && cr0Low(vcpu, PG) !== 0) kvmUpdateCpuRole(vcpu);
+  if ((changed & WP) === 0 || cr0Low(vcpu, PG) === 0) return;
+  kvmUpdateCpuRoleWp(vcpu, cr0Low(vcpu, WP) !== 0);
 }

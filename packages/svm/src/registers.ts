@@ -19,13 +19,12 @@ import {
   type Vcpu,
 } from '@tskvm/core';
 import { CR0, CR4, EFER, Flag, S, Seg, type SegmentIndex } from '@tskvm/emulator';
-import { Clean, IntState, SvmExit, segmentOffset, V, Q as vmcbQuads, W as vmcbWords } from './hardware/index.ts';
+import { Clean, IntState, SvmExit, segmentOffset, V, W as vmcbWords } from './hardware/index.ts';
 import { recalcIntercepts, setDrIntercepts } from './intercepts.ts';
 import { SEEN as seenWords, sevEsGuest, svmModule, toSvm, type VcpuSvm, vmloading, vmsaved } from './vcpu-svm.ts';
 
 /** Own constants are constants to the compiler; imported names are looked up at each use. */
 const W = vmcbWords;
-const Q = vmcbQuads;
 const SEEN = seenWords;
 
 /** The host's CR4.MCE; the only bit of the host that a guest's hardware CR4 takes over. */
@@ -43,6 +42,7 @@ export function svmIsValidCr4(_vcpu: Vcpu, _cr4: bigint): boolean {
 const PG = lowWord(CR0.PG);
 const WP = lowWord(CR0.WP);
 const LME = lowWord(EFER.LME);
+const CR_GROUP = 1 << Clean.CR;
 /** KVM_X86_QUIRK_CD_NW_CLEARED, on by default: firmware that leaves the caches off would run uncached. */
 const CD_NW = lowWord(CR0.CD | CR0.NW);
 
@@ -111,9 +111,11 @@ export function svmFastSetCr0(vcpu: Vcpu, svm: VcpuSvm): boolean {
   // The hardware's CR0 lacks CD and NW, which stay.
   const hardware = words[W.cr0] ^ changed;
   words[W.cr0] = hardware;
-  vcpu.arch.cr0 = hardware === low ? vmcb.quads[Q.cr0] : BigInt(low >>> 0);
+  const { cr0 } = vcpu.arch;
+  vcpu.arch.cr0 = lowWord(svm.cr0Before) === low ? svm.cr0Before : BigInt(low >>> 0);
+  svm.cr0Before = cr0;
   seen[SEEN.CR0] = hardware;
-  vmcb.markDirty(Clean.CR);
+  words[W.clean] &= ~CR_GROUP;
   kvmFastPostSetCr0(vcpu, changed);
   return true;
 }

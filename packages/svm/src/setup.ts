@@ -139,6 +139,7 @@ export function svmVcpuCreate(vcpu: Vcpu): number {
     vmcb: new Vmcb(kvm.memory, kvm.allocPage()),
     regWords: new Int32Array(vcpu.arch.regs.buffer, vcpu.arch.regs.byteOffset, 34),
     seen: new Int32Array(4),
+    cr0Before: 0n,
     rflags: { low: 0, value: 0n },
     tscAux: { value: 0n, low: 0, high: 0 },
     vmsaveDue: false,

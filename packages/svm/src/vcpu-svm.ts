@@ -51,6 +51,8 @@ export interface VcpuSvm {
   readonly regWords: Int32Array;
   /** CR0 and CR3 of the VMCB as last taken over, two words each: what has not changed costs no bigint. */
   readonly seen: Int32Array;
+  /** CR0 as it was before the guest's last write: it goes back and forth between two values, and each is made once. */
+  cr0Before: bigint;
   /** RFLAGS as `svmGetRflags` last gave them, by their low half: what is asked at every exit is made once. */
   readonly rflags: { low: number; value: bigint };
   /** TSC_AUX as it was last put into the processor, with its halves. KVM: user-return MSRs are written when they differ. */

@@ -9,7 +9,7 @@ import { EmulType, Req } from '../types.ts';
 import type { Vcpu } from '../vcpu.ts';
 import type { Vm } from '../vm.ts';
 import { kvmNestedTranslate, nestedMmuOf, nestedRoot } from './nested.ts';
-import { kvmCalcCpuRole, kvmCalcTdpMmuRootPageRole, Role, vcpuToRoleRegs } from './role.ts';
+import { kvmCalcCpuRole, kvmCalcTdpMmuRootPageRole, kvmCpuRoleOfWp, Role, vcpuToRoleRegs } from './role.ts';
 import { shadowClear, shadowInvalidate, shadowPageFault, shadowRole, shadowRoot } from './shadow.ts';
 import {
   isMmioSpte,
@@ -39,6 +39,11 @@ const PFERR_RSVD = 8n;
 /** The role of the guest's own paging. All of `kvmInitMmu` where with nested paging no root follows what has changed. */
 export function kvmUpdateCpuRole(vcpu: Vcpu): void {
   vcpu.arch.cpuRole = kvmCalcCpuRole(vcpu, vcpuToRoleRegs(vcpu));
+}
+
+/** The same where CR0.WP alone has changed and the guest pages. */
+export function kvmUpdateCpuRoleWp(vcpu: Vcpu, wp: boolean): void {
+  vcpu.arch.cpuRole = kvmCpuRoleOfWp(vcpu, vcpu.arch.cpuRole, wp);
 }
 
 /** Recomputes roles. KVM: kvm_init_mmu. */

@@ -90,6 +90,18 @@ export function kvmCalcCpuRole(vcpu: Vcpu, regs: RoleRegs): number {
   return base + ext * 2 ** 32;
 }
 
+/**
+ * The CPU role once CR0.WP alone has changed, of a guest that pages.
+ * @param role as it was
+ * @param wp as it is now
+ */
+export function kvmCpuRoleOfWp(vcpu: Vcpu, role: number, wp: boolean): number {
+  // Where the guest owns the bit, the role may be behind.
+  if (((role & Role.cr0Wp) !== 0) === wp) return kvmCalcCpuRole(vcpu, vcpuToRoleRegs(vcpu));
+  const bits = Role.cr0Wp - (cr4Low(vcpu, Cr4.SMAP) !== 0 ? Role.smapAndnotWp : 0);
+  return wp ? role + bits : role - bits;
+}
+
 /** Role of a nested-paging root. KVM: kvm_calc_tdp_mmu_root_page_role. */
 export function kvmCalcTdpMmuRootPageRole(vcpu: Vcpu): number {
   const { mmu } = vcpu.kvm;

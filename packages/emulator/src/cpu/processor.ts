@@ -6,7 +6,7 @@
  */
 import type { CpuModel } from '../cpu-model-types.ts';
 import type { Instruction } from '../decode/instruction.ts';
-import type { CodeKey, Engine, EngineHost } from '../engines/engine.ts';
+import { type CodeKey, type Engine, type EngineHost, Stale as staleParts } from '../engines/engine.ts';
 import { Evaluator } from '../engines/evaluate/evaluator.ts';
 import { GuestException, Unwind } from '../exceptions.ts';
 import { type GuestMode, type PendingEvent, Verdict } from '../guest-mode.ts';
@@ -38,6 +38,8 @@ import { StateBlock } from './state.ts';
 const S = stateLayout;
 const Flag = flagBits;
 const Direct = directOutcomes;
+const Stale = staleParts;
+type Stale = staleParts;
 
 /** What a processor is built from. */
 export interface ProcessorOptions {
@@ -163,11 +165,12 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   leaveGuest(): boolean {
     const { state } = this;
     // Generated code loads segments in real mode without a word.
-    const same = !state.touched && (state.words[S.cr0 >> 2] & PE) !== 0;
+    const same = !state.moved && (state.words[S.cr0 >> 2] & PE) !== 0;
     this.#left = state.isSettled;
     this.#inGuest = false;
     state.touch();
     state.touched = false;
+    state.moved = false;
     return same;
   }
   resumeGuest(guest: GuestMode, cr0Written = false): void {
@@ -530,13 +533,18 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   // EngineHost
 
-  takeStale(): boolean {
+  takeStale(): Stale {
     const { state } = this;
-    if (!state.runStale) return false;
+    if (!state.runStale) {
+      if (!state.segmentsStale) return Stale.nothing;
+      state.segmentsStale = false;
+      return Stale.segments;
+    }
     // The key and the context are made now, if need be, and that makes nothing stale again.
     if (state.derivedStale) this.access.refresh();
     state.runStale = false;
-    return true;
+    state.segmentsStale = false;
+    return Stale.all;
   }
   tlbContext(): number {
     return this.access.context();
@@ -556,7 +564,16 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     return guest === null ? 0 : (guest.direct?.cr0Owned?.() ?? -1);
   }
   tscOffset(): bigint {
-    return (this.guest?.tscOffset ?? 0n) + this.#tscAdjust;
+    const guest = this.guest;
+    return guest === null ? this.#tscAdjust : this.#tscOf(guest);
+  }
+  /** The sum is made when one of its parts is another. */
+  #guestTsc = { offset: 0n, adjust: 0n, sum: 0n };
+  #tscOf({ tscOffset }: GuestMode): bigint {
+    const known = this.#guestTsc;
+    if (known.offset === tscOffset && known.adjust === this.#tscAdjust) return known.sum;
+    this.#guestTsc = { offset: tscOffset, adjust: this.#tscAdjust, sum: tscOffset + this.#tscAdjust };
+    return this.#guestTsc.sum;
   }
   tscReaders(): number {
     if ((this.state.words[S.cr4 >> 2] & TSD) !== 0) return 0;

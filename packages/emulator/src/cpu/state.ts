@@ -27,8 +27,12 @@ export class StateBlock implements ProcessorState {
   modeStale = true;
   /** What an engine prepared for its last run may not hold any more: everything that makes something else here stale, and XCR0. */
   runStale = true;
+  /** Segments were loaded: of that, what follows from them may not hold any more. */
+  segmentsStale = true;
   /** Something was made stale, or derived anew, or a descriptor table was loaded, since whoever cares set this to false. */
   touched = true;
+  /** Likewise: segments, descriptor tables, CPL, CR3, CR4 or EFER may have been written. */
+  moved = true;
 
   constructor(memory: PhysicalMemory) {
     const { buffer } = memory.memory;
@@ -43,20 +47,23 @@ export class StateBlock implements ProcessorState {
   touch(): void {
     this.derivedStale = true;
     this.modeStale = true;
+    this.moved = true;
     this.#touched();
   }
   #touched(): void {
     this.runStale = true;
     this.touched = true;
   }
-  /** As `touch`, by who knows that the mode is what it was, or that nobody looks at it. */
+  /** As `touch` for CR0 and RFLAGS alone, by who knows that the mode is what it was, or that nobody looks at it. */
   touchRights(): void {
     this.derivedStale = true;
     this.#touched();
   }
-  /** Likewise where no TLB context can have changed either: segments that were loaded without a change of CPL. */
+  /** Segments were loaded without a change of CPL: no TLB context can have changed, and the mode is as for `touchRights`. */
   touchSegments(): void {
-    this.#touched();
+    this.segmentsStale = true;
+    this.moved = true;
+    this.touched = true;
   }
   /** What an engine prepared for its last run does not hold any more, and nothing else has changed. */
   touchRun(): void {
@@ -64,13 +71,14 @@ export class StateBlock implements ProcessorState {
   }
   /** Everything is derived from what the block holds, and nobody has to look at the mode. */
   get isSettled(): boolean {
-    return !(this.runStale || this.derivedStale || this.modeStale || this.keysStale);
+    return !(this.runStale || this.segmentsStale || this.derivedStale || this.modeStale || this.keysStale);
   }
   /** What was settled when `touched` became false is so again. */
   settle(): void {
     this.derivedStale = false;
     this.modeStale = false;
     this.runStale = false;
+    this.segmentsStale = false;
   }
 
   get64(offset: number): bigint {
@@ -223,5 +231,6 @@ export class StateBlock implements ProcessorState {
     this.block.setUint32(at + 4, value.limit, true);
     this.block.setBigUint64(at + 8, value.base, true);
     this.touched = true;
+    this.moved = true;
   }
 }

@@ -18,6 +18,15 @@ export interface CodeKey {
   alignmentCheck: boolean;
 }
 
+/** What of the things that an engine derives from its host may have changed. */
+export const Stale = {
+  nothing: 0,
+  /** Segments, and with them the code key; the rest is as it was. */
+  segments: 1,
+  all: 2,
+} as const;
+export type Stale = (typeof Stale)[keyof typeof Stale];
+
 /** What the engine needs of the processor. Linear addresses cross as two 32-bit halves; results through `S.scratch`. */
 export interface EngineHost {
   readonly memory: PhysicalMemory;
@@ -26,7 +35,7 @@ export interface EngineHost {
    * May the context, the key, the segments, the control registers, XCR0 or what is intercepted of flag images be others than when this was
    * last asked? Asking answers for what the host shows from now on.
    */
-  takeStale(): boolean;
+  takeStale(): Stale;
   /** TLB context id of data accesses now (tags of TlbEntry). */
   tlbContext(): number;
   codeKey(): CodeKey;

@@ -39,14 +39,14 @@ const flagsOf = ({ wp, smep, pge, pse, gbPages }: PagingConfig): number =>
 /** The words of one address space. */
 export class SpaceWalk {
   readonly words = new Uint32Array(WORDS);
-  /** Derived anew since it was last entered. */
-  fresh = true;
+  /** Walks that share it have the same words but for the flags. */
+  kind: object = {};
 
   /** @param shape undefined without nested paging; null: only the vendor can walk its tables */
   derive(config: PagingConfig, nestedRoot: number, shape: NestedShape | null | undefined): void {
     const { words } = this;
     words.fill(0);
-    this.fresh = true;
+    this.kind = {};
     const known = shape !== null && nestedRoot < 2 ** 32;
     words[word(WalkWords.kind)] = known ? kindOf(config) : WalkKind.ask;
     words[FLAGS] = flagsOf(config);
@@ -78,7 +78,8 @@ export class SpaceWalk {
 /** The words in memory: those of the space in force, and of whoever accesses. */
 export class WalkState {
   readonly #words: Uint32Array;
-  #entered: SpaceWalk | null = null;
+  /** Of the words that are there. */
+  #kind: object | null = null;
 
   constructor({ memory, size }: PhysicalMemory) {
     this.#words = new Uint32Array(memory.buffer, Layout.walk, (Layout.tables - Layout.walk) / 4);
@@ -87,9 +88,11 @@ export class WalkState {
   /** @param user CPL is 3; @param smap supervisor accesses to user pages fault; @param context the TLB's */
   enter(walk: SpaceWalk, user: boolean, smap: boolean, context: number): void {
     const { words } = walk;
-    if ((walk !== this.#entered || walk.fresh) && !this.#holds(words)) this.#words.set(words);
-    this.#entered = walk;
-    walk.fresh = false;
+    if (walk.kind !== this.#kind) {
+      if (this.#kind !== null && this.#holds(words)) walk.kind = this.#kind;
+      else this.#words.set(words);
+      this.#kind = walk.kind;
+    }
     this.#words[FLAGS] = words[FLAGS] | (user ? WalkFlag.user : 0) | (smap ? WalkFlag.smap : 0);
     this.#words[CONTEXT] = context;
   }

@@ -6,7 +6,14 @@ import type { Instruction } from '../../decode/instruction.ts';
 import { Layout as memoryLayout, TlbEntry } from '../../memory/layout.ts';
 import { PAGE, type PhysicalMemory } from '../../memory/physical.ts';
 import { Flag as flagBits, Seg, S as stateLayout } from '../../state-layout.ts';
-import type { CodeKey, CodePlace, Engine, EngineHost, EngineStop } from '../engine.ts';
+import {
+  type CodeKey,
+  type CodePlace,
+  type Engine,
+  type EngineHost,
+  type EngineStop,
+  Stale as staleParts,
+} from '../engine.ts';
 import { Stopwatch } from '../stopwatch.ts';
 import { AT_ONCE, ColdForms, type FormOptions } from './cold-forms.ts';
 import { HELPERS } from './frame.ts';
@@ -40,6 +47,7 @@ const Status = runStatus;
 const S = stateLayout;
 const Flag = flagBits;
 const Layout = memoryLayout;
+const Stale = staleParts;
 
 export interface InterpretOptions {
   vendor: 'amd' | 'intel';
@@ -98,6 +106,8 @@ const TS = 8;
 const CR4_WORD = word(S.cr4);
 const XCR0_WORD = word(S.xcr0);
 
+/** All of {@link P.vectors}: what CR0.TS does to them. */
+const ALL_GATES = 7;
 /** {@link P.vectors} by CR0.EM, CR0.TS, CR4.OSFXSR and OSXSAVE, XCR0, and the mode (APM vol. 4 section 1.2.4). */
 function vectorGates(words: Int32Array, cr0: number): number {
   const cr4 = words[CR4_WORD];
@@ -120,6 +130,7 @@ export interface Instance {
 
 const keyId = (key: CodeKey): number =>
   1 + (key.codeSize >> 2) + 3 * (key.stackSize >> 2) + 9 * (key.flat ? 1 : 0) + 18 * (key.flatCode ? 1 : 0);
+const KEY_IDS = 1 + 3 * 3 * 2 * 2;
 
 export class InterpretEngine implements Engine {
   retired = 0;
@@ -130,7 +141,8 @@ export class InterpretEngine implements Engine {
   readonly #options: InterpretOptions;
   readonly #predecoder: Predecoder;
   readonly #forms: ColdForms;
-  readonly #keys: (KeyState | undefined)[] = [];
+  readonly #keys: (KeyState | undefined)[] = new Array<KeyState | undefined>(KEY_IDS).fill(undefined);
+  readonly #runs: (Run | undefined)[] = new Array<Run | undefined>(KEY_IDS).fill(undefined);
   readonly #instances = new Map<HandlerSet, Instance>();
   readonly #view: DataView;
   readonly #u8: Uint8Array;
@@ -185,8 +197,9 @@ export class InterpretEngine implements Engine {
   /** Something waits for RFLAGS.IF: an instruction under a shadow is run by itself. */
   #awaited = false;
   #follow(codeKey: CodeKey): void {
-    this.#keyState = this.#key(codeKey);
-    this.#run = this.#instance(this.#keyState.handlers).run;
+    const state = this.#key(codeKey);
+    this.#keyState = state;
+    this.#run = this.#runs[state.id] ??= this.#instance(state.handlers).run;
     this.#codeKey = codeKey;
   }
 
@@ -254,7 +267,11 @@ export class InterpretEngine implements Engine {
   run(maxTicks: number): EngineStop {
     this.instruction = null;
     this.retired = 0;
-    if (this.#host.takeStale()) this.#prepare();
+    const stale = this.#host.takeStale();
+    if (stale !== Stale.nothing) {
+      if (stale === Stale.all) this.#prepare();
+      this.#prepareCode();
+    }
     if (this.#aligned) return 'instruction';
     const key = this.#keyState!;
     const run = this.#run!;
@@ -353,28 +370,33 @@ export class InterpretEngine implements Engine {
   #prepare(): void {
     const words = this.#words;
     const host = this.#host;
-    const codeKey = host.codeKey();
+    const context = host.tlbContext();
+    words[P.context >> 2] = context;
+    words[P.contextHash >> 2] = ((context * 37) % Layout.tlbEntries) * TlbEntry.size;
+    words[P.flagsIntercepted >> 2] = host.plainFlagImages() ? 0 : 1;
+    const cr0 = words[CR0_WORD];
+    const gates = vectorGates(words, cr0 & ~TS);
+    words[P.vectors >> 2] = (cr0 & TS) === 0 ? gates : ALL_GATES;
+    words[P.vectorsClear >> 2] = gates;
+    words[P.cr0Owned >> 2] = host.cr0Owned();
+    words[P.cr0Seen >> 2] = host.cr0Seen();
+    this.#prepareTsc();
+  }
+  /** Those of them that follow from segments. */
+  #prepareCode(): void {
+    const words = this.#words;
+    const codeKey = this.#host.codeKey();
     this.#aligned = codeKey.alignmentCheck;
     if (this.#aligned) return;
     if (codeKey !== this.#codeKey) this.#follow(codeKey);
     const { key, id } = this.#keyState!;
     const long = key.codeSize === 8;
-    const context = host.tlbContext();
-    words[P.context >> 2] = context;
-    words[P.contextHash >> 2] = ((context * 37) % Layout.tlbEntries) * TlbEntry.size;
     words[P.codeBase >> 2] = long ? 0 : words[CS_BASE >> 2];
     words[(P.codeBase >> 2) + 1] = long ? 0 : words[(CS_BASE >> 2) + 1];
     words[P.linearMask >> 2] = -1;
     words[(P.linearMask >> 2) + 1] = long ? -1 : 0;
     words[P.codeLimit >> 2] = long ? -1 : words[CS_LIMIT >> 2];
     words[(P.codeLimit >> 2) + 1] = long ? -1 : 0;
-    words[P.flagsIntercepted >> 2] = host.plainFlagImages() ? 0 : 1;
-    const cr0 = words[CR0_WORD];
-    words[P.vectors >> 2] = vectorGates(words, cr0);
-    words[P.vectorsClear >> 2] = vectorGates(words, cr0 & ~TS);
-    words[P.cr0Owned >> 2] = host.cr0Owned();
-    words[P.cr0Seen >> 2] = host.cr0Seen();
-    this.#prepareTsc();
     words[P.key >> 2] = id << Jump.idShift;
   }
 
@@ -453,6 +475,7 @@ export class InterpretEngine implements Engine {
 
   place(): CodePlace {
     this.#prepare();
+    this.#prepareCode();
     if (this.#aligned) return { region: null, at: -1, why: 'handed-back' };
     return this.#hot?.place() ?? { region: null, at: -1, why: 'engine' };
   }

@@ -6,7 +6,7 @@ import { Layout, TlbEntry } from '../../memory/layout.ts';
 import { PAGE, PhysicalMemory, PRIVATE } from '../../memory/physical.ts';
 import type { ProcessorState } from '../../processor-api.ts';
 import { Attrib, S } from '../../state-layout.ts';
-import type { CodeKey, Engine, EngineHost } from '../engine.ts';
+import { type CodeKey, type Engine, type EngineHost, Stale } from '../engine.ts';
 
 const CONTEXT = 1;
 
@@ -43,8 +43,8 @@ export class MiniHost implements EngineHost {
   get state(): ProcessorState {
     throw new Error('engines reach the state through memory');
   }
-  takeStale(): boolean {
-    return true;
+  takeStale(): Stale {
+    return Stale.all;
   }
   tlbContext(): number {
     return CONTEXT;
