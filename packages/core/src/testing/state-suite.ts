@@ -13,6 +13,7 @@ const throughStructuredClone = <T>(value: T): T => structuredClone(value);
 
 export function stateSuite(make: () => Backend): void {
   snapshotSuite(make);
+  ownedSuite(make);
   xsaveSuite(make);
   debugSuite(make);
   outsideSuite(make);
@@ -168,6 +169,32 @@ function snapshotSuite(make: () => Backend): void {
       expect(other.vcpu.getRegs()).toEqual(guest.vcpu.getRegs());
       expect(other.vcpu.getSregs()).toEqual(guest.vcpu.getSregs());
       expect(other.vcpu.getRegs().rax).toBe(5n);
+    });
+  });
+}
+
+/** What a guest changes without an exit, and user space in between. */
+function ownedSuite(make: () => Backend): void {
+  describe('control registers that the guest brings back to what they were before user space changed them', () => {
+    test('CLTS behind KVM_SET_SREGS with TS', async () => {
+      // out 80h, al; clts; out 81h, al
+      const { vcpu } = await makeGuest(make(), { mode: 'long', code: [0xe6, 0x80, 0x0f, 0x06, 0xe6, 0x81] });
+      expect(portOf(vcpu.run({ budget: 1000 }))).toBe(0x80);
+      const before = vcpu.getSregs();
+      vcpu.setSregs({ ...before, cr0: before.cr0 | CR0.TS });
+      expect(portOf(vcpu.run({ budget: 1000 }))).toBe(0x81);
+      expect(vcpu.getSregs().cr0).toBe(before.cr0 & ~CR0.TS);
+    });
+    test('MOV to CR3 behind KVM_SET_SREGS with another one', async () => {
+      // mov rax, cr3; out 80h, al; mov cr3, rax; out 81h, al
+      const code = [0x0f, 0x20, 0xd8, 0xe6, 0x80, 0x0f, 0x22, 0xd8, 0xe6, 0x81];
+      const { vm, vcpu } = await makeGuest(make(), { mode: 'long', code });
+      expect(portOf(vcpu.run({ budget: 1000 }))).toBe(0x80);
+      const before = vcpu.getSregs();
+      vm.writeGuest(0x20000, vm.readGuest(Place.pml4, 4096));
+      vcpu.setSregs({ ...before, cr3: 0x20000n });
+      expect(portOf(vcpu.run({ budget: 1000 }))).toBe(0x81);
+      expect(vcpu.getSregs().cr3).toBe(before.cr3);
     });
   });
 }
