@@ -183,6 +183,8 @@ export interface GuestMode {
   boundaryWork: boolean;
   /** `boundaryWork` is only about taking interrupts: `boundary` answers 'none' while RFLAGS.IF is 0. Absent: it may be more. */
   readonly boundaryNeedsIf?: boolean;
+  /** Likewise about NMIs: it answers 'none' while they are blocked. */
+  readonly boundaryNeedsNmis?: boolean;
   /** PUSHF or POPF is intercepted. Absent: it may be. */
   readonly interceptsFlagImages?: boolean;
   /** Tick at which the silicon itself wants to exit (preemption timer), or Infinity. */

@@ -1,8 +1,8 @@
-import { beforeEach, describe, expect, it } from 'vitest';
+import { beforeEach, describe, expect, it, vi } from 'vitest';
 import type { GuestMode, PendingEvent } from '../guest-mode.ts';
 import { AccessKind } from '../memory/paging.ts';
 import type { InstructionInfo } from '../ops.ts';
-import { TestMachine } from '../testing/index.ts';
+import { TestMachine, TestSelector } from '../testing/index.ts';
 
 /** The smallest owner of a guest: identity nested tables with holes, and a list of what it recorded. */
 class Owner implements GuestMode {
@@ -11,6 +11,7 @@ class Owner implements GuestMode {
   tscOffset = 1000n;
   interruptsExit = true;
   boundaryWork = false;
+  boundaryNeedsNmis = false;
   deadline = Number.POSITIVE_INFINITY;
   readonly exits: string[] = [];
   readonly walks: string[] = [];
@@ -257,6 +258,29 @@ describe.each(ENGINES)('in guest mode, by %s', (name) => {
     machine.go();
     expect(owner.exits).toEqual(['window']);
     expect(machine.cpu.tick).toBe(0);
+  });
+  it('a window for NMIs opens behind IRET, and nothing is stepped up to there', () => {
+    // A loop of 100 turns, then iretd to the code behind it.
+    const code = [0xb9, 100, 0, 0, 0, 0x49, 0x75, 0xfd, 0xcf, 0x90, 0x90];
+    const { machine, owner } = guest(code);
+    const { cpu, state, memory } = machine;
+    const step = vi.spyOn(cpu, 'step');
+    [0x10009, TestSelector.code32, 2].forEach((value, n) => {
+      memory.write32(0x9000 + n * 4, value);
+    });
+    state.gpr[4] = 0x9000n;
+    state.nmiBlocked = true;
+    owner.boundaryWork = true;
+    owner.boundaryNeedsNmis = true;
+    owner.boundary = () => {
+      if (state.nmiBlocked) return 'none';
+      owner.exits.push('window');
+      return 'exit';
+    };
+    machine.go(10_000);
+    expect(owner.exits).toEqual(['window']);
+    expect([cpu.tick, state.rip, state.gpr[1]]).toEqual([202, 0x10009n, 0n]);
+    if (cpu.engine !== null) expect(step).not.toHaveBeenCalled();
   });
   it('a virtual interrupt is delivered through the IDT', () => {
     const { machine, owner } = guest([0x90]);

@@ -330,13 +330,15 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
       (state.words[RFLAGS] & STEP_FLAGS) !== 0 ||
       this.#armed.length !== 0 ||
       this.events.waiting !== 0 ||
-      (this.guest?.boundaryWork === true && !this.#boundaryWaitsForIf())
+      (this.guest?.boundaryWork === true && !this.#boundaryWaits())
     );
   }
 
-  /** The guest's owner waits for RFLAGS.IF alone, and it is 0: engines come back when it rises. */
-  #boundaryWaitsForIf(): boolean {
-    return this.guest?.boundaryNeedsIf === true && (this.state.rflagsLow & Flag.IF) === 0;
+  /** The guest's owner waits for RFLAGS.IF alone, or for the IRET behind which NMIs come again: engines come back when that happens. */
+  #boundaryWaits(): boolean {
+    const { guest, state } = this;
+    if (guest?.boundaryNeedsIf === true) return (state.rflagsLow & Flag.IF) === 0;
+    return guest?.boundaryNeedsNmis === true && state.nmiBlocked;
   }
 
   /** Decodes and executes one instruction (one iteration, with REP) by evaluate. undefined: go on. */

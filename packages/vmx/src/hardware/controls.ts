@@ -158,6 +158,7 @@ export class VmxGuest implements GuestMode {
   interruptsExit = true;
   boundaryWork = false;
   boundaryNeedsIf = false;
+  boundaryNeedsNmis = false;
   /** VT-x has no such control. */
   readonly interceptsFlagImages = false;
   deadline = Number.POSITIVE_INFINITY;
@@ -236,6 +237,7 @@ export class VmxGuest implements GuestMode {
       this.deadline = Number.POSITIVE_INFINITY;
       this.boundaryWork = false;
       this.boundaryNeedsIf = false;
+      this.boundaryNeedsNmis = false;
       return;
     }
     this.#arm(armed);
@@ -250,6 +252,7 @@ export class VmxGuest implements GuestMode {
     const due = this.deadline <= this.#processor.tick;
     this.boundaryWork = armed !== 0 || due;
     this.boundaryNeedsIf = armed === Primary.interruptWindow && !due;
+    this.boundaryNeedsNmis = armed === Primary.nmiWindow && !due;
   }
 
   #reload(): void {
