@@ -131,7 +131,7 @@ export class MemoryAccess implements WalkMemory {
     const state = this.#state;
     const guest = this.#host.guest;
     state.derivedStale = false;
-    state.runStale = true;
+    state.rightsStale = true;
     state.touched = true;
     if (state.keysStale) this.#spaces.forget();
     state.keysStale = false;

@@ -15,7 +15,7 @@ import { AccessKind } from '../memory/paging.ts';
 import { PAGE, type PhysicalMemory } from '../memory/physical.ts';
 import { X86Emul } from '../ops.ts';
 import type { ModeChange, PlatformBus, ProcessorApi, ProcessorMode, RunStop } from '../processor-api.ts';
-import { CR0, CR4, Flag as flagBits, Seg, S as stateLayout, Vector } from '../state-layout.ts';
+import { CR0, CR4, EFER, Flag as flagBits, Seg, S as stateLayout, Vector } from '../state-layout.ts';
 import { type AccessHost, linearOf, MemoryAccess } from './access.ts';
 import { CodeKeys } from './code-key.ts';
 import { ControlRegisters } from './control.ts';
@@ -59,6 +59,8 @@ const SLICE = 1_000_000;
 const STEP_FLAGS = Flag.TF;
 const RFLAGS = S.rflags >> 2;
 const PE = Number(CR0.PE);
+const SMAP = Number(CR4.SMAP);
+const LMA = Number(EFER.LMA);
 const TSD = Number(CR4.TSD);
 const { rdtsc: RDTSC, rdtscp: RDTSCP } = INTERCEPT_ID;
 /** CPL, shadow, NMI blocking and activity: a byte each. */
@@ -537,16 +539,16 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   takeStale(): Stale {
     const { state } = this;
-    if (!state.runStale) {
+    if (!state.runStale && !state.rightsStale) {
       if (!state.segmentsStale) return Stale.nothing;
       state.segmentsStale = false;
       return Stale.segments;
     }
     // The key and the context are made now, if need be, and that makes nothing stale again.
     if (state.derivedStale) this.access.refresh();
-    state.runStale = false;
-    state.segmentsStale = false;
-    return Stale.all;
+    const what = state.runStale ? Stale.all : Stale.rights;
+    state.runPrepared();
+    return what;
   }
   tlbContext(): number {
     return this.access.context();
@@ -584,6 +586,18 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     const verdicts = guest.direct?.verdicts;
     if (verdicts === undefined) return 0;
     return (verdicts[RDTSC] === Verdict.pass ? 1 : 0) | (verdicts[RDTSCP] === Verdict.pass ? 2 : 0);
+  }
+  /** Implicit reads of the GDT are like any other at level 0, where SMAP does not tell them apart. */
+  loadsSegments(): number {
+    const { words } = this.state;
+    if (this.onModeChange !== null || (words[S.efer >> 2] & LMA) !== 0 || (words[S.cr4 >> 2] & SMAP) !== 0) return 0;
+    if ((words[S.cr0 >> 2] & PE) === 0 || (words[RFLAGS] & Flag.VM) !== 0) return 0;
+    return (words[STATUS] & 0xff) === 0 ? 1 : 0;
+  }
+  segmentsLoaded(): void {
+    // The engine has followed already.
+    this.state.touched = true;
+    this.state.moved = true;
   }
   cr0Seen(): number {
     const real = this.state.words[S.cr0 >> 2];

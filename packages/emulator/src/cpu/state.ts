@@ -27,7 +27,9 @@ export class StateBlock implements ProcessorState {
   modeStale = true;
   /** What an engine prepared for its last run may not hold any more: everything that makes something else here stale, and XCR0. */
   runStale = true;
-  /** Segments were loaded: of that, what follows from them may not hold any more. */
+  /** TLB contexts, CR0 or RFLAGS.AC may be others: of that, what follows from them may not hold any more. */
+  rightsStale = true;
+  /** Segments were loaded: likewise. */
   segmentsStale = true;
   /** Something was made stale, or derived anew, or a descriptor table was loaded, since whoever cares set this to false. */
   touched = true;
@@ -57,7 +59,8 @@ export class StateBlock implements ProcessorState {
   /** As `touch` for CR0 and RFLAGS alone, by who knows that the mode is what it was, or that nobody looks at it. */
   touchRights(): void {
     this.derivedStale = true;
-    this.#touched();
+    this.rightsStale = true;
+    this.touched = true;
   }
   /** Segments were loaded without a change of CPL: no TLB context can have changed, and the mode is as for `touchRights`. */
   touchSegments(): void {
@@ -71,13 +74,19 @@ export class StateBlock implements ProcessorState {
   }
   /** Everything is derived from what the block holds, and nobody has to look at the mode. */
   get isSettled(): boolean {
-    return !(this.runStale || this.segmentsStale || this.derivedStale || this.modeStale || this.keysStale);
+    const run = this.runStale || this.rightsStale || this.segmentsStale;
+    return !(run || this.derivedStale || this.modeStale || this.keysStale);
   }
   /** What was settled when `touched` became false is so again. */
   settle(): void {
     this.derivedStale = false;
     this.modeStale = false;
+    this.runPrepared();
+  }
+  /** An engine has prepared its next run. */
+  runPrepared(): void {
     this.runStale = false;
+    this.rightsStale = false;
     this.segmentsStale = false;
   }
 

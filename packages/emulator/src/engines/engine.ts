@@ -23,7 +23,9 @@ export const Stale = {
   nothing: 0,
   /** Segments, and with them the code key; the rest is as it was. */
   segments: 1,
-  all: 2,
+  /** Segments, the TLB context, CR0 and RFLAGS.AC. */
+  rights: 2,
+  all: 3,
 } as const;
 export type Stale = (typeof Stale)[keyof typeof Stale];
 
@@ -50,6 +52,12 @@ export interface EngineHost {
   cr0Owned(): number;
   /** Low half of CR0 as the code sees it. */
   cr0Seen(): number;
+  /**
+   * 1: outside long mode generated code may load segment registers of level 0 from the GDT by itself, and says so by `segmentsLoaded` when it
+   * leaves; 0: it may not.
+   */
+  loadsSegments(): number;
+  segmentsLoaded(): void;
   /** Instructions retired; stands still while an engine runs. */
   readonly tick: number;
   readonly tscPerTick: number;

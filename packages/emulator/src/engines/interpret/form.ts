@@ -4,6 +4,7 @@
  */
 import type { Size } from '../../builder/builder.ts';
 import type { Instruction, Row } from '../../decode/instruction.ts';
+import { Seg } from '../../state-layout.ts';
 import type { CodeKey } from '../engine.ts';
 
 /** How segments become linear addresses. */
@@ -38,12 +39,14 @@ export interface Form {
   readonly vector?: { readonly vex: boolean; readonly wide: boolean; readonly imm: number };
   /** x87 instructions only. */
   readonly x87?: true;
+  /** MOV to SS only: it leaves an interrupt shadow. */
+  readonly shadows?: true;
   /** STI only: what follows neither leaves generated code nor sees the shadow. */
   readonly followed?: true;
 }
 
 export const formKey = (f: Form): string =>
-  `${f.mnemonic}.${f.condition} ${f.operands.join()} o${f.opSize} a${f.addrSize} c${f.codeSize} s${f.stackSize} ${f.segments}${f.special} ${f.memory} ${f.lock ? 'L' : ''}${f.rep}${f.countNotZero ? 'n' : ''} ${f.vendor}${f.vector === undefined ? '' : vectorKey(f.vector)}${f.followed ? ' f' : ''}`;
+  `${f.mnemonic}.${f.condition} ${f.operands.join()} o${f.opSize} a${f.addrSize} c${f.codeSize} s${f.stackSize} ${f.segments}${f.special} ${f.memory} ${f.lock ? 'L' : ''}${f.rep}${f.countNotZero ? 'n' : ''} ${f.vendor}${f.vector === undefined ? '' : vectorKey(f.vector)}${f.followed ? ' f' : ''}${f.shadows ? ' m' : ''}`;
 const vectorKey = ({ vex, wide, imm }: NonNullable<Form['vector']>): string =>
   ` ${vex ? 'v' : ''}${wide ? 'w' : ''}${imm}`;
 
@@ -168,7 +171,8 @@ export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 
   const accesses = (usesMemory(operands) && memory !== 'none') || hasMoffs(normal) || IMPLICIT.has(row.mnemonic);
   const addressed = accesses || BY_ADDRESS_SIZE.has(row.mnemonic);
   const long = key.codeSize === 8;
-  const modal = MODAL.has(row.mnemonic);
+  const loadsSegment = row.mnemonic === 'movseg' && row.operands[0] === 'Sw';
+  const modal = MODAL.has(row.mnemonic) || loadsSegment;
   const segments = long ? 'long' : key.flat || !(accesses || modal) ? 'flat' : 'checked';
   return {
     mnemonic: row.mnemonic,
@@ -185,6 +189,7 @@ export function formOf(insn: Instruction, normal: Normal, key: CodeKey, vendor: 
     condition: row.condition ?? -1,
     countNotZero: isCounted(row) && countNotZero(insn),
     vendor,
+    ...(loadsSegment && insn.reg === Seg.SS ? { shadows: true as const } : {}),
     ...(isVector(row) ? { vector: vectorFacts(insn) } : isX87(row) ? { x87: true as const } : {}),
   };
 }

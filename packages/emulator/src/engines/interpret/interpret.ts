@@ -270,11 +270,12 @@ export class InterpretEngine implements Engine {
     const stale = this.#host.takeStale();
     if (stale !== Stale.nothing) {
       if (stale === Stale.all) this.#prepare();
+      if (stale >= Stale.rights) this.#prepareRights();
       this.#prepareCode();
     }
     if (this.#aligned) return 'instruction';
-    const key = this.#keyState!;
-    const run = this.#run!;
+    let key = this.#keyState!;
+    let run = this.#run!;
     this.#awaited = this.#host.awaitsInterrupts();
     this.#words[P.awaited >> 2] = this.#awaited ? 1 : 0;
     this.#running = true;
@@ -291,20 +292,28 @@ export class InterpretEngine implements Engine {
       // A repeated instruction that goes on sets it again; one that was overwritten between its iterations does not.
       const resume = this.#words[RFLAGS >> 2] & Flag.RF;
       if (resume !== 0) this.#words[RFLAGS >> 2] &= ~Flag.RF;
+      // Likewise a shadow: it ends with the first instruction, which may leave another.
+      const shadow = shadowed ? this.#u8[SHADOW] : 0;
+      if (shadowed) this.#u8[SHADOW] = 0;
       this.#setSliceEnd(this.#host.tick + ((maxTicks | 0) - left) + slice);
       const status = run(exact ? SCRATCH_RECORDS : at, slice);
       const used = slice - this.#words[P.remaining >> 2];
-      // Nothing retired: RF is still in force.
-      if (used === 0) this.#words[RFLAGS >> 2] |= resume;
+      // Nothing retired: RF and the shadow are still in force.
+      if (used === 0) {
+        this.#words[RFLAGS >> 2] |= resume;
+        if (shadowed) this.#u8[SHADOW] = shadow;
+      }
       left -= used;
       this.#forms.elapsed(used);
       stop = this.#after(status);
-      if (status === Status.shadowed) shadowed = true;
-      else if (shadowed && used > 0) {
-        // It ended with the first instruction. What may come now is for the host to say.
-        this.#u8[SHADOW] = 0;
-        shadowed = false;
-        if (this.#awaited || this.#host.awaitsInterrupts()) stop ??= 'budget';
+      const over = shadowed;
+      shadowed = this.#u8[SHADOW] !== 0;
+      // What may come now is for the host to say.
+      if (over && !shadowed && (this.#awaited || this.#host.awaitsInterrupts())) stop ??= 'budget';
+      if (this.#words[P.segmentsLoaded >> 2] !== 0) {
+        this.#followSegments();
+        key = this.#keyState!;
+        run = this.#run!;
       }
       at = ENTRY_RECORD;
       if (this.#paused.length > 0) {
@@ -323,6 +332,13 @@ export class InterpretEngine implements Engine {
     this.#running = false;
     this.retired = (maxTicks | 0) - left;
     return stop ?? 'budget';
+  }
+
+  /** Generated code has loaded segment registers. */
+  #followSegments(): void {
+    this.#words[P.segmentsLoaded >> 2] = 0;
+    this.#host.segmentsLoaded();
+    this.#prepareCode();
   }
 
   #setSliceEnd(tick: number): void {
@@ -370,19 +386,25 @@ export class InterpretEngine implements Engine {
   #prepare(): void {
     const words = this.#words;
     const host = this.#host;
+    words[P.flagsIntercepted >> 2] = host.plainFlagImages() ? 0 : 1;
+    words[P.cr0Owned >> 2] = host.cr0Owned();
+    this.#prepareTsc();
+  }
+  /** Those that follow from the TLB context and CR0. */
+  #prepareRights(): void {
+    const words = this.#words;
+    const host = this.#host;
     const context = host.tlbContext();
     words[P.context >> 2] = context;
     words[P.contextHash >> 2] = ((context * 37) % Layout.tlbEntries) * TlbEntry.size;
-    words[P.flagsIntercepted >> 2] = host.plainFlagImages() ? 0 : 1;
     const cr0 = words[CR0_WORD];
     const gates = vectorGates(words, cr0 & ~TS);
     words[P.vectors >> 2] = (cr0 & TS) === 0 ? gates : ALL_GATES;
     words[P.vectorsClear >> 2] = gates;
-    words[P.cr0Owned >> 2] = host.cr0Owned();
     words[P.cr0Seen >> 2] = host.cr0Seen();
-    this.#prepareTsc();
+    words[P.loadsSegments >> 2] = host.loadsSegments();
   }
-  /** Those of them that follow from segments. */
+  /** Those that follow from segments. */
   #prepareCode(): void {
     const words = this.#words;
     const codeKey = this.#host.codeKey();
@@ -475,6 +497,7 @@ export class InterpretEngine implements Engine {
 
   place(): CodePlace {
     this.#prepare();
+    this.#prepareRights();
     this.#prepareCode();
     if (this.#aligned) return { region: null, at: -1, why: 'handed-back' };
     return this.#hot?.place() ?? { region: null, at: -1, why: 'engine' };

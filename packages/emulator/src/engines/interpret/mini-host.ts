@@ -61,6 +61,10 @@ export class MiniHost implements EngineHost {
   cr0Seen(): number {
     return 0;
   }
+  loadsSegments(): number {
+    return 0;
+  }
+  segmentsLoaded(): void {}
   readonly tick = 0;
   readonly tscPerTick = 1;
   tscOffset(): bigint {

@@ -5,7 +5,7 @@
 import type { Access, Block, Builder, Cond, FlagName, FlagUpdate, RegRef, Size, Value } from '../../builder/builder.ts';
 import { AssertionError } from '../../exceptions.ts';
 import { Layout } from '../../memory/layout.ts';
-import { Flag, S } from '../../state-layout.ts';
+import { Flag, S, Seg } from '../../state-layout.ts';
 import { How } from './block-moves.ts';
 import type { FlagArithmetic, FlagUpdateNodes } from './flags.ts';
 import * as lazy from './flags.ts';
@@ -331,6 +331,12 @@ export class Recorder extends ValueRecorder implements Builder {
     this.regVersion++;
     this.effect({ kind: 'setReg', address: null, k: BigInt(Layout.state + offset), size, value: n(value) });
   }
+  /** Memory at a linear address that no segment is asked for, as the running code reads data. */
+  loadLinear(linear: Value, size: Size): Value {
+    this.facts.mayLeave = true;
+    const access = { size, seg: Seg.DS, forWrite: false } as const;
+    return v(this.push('load', 'i64', [n(linear)], 0n, size, size * 8, { access }));
+  }
   /** A field of the segment slot that the record's `reg` names. */
   slot(offset: number, size: Size): Value {
     const address = this.record('regAddress', 'i32', BigInt(R.reg), 32);
@@ -348,7 +354,7 @@ export class Recorder extends ValueRecorder implements Builder {
     this.facts.mayHandBack = true;
     this.effect({ kind: 'handBack', condition: n(a) });
   }
-  /** The instruction ends here, with an interrupt shadow over the next. */
+  /** The instruction ends here, and the run with it; often with an interrupt shadow over the next. */
   leaveShadowed(): void {
     this.facts.mayLeave = true;
     this.effect({ kind: 'shadowed', next: n(this.nextRip()) });

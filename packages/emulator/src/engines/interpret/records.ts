@@ -86,6 +86,9 @@ export const P = {
   tscOffset: slot + 104,
   /** u32: what the host says about RDTSC and RDTSCP (EngineHost). */
   tscReaders: slot + 112,
+  /** u32: what the host says about loads of segment registers (EngineHost); generated code sets `segmentsLoaded` (u64) to 1 behind one. */
+  loadsSegments: slot + 116,
+  segmentsLoaded: slot + 120,
   /** u64: id of the code key, where the jump cache's entries have it. */
   key: slot + 48,
 } as const;

@@ -194,18 +194,85 @@ function loadRealMode(r: Recorder, selector: Value): void {
 
 /** ES, DS, FS, GS: SS makes a shadow. */
 const isPlainSegment = (seg: number): boolean => seg === Seg.ES || (seg >= Seg.DS && seg <= Seg.GS);
+const isLoadable = (seg: number): boolean => seg === Seg.SS || isPlainSegment(seg);
 const isStore = (insn: Instruction): boolean => insn.row.operands[0] === 'Rv/Mw';
+
+const GDTR = S.segments + Seg.GDTR * 16;
+/** Accessed writable data that does not expand down, present, of level 0: what is wanted of a descriptor, and of which of its bits. */
+const DESCRIPTOR_MASK = 0xff00n << 32n;
+const DESCRIPTOR = 0x9300n << 32n;
+
+/** The descriptor of a selector of level 0; anything but plain data is handed back. */
+function plainDescriptor(r: Recorder, selector: Value): Value {
+  const offset = r.and(selector, r.const(0xfff8));
+  const ours = r.state(PRIVATE_SLOT(P.loadsSegments), 4);
+  const odd = r.ne(r.and(selector, r.const(7)), r.const(0));
+  r.handBackWhen(r.orC(r.isZero(ours), r.orC(odd, r.isZero(offset))));
+  r.handBackWhen(r.ltU(r.state(GDTR + LIMIT, 4), r.add(offset, r.const(7))));
+  const found = r.loadLinear(r.zext(r.add(r.state(GDTR + BASE, 8), offset), 4), 8);
+  r.handBackWhen(r.ne(r.and(found, r.const(DESCRIPTOR_MASK)), r.const(DESCRIPTOR)));
+  return found;
+}
+/** A descriptor becomes a segment (APM vol. 2 section 4.7.1). */
+function loadProtected(r: Recorder, selector: Value): void {
+  const found = plainDescriptor(r, selector);
+  const high = r.shrU(found, r.const(32));
+  const units = r.or(r.and(found, r.const(0xffff)), r.and(high, r.const(0xf_0000)));
+  const pages = r.or(r.shl(units, r.const(12)), r.const(0xfff));
+  const limit = r.select(has(r, high, 0x80_0000), pages, units);
+  const attrib = r.or(r.and(r.shrU(high, r.const(8)), r.const(0xff)), r.and(r.shrU(high, r.const(12)), r.const(0xf00)));
+  const base = r.or(
+    r.or(r.shrU(r.zext(found, 4), r.const(16)), r.shl(r.and(high, r.const(0xff)), r.const(16))),
+    r.and(high, r.const(0xff00_0000n)),
+  );
+  r.setSlot(SELECTOR, 8, r.or(r.or(selector, r.shl(attrib, r.const(16))), r.shl(limit, r.const(32))));
+  r.setSlot(BASE, 8, base);
+  r.setState(PRIVATE_SLOT(P.segmentsLoaded), 8, r.const(1));
+}
+
+/** A slot's attributes above its selector: those of flat data, and all that are asked for it (cpu/code-key.ts). */
+const FLAT_DATA = (Attrib.P | Attrib.S | 0x2) << 16;
+const FLAT_DATA_MASK = (Attrib.P | Attrib.S | 0xe | Attrib.unusable) * 0x10000;
+const slotOf = (seg: number): number => S.segments + seg * 16;
+function spansAll(r: Recorder, seg: number): Cond {
+  const whole = r.eq(r.state(slotOf(seg) + LIMIT, 4), r.const(0xffffffffn));
+  return r.andC(whole, r.isZero(r.state(slotOf(seg) + BASE, 8)));
+}
+function isFlatData(r: Recorder, seg: number): Cond {
+  const attributes = r.and(r.state(slotOf(seg), 4), r.const(FLAT_DATA_MASK));
+  return r.andC(spansAll(r, seg), r.eq(attributes, r.const(FLAT_DATA)));
+}
+/** Is the code key another than the form's, now that a segment register other than CS has been loaded? */
+function changesKey(r: Recorder, { stackSize, segments }: Form): Cond {
+  const big = has(r, r.state(slotOf(Seg.SS), 4), Attrib.DB << 16);
+  const stack = stackSize === 4 ? r.notC(big) : big;
+  const data = r.andC(isFlatData(r, Seg.ES), r.andC(isFlatData(r, Seg.SS), isFlatData(r, Seg.DS)));
+  const flat = r.andC(spansAll(r, Seg.CS), data);
+  return r.orC(stack, segments === 'flat' ? r.notC(flat) : flat);
+}
+
+/** SS, too: its shadow ends the run. Where the key has become another, what follows is to be found anew. */
+function loadRegister(r: Recorder, selector: Value, form: Form): void {
+  if (form.codeSize === 4) loadProtected(r, selector);
+  else {
+    const inReal = (): void => {
+      guardRealMode(r);
+      loadRealMode(r, selector);
+    };
+    r.when(has(r, r.state(S.cr0, 8), 1), () => loadProtected(r, selector), inReal);
+  }
+  if (form.shadows) {
+    r.setState(S.shadow, 1, r.const(2));
+    r.leaveShadowed();
+  } else r.when(changesKey(r, form), () => r.leaveShadowed());
+}
 
 const movseg: SystemPath = {
   accepts: (insn) =>
-    isStore(insn) ? segmentOperand(insn) <= Seg.GS : insn.codeSize === 2 && isPlainSegment(segmentOperand(insn)),
+    isStore(insn) ? segmentOperand(insn) <= Seg.GS : insn.codeSize !== 8 && isLoadable(segmentOperand(insn)),
   record: (r, op, form) => {
-    if (form.operands[0] === 'Rv/Mw') {
-      op.operands[0].set(r.slot(SELECTOR, 2));
-      return;
-    }
-    guardRealMode(r);
-    loadRealMode(r, op.operands[1].get());
+    if (form.operands[0] === 'Rv/Mw') op.operands[0].set(r.slot(SELECTOR, 2));
+    else loadRegister(r, r.zext(op.operands[1].get(), 2), form);
   },
 };
 
