@@ -8,7 +8,7 @@
 %define COUNT 200000
 %endif
 %ifndef BATCHES
-%define BATCHES 4
+%define BATCHES 10
 %endif
         org 0x7c00
         bits 16

@@ -1,8 +1,21 @@
 ; kernels.asm: small programs, paged: 32-bit (default) or long mode (-DLONG). A 64 KiB ROM at 0xF0000 and below 4 GiB.
 ; -DKERNEL_name chooses one of user-kernels.inc, PORT, CPUID, TS, WP, or ROUND, which starts in real mode. ITERATIONS is a kernel's own unit.
+; PORT, CPUID, TS, WP and ROUND run WARM units before the 'S'.
 ; Writes 'S' to port 0xE9 at the start, 'E' at the end, then leaves by port 0xF4. Data at 4 MiB, 16 MiB are mapped.
 %ifndef ITERATIONS
 %error "give -DITERATIONS=n"
+%endif
+%ifdef KERNEL_PORT
+%define WARMS
+%elifdef KERNEL_CPUID
+%define WARMS
+%elifdef KERNEL_TS
+%define WARMS
+%elifdef KERNEL_WP
+%define WARMS
+%endif
+%ifndef WARM
+%define WARM 1
 %endif
 %include "registers.inc"
 %define DATA 0x400000
@@ -64,6 +77,10 @@ run:    mov     ax, 16
         mov     es, ax
         mov     ss, ax
         mov     SP_, 0x200000
+%ifdef WARMS
+        mov     ecx, WARM
+        call    kernel.units
+%endif
         mov     al, 'S'
         out     0xe9, al
         call    kernel
@@ -76,9 +93,8 @@ run:    mov     ax, 16
 ; ROUND: from real mode to protected mode with 32-bit code and back, not paged; ITERATIONS times.
 %ifdef KERNEL_ROUND
         bits 16
-kernel: mov     al, 'S'
-        out     0xe9, al
-        mov     ecx, ITERATIONS
+kernel: mov     ecx, WARM
+        mov     ebp, ITERATIONS
         mov     ebx, cr0
 .loop:  or      bl, 1
         mov     cr0, ebx
@@ -100,7 +116,14 @@ kernel: mov     al, 'S'
         mov     ss, ax
         dec     ecx
         jnz     .loop
-        mov     al, 'E'
+        test    ebp, ebp
+        jz      .done
+        mov     al, 'S'
+        out     0xe9, al
+        mov     ecx, ebp
+        xor     ebp, ebp
+        jmp     .loop
+.done:  mov     al, 'E'
         out     0xe9, al
         mov     al, 0
         out     0xf4, al
@@ -117,13 +140,15 @@ kernel: mov     al, 'S'
 ; PORT: OUT to the POST port. CPUID: leaf 0. TS: MOV CR0 sets CR0.TS, CLTS clears it. WP: two MOVs to CR0 clear and set CR0.WP.
 %ifdef KERNEL_PORT
 kernel: mov     ecx, ITERATIONS
+.units:
 .loop:  out     0x80, al
         dec     ecx
         jnz     .loop
         ret
 %endif
 %ifdef KERNEL_CPUID
-kernel: mov     edi, ITERATIONS
+kernel: mov     ecx, ITERATIONS
+.units: mov     edi, ecx
 .loop:  xor     eax, eax
         cpuid
         dec     edi
@@ -132,7 +157,7 @@ kernel: mov     edi, ITERATIONS
 %endif
 %ifdef KERNEL_TS
 kernel: mov     ecx, ITERATIONS
-        mov     A, cr0
+.units: mov     A, cr0
         or      eax, 8
 .loop:  mov     cr0, A
         clts
@@ -142,7 +167,8 @@ kernel: mov     ecx, ITERATIONS
 %endif
 %ifdef KERNEL_WP
 kernel: mov     ecx, ITERATIONS
-        mov     A, cr0
+.units: mov     A, cr0
+        and     eax, ~(1 << 16)
         mov     B, A
         or      ebx, 1 << 16
 .loop:  mov     cr0, A

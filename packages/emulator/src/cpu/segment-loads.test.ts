@@ -1,0 +1,126 @@
+/** MOV to segment registers of level 0: generated code does the plain ones, and everything behind them goes by what was loaded. */
+import { describe, expect, it } from 'vitest';
+import type { PlatformBus } from '../processor-api.ts';
+import { S } from '../state-layout.ts';
+import { TestLayout, TestMachine, type TestMode } from '../testing/index.ts';
+
+const HANDLER = 0x2_0000;
+/** Of what a descriptor can be: with a base and a limit, byte-granular; not accessed; read-only; expand-down. */
+const GDT: readonly (readonly [selector: number, descriptor: bigint])[] = [
+  [0x20, 0x1240_9301_2345_3fffn],
+  [0x18, 0x00cf_9200_0000_ffffn],
+  [0x50, 0x00cf_9100_0000_ffffn],
+  [0x58, 0x00cf_9700_0000_0fffn],
+];
+
+/** mov ax, selector; mov seg, ax. Registers: 0 ES, 2 SS, 3 DS, 4 FS, 5 GS. */
+const load = (seg: number, selector: number, long = true): number[] => [
+  ...(long ? [0x66] : []),
+  ...[0xb8, selector & 0xff, selector >> 8],
+  ...[0x8e, 0xc0 | (seg << 3)],
+];
+const READ_LOW = [0x8b, 0x1d, 0x08, 0x90, 0, 0];
+const READ_HIGH = [0x8b, 0x1d, 0x00, 0x10, 0x02, 0];
+const STOSB = [0xbf, 0x00, 0xa0, 0, 0, 0xaa];
+const PUSH_POP = [0x50, 0x5a];
+const PROTECTED: Readonly<Record<string, readonly number[]>> = {
+  'ds of 64 KiB and back': [...load(3, 0x28), ...READ_LOW, ...load(3, 0x10), ...READ_HIGH],
+  'ds of 64 KiB, and beyond it': [...load(3, 0x28), ...READ_HIGH, ...load(3, 0x10)],
+  'ss of 16 bits and back': [...load(2, 0x28), ...PUSH_POP, ...load(2, 0x10), ...PUSH_POP],
+  'es with a base': [...load(0, 0x20), ...STOSB, ...load(0, 0x10), ...STOSB],
+  'fs and gs': [...load(4, 0x20), 0x64, ...READ_LOW, ...load(5, 0x28), 0x65, ...READ_LOW],
+  'a descriptor that was not accessed': [...load(3, 0x18), ...READ_LOW, ...load(3, 0x10)],
+  'a read-only one in ds': [...load(3, 0x50), ...READ_LOW, ...load(3, 0x10)],
+  'a read-only one in ss': [...load(2, 0x50), ...PUSH_POP],
+  'one that expands down': [...load(3, 0x58), ...READ_LOW, ...load(3, 0x10)],
+  'code in ds': [...load(3, 0x08), ...READ_LOW, ...load(3, 0x10)],
+  'of level 3': [...load(3, 0x3b), ...READ_LOW, ...load(3, 0x10)],
+  'rpl 3 in ss': [...load(2, 0x13)],
+  'null in ds': [...load(3, 0), ...load(3, 0x10)],
+  'beyond the table': [...load(3, 0x60)],
+  'a selector of the ldt': [...load(3, 0x14)],
+  'ss twice, and a jump': [...load(2, 0x28), ...load(2, 0x10), 0xeb, 0x00, ...PUSH_POP],
+};
+const REAL: Readonly<Record<string, readonly number[]>> = {
+  'ds, es and ss': [
+    ...[...load(3, 0x1230, false), 0xa1, 0x10, 0x00, ...load(0, 0x2000, false), 0xbf, 0x10, 0x00, 0xab],
+    ...[...load(2, 0x0100, false), 0x50, 0x5a, ...load(2, 0, false), ...load(3, 0, false)],
+  ],
+};
+
+/** Bytes of the block that an engine keeps for itself. */
+const PRIVATE: readonly (readonly [number, number])[] = [
+  [S.lazyResult, S.segments],
+  [S.derived, S.ymm],
+];
+const bus: PlatformBus = {
+  pioIn: () => 0,
+  pioOut: () => {},
+  read: () => 0n,
+  write: () => {},
+  acknowledgeInterrupt: () => 0x30,
+};
+
+type Engine = 'evaluate' | 'interpret' | 'translate';
+interface Told {
+  mode: TestMode;
+  /** Ticks after which an interrupt comes in. */
+  interrupted?: number;
+  listens?: boolean;
+}
+
+function run(engine: Engine, body: readonly number[], { mode, interrupted, listens }: Told) {
+  const machine = new TestMachine({ engine, bus });
+  const { state, cpu, memory } = machine;
+  const turn = [...body, 0x4d];
+  // body; dec ebp; jnz body; hlt
+  machine.load([...turn, 0x75, -(turn.length + 2) & 0xff, 0xf4], mode);
+  if (mode !== 'real') for (const [selector, value] of GDT) memory.write64(TestLayout.gdt + selector, value);
+  // Exceptions stop; the interrupt goes back: iretd, or iret of 16 bits.
+  for (let vector = 0; vector < 32; vector++) machine.setHandler(vector, HANDLER + vector * 16, mode);
+  memory.writeBytes(HANDLER, new Uint8Array(512).fill(0xf4));
+  machine.setHandler(0x30, HANDLER + 0x300, mode);
+  memory.writeBytes(HANDLER + 0x300, Uint8Array.of(0x46, 0xcf));
+  const modes: string[] = [];
+  if (listens) cpu.onModeChange = ({ tick, to }) => void modes.push(`${tick} ${to.name}`);
+  state.rflags = 0x202n;
+  state.gpr[5] = 60n;
+  state.gpr[6] = 0n;
+  if (interrupted !== undefined) {
+    machine.go(interrupted);
+    cpu.interruptPending = true;
+    machine.go(1);
+    cpu.interruptPending = false;
+  }
+  const stop = machine.go(20_000);
+  const bytes = state.u8.slice();
+  for (const [from, to] of PRIVATE) bytes.fill(0, from, to);
+  const table = memory.readBytes(TestLayout.gdt, 0x60).slice();
+  return { stop, tick: cpu.tick, bytes, table, stack: memory.readBytes(0x8f00, 0x200).slice(), modes };
+}
+
+describe.each([
+  ['prot32', PROTECTED],
+  ['real', REAL],
+] as const)('loads in %s', (mode, bodies) => {
+  it.each(Object.entries(bodies))('%s', (_name, body) => {
+    const expected = run('evaluate', body, { mode });
+    expect(expected.stop).toBe('halt');
+    for (const engine of ['interpret', 'translate'] as const) expect(run(engine, body, { mode })).toEqual(expected);
+  });
+});
+
+it.each(['prot32', 'real'] as const)('an interrupt finds the same instruction behind MOV SS: %s', (mode) => {
+  const body = mode === 'real' ? REAL['ds, es and ss'] : PROTECTED['ss of 16 bits and back'];
+  for (let interrupted = 1; interrupted < 24; interrupted++) {
+    const expected = run('evaluate', body, { mode, interrupted });
+    expect(expected.bytes[S.gpr + 48]).toBe(1);
+    expect(run('interpret', body, { mode, interrupted }), `after ${interrupted}`).toEqual(expected);
+  }
+});
+
+it('somebody who listens to the mode hears the same', () => {
+  const told = { mode: 'prot32', listens: true } as const;
+  const body = PROTECTED['ds of 64 KiB and back'];
+  expect(run('interpret', body, told)).toEqual(run('evaluate', body, told));
+});
