@@ -17,6 +17,7 @@ class Made {
   }
   isHot = (): boolean => false;
   isUsual = (): boolean => false;
+  hasUsual = true;
   make(forms: readonly Form[]): (FormInfo | null)[] {
     this.modules.push(forms.length);
     return forms.map((one) => (this.room-- > 0 ? ({ form: one } as FormInfo) : null));

@@ -77,7 +77,9 @@ export class ColdForms {
   /** The form, where it has to wait for a handler. */
   of(handlers: HandlerSet, form: Form): ColdForm | null {
     const { usual, runs } = this.#options;
-    if (runs === 0 || handlers.isHot(form) || (usual && handlers.isUsual(form))) return null;
+    if (runs === 0 || handlers.isHot(form)) return null;
+    if (usual && !handlers.hasUsual) this.#watch.time(() => handlers.loadUsual());
+    if (usual && handlers.isUsual(form)) return null;
     const key = formKey(form);
     let cold = this.#byKey.get(key);
     if (cold === undefined) {

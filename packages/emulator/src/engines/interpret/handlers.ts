@@ -109,19 +109,22 @@ export class HandlerSet {
     const hot = this.#hot.get(formKey({ ...form, vendor: 'amd' }));
     return hot !== undefined && (form.vendor === 'amd' || !this.#factsOf(hot).usesVendor);
   }
-  /** Does a handler of the usual ones execute the form as it is? */
+  /** Does a handler of the usual ones execute the form as it is? They have to be loaded. */
   isUsual(form: Form): boolean {
-    const usual = (this.#usual ??= this.#loadUsual());
+    const usual = this.#usual!;
     const place = usual.places.get(formKey({ ...form, vendor: 'amd' }));
     return place !== undefined && (form.vendor === 'amd' || !usual.factsAt(place).usesVendor);
   }
-  #loadUsual(): UsualHandlers {
+  get hasUsual(): boolean {
+    return this.#usual !== null;
+  }
+  loadUsual(): void {
     const usual = new UsualHandlers(this.long);
     const batch = { module: usual.module, first: this.#nextSlot, count: usual.places.size, fillsTable: true };
     this.#usualFirst = this.#nextSlot;
     this.#nextSlot += batch.count;
     for (let slot = batch.first; slot < this.#nextSlot; slot++) this.#batchOf[slot] = batch;
-    return usual;
+    this.#usual = usual;
   }
   #factsOf(hot: number): Facts {
     return unpackFacts(this.#hotFacts, hot - Special.count);
@@ -171,14 +174,14 @@ export class HandlerSet {
     return handler;
   }
 
-  /** Compiles what has no handler yet, in one module. */
-  compile(run: readonly { shape: { info: FormInfo | null } | null }[]): void {
+  /** Forms of a run that are to have handlers and have none yet; null: none. */
+  missing(run: readonly { shape: { info: FormInfo | null } | null }[]): FormInfo[] | null {
     let missing: FormInfo[] | null = null;
     for (const { shape } of run) {
       const info = shape?.info;
       if (info && info.hot < 0 && info.slot < 0) (missing ??= []).push(info);
     }
-    if (missing !== null) this.compileApart(missing);
+    return missing;
   }
   /** What is known of forms, with handlers for them from one module; null where there is no room. */
   make(forms: readonly Form[]): (FormInfo | null)[] {

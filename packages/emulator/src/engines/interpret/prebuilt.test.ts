@@ -37,6 +37,7 @@ describe('prebuilt modules', () => {
     expect(forms.length).toBeGreaterThan(300);
     expect(new Set(forms.map(formKey)).size).toBe(forms.length);
     const handlers = new HandlerSet(long);
+    handlers.loadUsual();
     for (const form of forms) {
       const [name, variant] = writeForm(form);
       const line = table.split('\n').find((one) => one.startsWith(`${name} `));
@@ -46,6 +47,7 @@ describe('prebuilt modules', () => {
   });
   it('a form that is written with the vendor of the other processors is the same where it does not ask', () => {
     const handlers = new HandlerSet(true);
+    handlers.loadUsual();
     const [add] = usualForms(true).filter(({ mnemonic }) => mnemonic === 'adc');
     expect(handlers.isUsual({ ...add!, vendor: 'intel' })).toBe(true);
     expect(handlers.isUsual({ ...add!, condition: 3 })).toBe(false);

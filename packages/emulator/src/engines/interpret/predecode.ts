@@ -185,7 +185,7 @@ export class Predecoder {
     if (known !== 0) return known;
     if (this.#pool.left < MAX_RUN || this.#pages.size > MAX_PAGES) throw new OutOfRecords();
     const run = this.#decodeRun(page, offset);
-    this.#watch.time(() => page.key.handlers.compile(run));
+    this.#compile(page, run);
     page.retired = 0;
     return this.#lay(page, run);
   }
@@ -241,7 +241,7 @@ export class Predecoder {
     const info = shape?.info ?? null;
     if (info === null) return false;
     const at = guard + R.size;
-    this.#watch.time(() => page.key.handlers.compile([pending]));
+    this.#compile(page, [pending]);
     this.#chooseHandlers(page, [pending], at);
     this.#write(page, pending, pending.shape!, at);
     if (info.facts.mayHandBack) this.#keep(at, pending.insn);
@@ -421,6 +421,11 @@ export class Predecoder {
     }
   }
 
+  #compile(page: CodePage, run: readonly Pending[]): void {
+    const { handlers } = page.key;
+    const missing = handlers.missing(run);
+    if (missing !== null) this.#watch.time(() => handlers.compileApart(missing));
+  }
   /** Backwards through the run: flags that nobody can see are not computed; a comparison goes with the jump behind it. */
   #chooseHandlers(page: CodePage, run: readonly Pending[], first: number): void {
     let live = true;
@@ -546,7 +551,7 @@ export class Predecoder {
     if (pending.cut) return false;
     this.#forgetInstruction(at);
     for (const record of [at, at + R.size]) this.#unlink(page, record);
-    this.#watch.time(() => page.key.handlers.compile([pending]));
+    this.#compile(page, [pending]);
     this.#chooseHandlers(page, [pending], at);
     this.#finish(page, pending, at);
     this.#writeLink(page, pending.next, at + R.size);

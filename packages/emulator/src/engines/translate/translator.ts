@@ -396,7 +396,9 @@ export class Translator implements HotCode {
     return facts;
   }
   #whyNot(page: CodePage, record: number): NotTranslated {
-    if (this.#view.getUint16(record + R.plain, true) === Special.instruction) return 'handed-back';
+    // One that only waits for its form's handler names the form.
+    const forJavaScript = this.#view.getUint16(record + R.plain, true) === Special.instruction;
+    if (forJavaScript) return this.#view.getUint32(record + R.link, true) === 0 ? 'handed-back' : 'cold';
     if ((this.#churn.get(page.hostPage) ?? 0) > 0) return 'changes';
     const run = this.#parts.predecoder.runAt(record);
     const first = run === undefined ? 0 : this.#view.getUint16(run.first + R.offset, true);
