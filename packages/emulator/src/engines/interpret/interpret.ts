@@ -141,6 +141,8 @@ export class InterpretEngine implements Engine {
   readonly #options: InterpretOptions;
   readonly #predecoder: Predecoder;
   readonly #forms: ColdForms;
+  /** Since forms were told of ticks. */
+  #ticks = 0;
   readonly #keys: (KeyState | undefined)[] = new Array<KeyState | undefined>(KEY_IDS).fill(undefined);
   readonly #runs: (Run | undefined)[] = new Array<Run | undefined>(KEY_IDS).fill(undefined);
   readonly #instances = new Map<HandlerSet, Instance>();
@@ -304,7 +306,7 @@ export class InterpretEngine implements Engine {
         if (shadowed) this.#u8[SHADOW] = shadow;
       }
       left -= used;
-      this.#forms.elapsed(used);
+      this.#ticks += used;
       stop = this.#after(status);
       const over = shadowed;
       shadowed = this.#u8[SHADOW] !== 0;
@@ -362,10 +364,17 @@ export class InterpretEngine implements Engine {
   /** RIP is at a record for JavaScript: has it a handler from now on? */
   #warms(record: number): boolean {
     const cold = this.#view.getUint32(record + R.link, true);
+    if (cold === 0) return false;
+    this.#tellTicks();
     // One that is held back gets the handler again that it had.
-    if (cold === 0 || !this.#forms.ran(cold) || this.#paused.length > 0) return false;
+    if (!this.#forms.ran(cold) || this.#paused.length > 0) return false;
     this.#predecoder.warm(record);
     return true;
+  }
+  /** Forms hear of ticks before they are asked for handlers. */
+  #tellTicks(): void {
+    this.#forms.elapsed(this.#ticks);
+    this.#ticks = 0;
   }
 
   /** RIP is at a guard that has refused: can it let through from now on? By the TLB as it is: a fetch that misses is the host's. */
@@ -379,6 +388,7 @@ export class InterpretEngine implements Engine {
     if (hostPage < 0 || !this.#host.memory.contains(hostPage * PAGE, PAGE)) return false;
     const page = this.#predecoder.runAt(guard)?.page;
     if (page === undefined) return false;
+    this.#tellTicks();
     return this.#predecoder.cross(page, guard, this.#predecoder.page(hostPage, page.key, this.#protect));
   }
 
@@ -541,6 +551,7 @@ export class InterpretEngine implements Engine {
   invalidateAll(): void {
     this.#clear();
     this.#forms.clear();
+    this.#ticks = 0;
   }
   #clear(): void {
     this.#predecoder.clear();
