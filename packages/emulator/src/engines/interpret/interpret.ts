@@ -306,7 +306,6 @@ export class InterpretEngine implements Engine {
         if (shadowed) this.#u8[SHADOW] = shadow;
       }
       left -= used;
-      this.#ticks += used;
       stop = this.#after(status);
       const over = shadowed;
       shadowed = this.#u8[SHADOW] !== 0;
@@ -333,6 +332,7 @@ export class InterpretEngine implements Engine {
     if (at === 0) stop = this.#entryStop;
     this.#running = false;
     this.retired = (maxTicks | 0) - left;
+    this.#ticks += this.retired;
     return stop ?? 'budget';
   }
 
@@ -355,16 +355,17 @@ export class InterpretEngine implements Engine {
     const copied = pc >= SCRATCH_RECORDS && pc < SCRATCH_RECORDS + SCRATCH_COUNT * R.size;
     const record = copied ? this.#stepped + pc - SCRATCH_RECORDS : pc;
     const plain = this.#view.getUint16(record + R.plain, true);
-    if (plain === Special.guard ? this.#crosses(record) : plain === Special.instruction && this.#warms(record))
-      return undefined;
+    const mayGoOn = plain === Special.guard || this.#words[(record + R.link) >> 2] !== 0;
+    if (mayGoOn && this.#goesOn(record, plain)) return undefined;
     this.instruction = this.#predecoder.instructionAt(record);
     return 'instruction';
   }
 
-  /** RIP is at a record for JavaScript: has it a handler from now on? */
-  #warms(record: number): boolean {
+  /** RIP is at a guard that has refused, or at a record for JavaScript: can generated code execute it from now on? */
+  #goesOn(record: number, plain: number): boolean {
+    if (plain === Special.guard) return this.#crosses(record);
+    if (plain !== Special.instruction) return false;
     const cold = this.#view.getUint32(record + R.link, true);
-    if (cold === 0) return false;
     this.#tellTicks();
     // One that is held back gets the handler again that it had.
     if (!this.#forms.ran(cold) || this.#paused.length > 0) return false;
@@ -377,7 +378,7 @@ export class InterpretEngine implements Engine {
     this.#ticks = 0;
   }
 
-  /** RIP is at a guard that has refused: can it let through from now on? By the TLB as it is: a fetch that misses is the host's. */
+  /** Can a guard that has refused let through from now on? By the TLB as it is: a fetch that misses is the host's. */
   #crosses(guard: number): boolean {
     const view = this.#view;
     const rip = view.getBigUint64(Layout.state + S.rip, true);
