@@ -102,9 +102,6 @@ movups Wdq,Vdq 4bv0 4rv0
 movzx Gv,Eb 8b 8i
 movzx Gv,Ew 4r
 mul Rv 4 8
-nop  2
-nop Ev 2i 4b 4i
-nop Mb 4b 4i
 or Eb,Ib 1b 1bL 1rL
 or Ev,Gv 2r 2rg5 4b 4i 4r 8b
 or Ev,Iz 2b 4b 4r 4rg5 8b
@@ -114,6 +111,7 @@ or Rb,Ib 1
 or Rv,Iz 2
 paddd Vdq,Wdq 4v0
 paddq Vdq,Wdq 4v0
+pause  4
 pcmpeqb Vdq,Wdq 4v0
 pmovmskb Gd,Udq 4v0
 popcnt Gv,Rv 8
@@ -128,6 +126,8 @@ punpcklqdq Vdq,Wdq 4v0
 push Ev 8b 8bg5
 pushf  8
 pxor Vdq,Wdq 4rv0 4v0
+rdtsc  4
+rdtscp  4
 rol Rv,1 4
 rol Rv,CL 8
 rol Rv,Ib 2k 4k 8k
@@ -325,8 +325,8 @@ movdqu Vdq,Wdq 4bv0 4iv0
 movs Yb,Xb 1 1a2qe
 movs Yv,Xv 2
 movseg Rv/Mw,Sw 2 2bq 4
-movseg Sw,Ew 2bq
-movseg Sw,Rw 2
+movseg Sw,Ew 2bc2s2q 4b
+movseg Sw,Rw 2c2s2q 4 4q 4s2 4s2q
 movsx Gv,Eb 4b 4i
 movsx Gv,Ew 4b 4i
 movsx Gv,Rw 4
@@ -334,9 +334,6 @@ movzx Gv,Eb 4bq
 movzx Gv,Ew 4bq
 mul Ev 4b 4i
 mul Rv 4
-nop  2
-nop Ev 4b
-nop Mb 4b 4i
 or Eb,Gb 1b
 or Eb,Ib 1b 1bL
 or Ev,Gv 2b 2bg4 4b 4i
@@ -347,6 +344,7 @@ or Rb,Gb 1
 or Rb,Ib 1
 or Rv,Iz 2
 pand Vdq,Wdq 4bv0 4v0
+pause  2 4
 pcmpeqb Vdq,Wdq 4v0
 pcmpgtb Vdq,Wdq 4bv0 4v0
 pmovmskb Gd,Udq 4v0
@@ -370,6 +368,8 @@ pushseg ES 4
 pushseg FS 4
 pushseg SS 4
 pxor Vdq,Wdq 4v0
+rdtsc  2 4
+rdtscp  4
 ret  4c2s2q
 ret Iw 4
 rol Rv,1 4
