@@ -26,6 +26,7 @@ const BESIDE: readonly Contender[] = [
   { engine: 'interpret', variant: 'writes' },
   { engine: 'interpret', variant: 'traced' },
   { engine: 'translate', variant: 'moved' },
+  { engine: 'translate', variant: 'split' },
 ];
 
 /** For programs that change their tables: what flushes, as KVM does when registers are written, is left out. */
