@@ -135,7 +135,9 @@ export class MemoryAccess implements WalkMemory {
     state.touched = true;
     if (state.keysStale) this.#spaces.forget();
     state.keysStale = false;
-    const changed = this.#follow(guest);
+    const toggled = state.spaceStale ? undefined : this.#toggle();
+    state.spaceStale = false;
+    const changed = toggled ?? this.#follow(guest);
     const { words } = state;
     const rights = (words[S.cpl >> 2] & 0xff) | (words[S.rflags >> 2] & Flag.AC) | ((words[S.cr0 >> 2] & AM) << 1);
     if (!changed && rights === this.#seenRights) return;
@@ -176,9 +178,23 @@ export class MemoryAccess implements WalkMemory {
       const pdptes = this.usesPdpteRegisters() ? this.#pdpte : undefined;
       space.derive(this.#state, owner, pagingConfig(this.#state, this.#host.pagingModel, pdptes));
     }
+    space.pair(this.#space);
+    this.#enter(space);
+    return true;
+  }
+  #enter(space: AddressSpace): void {
     this.#space = space;
     this.walker.configure(space.config);
     this.#tables.belongTo(space.asid, space.nestedRoot, this.tlb.nestedEpoch);
+  }
+  /** As `#follow` where of all that a space follows from only CR0 may have changed; undefined: the space is not at hand. */
+  #toggle(): boolean | undefined {
+    const { generation } = this.tlb;
+    const cr0 = this.#state.words[S.cr0 >> 2];
+    if (this.#space.holds(cr0, generation)) return false;
+    const { twin } = this.#space;
+    if (twin === null || twin.twin !== this.#space || !twin.holds(cr0, generation)) return undefined;
+    this.#enter(twin);
     return true;
   }
 

@@ -12,6 +12,7 @@ import type { StateBlock } from './state.ts';
 
 /** PE follows from PG. */
 const CR0_INPUTS = Number(CR0.PG | CR0.WP) | 0;
+const WP = Number(CR0.WP);
 const LA57 = Number(CR4.LA57);
 const CR0_WORD = S.cr0 >> 2;
 const CR3_WORD = S.cr3 >> 2;
@@ -42,6 +43,8 @@ export class AddressSpace implements AddressOwner {
   nestedShape: NestedShape | null | undefined = undefined;
   /** -1: never filled, or no longer right. */
   generation = -1;
+  /** Differs in CR0.WP alone, if it says the same of this one. */
+  twin: AddressSpace | null = null;
 
   // What follows.
   paging = false;
@@ -70,8 +73,30 @@ export class AddressSpace implements AddressOwner {
     );
   }
 
+  /** Is it right for this CR0, if all else has stayed? */
+  holds(cr0: number, generation: number): boolean {
+    return this.#cr0 === (cr0 & CR0_INPUTS) && this.generation === generation;
+  }
+  /** Two between which somebody has gone know each other where that is CR0.WP. */
+  pair(other: AddressSpace): void {
+    const same =
+      (this.#cr0 ^ other.#cr0) === WP &&
+      this.#cr3 === other.#cr3 &&
+      this.#cr3High === other.#cr3High &&
+      this.#cr4 === other.#cr4 &&
+      this.#efer === other.#efer &&
+      this.inGuest === other.inGuest &&
+      this.asid === other.asid &&
+      this.nestedRoot === other.nestedRoot &&
+      this.nestedShape === other.nestedShape;
+    if (!same) return;
+    this.twin = other;
+    other.twin = this;
+  }
+
   derive(state: StateBlock, owner: AddressOwner, config: PagingConfig): void {
     const { words } = state;
+    this.twin = null;
     this.#cr0 = words[CR0_WORD] & CR0_INPUTS;
     this.#cr3 = words[CR3_WORD];
     this.#cr3High = words[CR3_WORD + 1];

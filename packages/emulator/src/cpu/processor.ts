@@ -39,7 +39,6 @@ const S = stateLayout;
 const Flag = flagBits;
 const Direct = directOutcomes;
 const Stale = staleParts;
-type Stale = staleParts;
 
 /** What a processor is built from. */
 export interface ProcessorOptions {
@@ -537,16 +536,16 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   // EngineHost
 
-  takeStale(): Stale {
+  takeStale(): number {
     const { state } = this;
+    const segments = state.segmentsStale ? Stale.segments : 0;
     if (!state.runStale && !state.rightsStale) {
-      if (!state.segmentsStale) return Stale.nothing;
       state.segmentsStale = false;
-      return Stale.segments;
+      return segments;
     }
     // The key and the context are made now, if need be, and that makes nothing stale again.
     if (state.derivedStale) this.access.refresh();
-    const what = state.runStale ? Stale.all : Stale.rights;
+    const what = state.runStale ? Stale.all : Stale.rights | segments;
     state.runPrepared();
     return what;
   }

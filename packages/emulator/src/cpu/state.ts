@@ -21,6 +21,8 @@ export class StateBlock implements ProcessorState {
   readonly words: Int32Array;
   /** TLB contexts must be computed anew before the next use. */
   derivedStale = true;
+  /** More than CR0 and RFLAGS may have changed of what they follow from. */
+  spaceStale = true;
   /** PKRU or IA32_PKRS was written: TLB contexts must be computed anew whatever else has stayed. */
   keysStale = true;
   /** The mode must be looked at when the instruction has ended. */
@@ -48,6 +50,7 @@ export class StateBlock implements ProcessorState {
   /** Says that something changed on which mode, TLB contexts or code key depend. */
   touch(): void {
     this.derivedStale = true;
+    this.spaceStale = true;
     this.modeStale = true;
     this.moved = true;
     this.#touched();
@@ -80,6 +83,7 @@ export class StateBlock implements ProcessorState {
   /** What was settled when `touched` became false is so again. */
   settle(): void {
     this.derivedStale = false;
+    this.spaceStale = false;
     this.modeStale = false;
     this.runPrepared();
   }
@@ -170,6 +174,7 @@ export class StateBlock implements ProcessorState {
   #keysWritten(): void {
     this.keysStale = true;
     this.derivedStale = true;
+    this.spaceStale = true;
     this.#touched();
   }
   get cpl(): number {

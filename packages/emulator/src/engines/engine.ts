@@ -18,16 +18,16 @@ export interface CodeKey {
   alignmentCheck: boolean;
 }
 
-/** What of the things that an engine derives from its host may have changed. */
+/** What of the things that an engine derives from its host may have changed, as bits. */
 export const Stale = {
-  nothing: 0,
-  /** Segments, and with them the code key; the rest is as it was. */
+  /** Segments, and with them the code key. */
   segments: 1,
-  /** Segments, the TLB context, CR0 and RFLAGS.AC. */
+  /** The TLB context, CR0 and RFLAGS.AC. */
   rights: 2,
-  all: 3,
+  /** All else. */
+  owner: 4,
+  all: 7,
 } as const;
-export type Stale = (typeof Stale)[keyof typeof Stale];
 
 /** What the engine needs of the processor. Linear addresses cross as two 32-bit halves; results through `S.scratch`. */
 export interface EngineHost {
@@ -35,9 +35,9 @@ export interface EngineHost {
   readonly state: ProcessorState;
   /**
    * May the context, the key, the segments, the control registers, XCR0 or what is intercepted of flag images be others than when this was
-   * last asked? Asking answers for what the host shows from now on.
+   * last asked? {@link Stale}'s bits. Asking answers for what the host shows from now on.
    */
-  takeStale(): Stale;
+  takeStale(): number;
   /** TLB context id of data accesses now (tags of TlbEntry). */
   tlbContext(): number;
   codeKey(): CodeKey;

@@ -103,6 +103,9 @@ const TWO_TO_MINUS_32 = 2 ** -32;
 const word = (offset: number): number => (Layout.state + offset) >> 2;
 const CR0_WORD = word(S.cr0);
 const TS = 8;
+const AM = 0x40000;
+/** CPL in its low byte. */
+const STATUS_WORD = word(S.cpl);
 const CR4_WORD = word(S.cr4);
 const XCR0_WORD = word(S.xcr0);
 
@@ -270,10 +273,10 @@ export class InterpretEngine implements Engine {
     this.instruction = null;
     this.retired = 0;
     const stale = this.#host.takeStale();
-    if (stale !== Stale.nothing) {
-      if (stale === Stale.all) this.#prepare();
-      if (stale >= Stale.rights) this.#prepareRights();
-      this.#prepareCode();
+    if (stale !== 0) {
+      if ((stale & Stale.owner) !== 0) this.#prepare();
+      if ((stale & Stale.rights) !== 0) this.#prepareRights();
+      if ((stale & Stale.segments) !== 0 || this.#isAligned() !== this.#aligned) this.#prepareCode();
     }
     if (this.#aligned) return 'instruction';
     let key = this.#keyState!;
@@ -414,6 +417,11 @@ export class InterpretEngine implements Engine {
     words[P.vectorsClear >> 2] = gates;
     words[P.cr0Seen >> 2] = host.cr0Seen();
     words[P.loadsSegments >> 2] = host.loadsSegments();
+  }
+  /** All of the code key that follows from rights (cpu/code-key.ts). */
+  #isAligned(): boolean {
+    const words = this.#words;
+    return (words[RFLAGS >> 2] & Flag.AC) !== 0 && (words[CR0_WORD] & AM) !== 0 && (words[STATUS_WORD] & 0xff) === 3;
   }
   /** Those that follow from segments. */
   #prepareCode(): void {

@@ -43,7 +43,7 @@ export class MiniHost implements EngineHost {
   get state(): ProcessorState {
     throw new Error('engines reach the state through memory');
   }
-  takeStale(): Stale {
+  takeStale(): number {
     return Stale.all;
   }
   tlbContext(): number {
