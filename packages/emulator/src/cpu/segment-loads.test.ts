@@ -1,7 +1,7 @@
 /** MOV to segment registers of level 0: generated code does the plain ones, and everything behind them goes by what was loaded. */
 import { describe, expect, it } from 'vitest';
 import type { PlatformBus } from '../processor-api.ts';
-import { S } from '../state-layout.ts';
+import { S, Seg } from '../state-layout.ts';
 import { TestLayout, TestMachine, type TestMode } from '../testing/index.ts';
 
 const HANDLER = 0x2_0000;
@@ -61,20 +61,31 @@ const bus: PlatformBus = {
   acknowledgeInterrupt: () => 0x30,
 };
 
+/** 16-bit code that stands above 64 KiB. */
+const SMALL: Readonly<Record<string, readonly number[]>> = {
+  'ss, ds and es': [
+    ...[...load(2, 0x28, false), 0x50, 0x5a, ...load(3, 0x10, false), 0x66, 0x67, 0x8b, 0x1d, 0, 0x10, 0x02, 0],
+    ...[...load(2, 0x10, false), 0x50, 0x5a, ...load(0, 0x28, false), ...load(4, 0x20, false)],
+  ],
+};
+
 type Engine = 'evaluate' | 'interpret' | 'translate';
 interface Told {
   mode: TestMode;
+  /** CS.D is 0. */
+  small?: boolean;
   /** Ticks after which an interrupt comes in. */
   interrupted?: number;
   listens?: boolean;
 }
 
-function run(engine: Engine, body: readonly number[], { mode, interrupted, listens }: Told) {
+function run(engine: Engine, body: readonly number[], { mode, small, interrupted, listens }: Told) {
   const machine = new TestMachine({ engine, bus });
   const { state, cpu, memory } = machine;
   const turn = [...body, 0x4d];
   // body; dec ebp; jnz body; hlt
   machine.load([...turn, 0x75, -(turn.length + 2) & 0xff, 0xf4], mode);
+  if (small) machine.setSegment(Seg.CS, 0x20, 0x89b, 0xffffffff);
   if (mode !== 'real') for (const [selector, value] of GDT) memory.write64(TestLayout.gdt + selector, value);
   // Exceptions stop; the interrupt goes back: iretd, or iret of 16 bits.
   for (let vector = 0; vector < 32; vector++) machine.setHandler(vector, HANDLER + vector * 16, mode);
@@ -100,13 +111,15 @@ function run(engine: Engine, body: readonly number[], { mode, interrupted, liste
 }
 
 describe.each([
-  ['prot32', PROTECTED],
-  ['real', REAL],
-] as const)('loads in %s', (mode, bodies) => {
+  ['32-bit protected mode', 'prot32', false, PROTECTED],
+  ['16-bit protected mode', 'prot32', true, SMALL],
+  ['real mode', 'real', false, REAL],
+] as const)('loads in %s', (_what, mode, small, bodies) => {
   it.each(Object.entries(bodies))('%s', (_name, body) => {
-    const expected = run('evaluate', body, { mode });
+    const expected = run('evaluate', body, { mode, small });
     expect(expected.stop).toBe('halt');
-    for (const engine of ['interpret', 'translate'] as const) expect(run(engine, body, { mode })).toEqual(expected);
+    for (const engine of ['interpret', 'translate'] as const)
+      expect(run(engine, body, { mode, small })).toEqual(expected);
   });
 });
 

@@ -357,7 +357,9 @@ export class Recorder extends ValueRecorder implements Builder {
   /** The instruction ends here, and the run with it; often with an interrupt shadow over the next. */
   leaveShadowed(): void {
     this.facts.mayLeave = true;
-    this.effect({ kind: 'shadowed', next: n(this.nextRip()) });
+    // Going on does not wrap at 64 KiB, whatever the size of the code.
+    const next = this.record('nextRip');
+    this.effect({ kind: 'shadowed', next: this.codeSize === 8 ? next : this.zextNode(next, 4) });
   }
 
   // ---- endings
