@@ -165,6 +165,22 @@ describe('misspelt names are usage, with the nearest', () => {
   });
 });
 
+describe('run --until', () => {
+  test('a text that is never seen is told, and the status stays', async () => {
+    const unseen = await inProcess(['run', '--until', 'login:', 'hello']);
+    expect(unseen.status).toBe(1);
+    expect(unseen.stderr).toBe('tskvm: the serial console never showed the text of --until: "login:"\n');
+    const budget = await inProcess(['run', '--until', 'login:', '--max-instructions', '10', 'hello']);
+    expect(budget.status).toBe(124);
+    expect(lines(budget.stderr)).toHaveLength(2);
+  });
+  test('one that is seen ends the run with 0', async () => {
+    const shown = (await inProcess(['run', 'hello'])).stdout.trim().slice(0, 4);
+    const seen = await inProcess(['run', '--until', shown, 'hello']);
+    expect([seen.status, seen.stderr]).toEqual([0, '']);
+  });
+});
+
 describe('help', () => {
   const examples = async (command: string): Promise<string[]> =>
     lines((await helpOf(command)).split('Examples:\n')[1])

@@ -29,9 +29,10 @@ reset, guest-terminated, error, or interrupted by a signal) with its details,
 instructions, serial, and with --profile, profile.
 
 Exit status: the guest's by the debug-exit port 0xF4, value*2+1 as QEMU has it,
-so a guest that writes 0 ends with 1; 0 halted for ever, reset, or --until;
-3 triple fault; 124 instructions used up; 1 error; 2 usage; 130 and 143 by
-SIGINT and SIGTERM. On a terminal Ctrl-] ends the run.
+so a guest that writes 0 ends with 1; 0 halted for ever, reset, or the text of
+--until was seen; 3 triple fault; 124 instructions used up; 1 error; 2 usage;
+130 and 143 by SIGINT and SIGTERM. A text of --until that was never seen is told
+on stderr and leaves the status as it is. On a terminal Ctrl-] ends the run.
 ${INPUT_HELP}`,
         ),
     ),

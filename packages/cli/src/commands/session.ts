@@ -32,7 +32,7 @@ export interface SessionResult {
   tracer: Tracer | null;
 }
 
-/** Runs to the end. The end of standard input does not stop the guest. */
+/** Runs to the end. The end of standard input does not stop the guest. A text of `--until` that never came is told on stderr. */
 export async function runSession(options: SessionOptions): Promise<SessionResult> {
   const { flags, spec } = options;
   let serial = '';
@@ -58,6 +58,7 @@ export async function runSession(options: SessionOptions): Promise<SessionResult
         flags.maxInstructions === undefined ? undefined : parseNumber(flags.maxInstructions, '--max-instructions', 1),
       between: () => found,
     });
+    if (flags.until !== undefined && !found) process.stderr.write(`${unseen(flags.until)}\n`);
     return {
       backend: spec,
       stop: found ? { reason: 'debug-exit', status: 0 } : stop,
@@ -70,6 +71,9 @@ export async function runSession(options: SessionOptions): Promise<SessionResult
     detach();
   }
 }
+
+const unseen = (text: string): string =>
+  `tskvm: the serial console never showed the text of --until: ${JSON.stringify(text)}`;
 
 const SIGNALS = { SIGINT: 130, SIGTERM: 143 } as const;
 /** What was gathered so far is shown before a signal ends the run; gives what takes that back. */
