@@ -174,6 +174,11 @@ describe('help', () => {
 });
 
 describe('commands', () => {
+  test("run --until with a text that never came: told, and the status is the guest's", async () => {
+    const { status, stderr } = await tskvm(inDir(['run', '--until', 'never', '@switch.bin']));
+    expect(status).toBe((await tskvm(inDir(['run', '@switch.bin']))).status);
+    expect(stderr).toContain('never showed the text of --until: "never"');
+  });
   test('modes --json: both switches with their path', async () => {
     const { status, stdout } = await tskvm(inDir(['modes', '--json', '@switch.bin']));
     expect(status).toBe(11);
@@ -222,7 +227,9 @@ describe('commands', () => {
   test('backends', async () => {
     const [text, json] = await Promise.all([tskvm(['backends']), tskvm(['backends', '--json'])]);
     expect(text.stdout).toMatch(/svm[\s\S]*vmx/);
-    JSON.parse(json.stdout);
+    const svm = JSON.parse(json.stdout).find(({ name }: { name: string }) => name === 'svm');
+    const { stderr } = await tskvm(inDir(['run', '--backend', 'svm,nosuchparam=1', '@switch.bin']));
+    expect(stderr).toContain(`It has ${Object.keys(svm.params).join(', ')}`);
   });
   test('cpus', async () => {
     const [text, json] = await Promise.all([tskvm(['cpus']), tskvm(['cpus', '--json'])]);

@@ -140,6 +140,8 @@ describe('module parameters', () => {
     expect(message).toBe("svm has no parameter 'ntp'; did you mean 'npt'? It has npt, nested, pauseFilterCount");
     expect(rule).toBeDefined();
     expect(refusal({ pause_filter_count: 1 }).message).toContain("'pauseFilterCount'?");
+    expect(refusal({ pause: 1 }).message).toContain("'pauseFilterCount'?");
+    expect(refusal({ foo: 1 }).message).toBe("svm has no parameter 'foo'. It has npt, nested, pauseFilterCount");
     expect(refusal({ toString: 1 }).code).toBe('UNKNOWN_PARAM');
   });
   test('one of a wrong type', () => {

@@ -32,10 +32,15 @@ export interface Backend extends Readonly<BackendDefinition> {
 }
 
 const plainName = (name: string): string => name.toLowerCase().replaceAll('_', '');
-/** The name that was most likely meant: smallest edit distance, undefined beyond a third of its length (beyond 3 for short ones). */
+/**
+ * The name that was most likely meant: the only one that begins like that, else that of the smallest edit distance; undefined beyond a third
+ * of the given one's length (beyond half of it, at most 3, for short ones).
+ */
 function nearestName(given: string, names: readonly string[]): string | undefined {
+  const longer = given.length < 3 ? [] : names.filter((name) => plainName(name).startsWith(plainName(given)));
+  if (longer.length === 1) return longer[0];
   let best: string | undefined;
-  let bestDistance = Math.max(3, Math.floor(given.length / 3)) + 1;
+  let bestDistance = Math.max(Math.min(3, (given.length + 1) >> 1), Math.floor(given.length / 3)) + 1;
   for (const name of names) {
     const distance = editDistance(plainName(given), plainName(name));
     if (distance < bestDistance) [best, bestDistance] = [name, distance];

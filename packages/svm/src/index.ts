@@ -53,6 +53,6 @@ export function svm(options: SvmOptions = {}): Backend {
     hardware: (processor, memory, model) => new SvmHardware(processor, memory, model, without),
     model: EPYC,
     hardwareSetup: (kvm) => svmHardwareSetup(kvm, params),
-    params: { ...params, ...given },
+    params: { ...KNOWN, ...given },
   });
 }
