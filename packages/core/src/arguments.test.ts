@@ -247,7 +247,7 @@ describe('shapes name the place and what belongs there', () => {
     ['an element', point, { x: 1, path: [0, 7] }, 'p.path[1] is 7: give an integer from -1 to 1'],
     ['too many', point, { x: 1, path: [0, 0, 0] }, 'p.path is an array of 3: give an array of at most 2'],
     ['an unknown word', point, { x: 1, path: [], name: 'c' }, 'p.name is "c": give "a" or "b"'],
-    ['no object', point, null, 'p is null: give an object with x, name, path'],
+    ['no object', point, null, 'p is null: give an object with x, path and, if wanted, name'],
     ['a wide bigint', u64, 1n << 64n, 'p is 0x10000000000000000n: give a bigint from 0 to 2^64-1'],
     ['a short buffer', bytes(4, 4), new Uint8Array(3), 'p has 3 elements: give 4'],
     ['a pair', tuple(u64, u64), [1n], 'p is an array of 1: give an array of 2'],

@@ -88,11 +88,20 @@ export const nullable =
     value === null ? undefined : shape(value, at);
 
 const isRecord = (value: unknown): value is Record<string, unknown> => typeof value === 'object' && value !== null;
+/** Those that it must have, then those that it may have. */
+function fieldNames(fields: Readonly<Record<string, Shape>>): string {
+  const names = Object.keys(fields);
+  const required = names.filter((name) => fields[name](undefined, name) !== undefined);
+  const others = names.filter((name) => !required.includes(name));
+  if (others.length === 0) return required.join(', ');
+  return `${required.join(', ')}${required.length > 0 ? ' and, if wanted, ' : 'any of '}${others.join(', ')}`;
+}
+
 /** An object with these fields; what else it has is ignored. */
 export const struct = (fields: Readonly<Record<string, Shape>>): Shape => {
   const entries = Object.entries(fields);
   return (value, at) => {
-    if (!isRecord(value)) return wrong(at, value, `an object with ${Object.keys(fields).join(', ')}`);
+    if (!isRecord(value)) return wrong(at, value, `an object with ${fieldNames(fields)}`);
     for (const [name, shape] of entries) {
       const problem = shape(value[name], `${at}.${name}`);
       if (problem !== undefined) return problem;

@@ -38,12 +38,12 @@ export interface LoadPlan {
 const BOOT_SECTOR_AT = 0x7c00;
 const hex = (value: number): string => `0x${value.toString(16)}`;
 
-/** A boot sector: 512 bytes or more whose bytes 510 and 511 are 55 AA. */
-export function bootSector(bytes: Uint8Array, name: string): LoadPlan {
+/** A boot sector: 512 bytes or more whose bytes 510 and 511 are 55 AA. `name` is for messages. */
+export function bootSector(bytes: Uint8Array, name = 'the image'): LoadPlan {
   if (bytes.length < 512 || bytes[510] !== 0x55 || bytes[511] !== 0xaa) {
     throw new UsageError(
       'IMAGE_NOT_BOOTABLE',
-      `${name} is not bootable: a boot sector has 512 bytes and ends in 55 AA. For a flat binary say --load ADDRESS ${name}; for firmware, --bios ${name}`,
+      `${name} is not bootable: a boot sector has 512 bytes and ends in 55 AA. A flat binary is loaded by --load ADDRESS (flatBinary), firmware by --bios (firmware)`,
     );
   }
   return {
@@ -62,7 +62,7 @@ export function flatBinary(bytes: Uint8Array, at: number, entry = at): LoadPlan 
 }
 
 /** Firmware: up to 16 MiB whose last byte stands at FFFFFFFF. */
-export function firmware(bytes: Uint8Array, name: string): LoadPlan {
+export function firmware(bytes: Uint8Array, name = 'the firmware'): LoadPlan {
   if (bytes.length === 0 || bytes.length % 4096 !== 0 || bytes.length > 16 << 20) {
     throw new UsageError(
       'BAD_FIRMWARE',
