@@ -33,7 +33,7 @@ if (stale) {
   run([...pnpm, 'install', '--frozen-lockfile', '--prefer-offline'], true);
 }
 const build = () => {
-  process.stderr.write('tskvm: building\n');
+  process.stderr.write('tskvm: bringing the build up to date\n');
   run([...pnpm, 'exec', 'turbo', 'run', 'build'], true);
 };
 const tasks = {

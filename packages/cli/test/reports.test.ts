@@ -139,6 +139,7 @@ describe('misspelt names are usage, with the nearest', () => {
     ['trace -e kvm_cr --filter port==1 hello', ['port', 'cr, rw, val, vcpuId']],
     ['trace --ts msec hello', ['usec or nsec']],
     ['callers svmSetCr00', ['svmSetCr0']],
+    ['callers countingSetCr0', ['functions of other packages are not known']],
     ['ops set_cr00', ['setCr0']],
     ['tour --backend foo', ['unknown backend foo']],
     ['tour --all --backend vmx', ['exclude each other']],

@@ -32,7 +32,7 @@ export function findFunction(name: string): string {
   const near = nearest(camelCase(name), functionNames());
   throw new UsageError(
     'UNKNOWN_FUNCTION',
-    `no function ${name}${near.length > 0 ? `; the nearest are ${near.join(', ')}` : ''}. Give its name here (svmSetCr0) or in KVM (svm_set_cr0)`,
+    `no function ${name}${near.length > 0 ? `; the nearest are ${near.join(', ')}` : ''}. Give its name here (svmSetCr0) or in KVM (svm_set_cr0); functions of other packages are not known`,
   );
 }
 
@@ -103,7 +103,7 @@ export function addCallersCommand(program: Command): void {
       .option('--depth <n>', 'levels of callers to show (default 14)')
       .addHelpText(
         'after',
-        '\nExamples:\n  tskvm callers svmSetCr0\n  tskvm callers vmx_set_cr0 --svg butterfly.svg\n  tskvm callers kvmSetCr0 --backend vmx hello\n\n--json prints the tree: name, file, label, count, taken, callers.',
+        "\nThe functions known are those of tskvm's own source; a plugin's are not.\n\nExamples:\n  tskvm callers svmSetCr0\n  tskvm callers vmx_set_cr0 --svg butterfly.svg\n  tskvm callers kvmSetCr0 --backend vmx hello\n\n--json prints the tree: name, file, label, count, taken, callers.",
       ),
   ).action(async (name: string, image: string | undefined, flags: CallersFlags) => {
     const target = findFunction(name);
