@@ -37,7 +37,10 @@ function messageOf(node: Node | undefined): string {
   );
 }
 
-/** Every `new KvmError('CODE', Errno.X, message)` and `refuse('CODE', Errno.X, message)`; `new UsageError('CODE', message)`. */
+/** What shapes say of a value that does not fit. */
+const FIT = '… is …: give …';
+
+/** Every `new KvmError('CODE', Errno.X, message)` and `refuse('CODE', Errno.X, message)`; `new UsageError('CODE', message)` and `requireFit('CODE', …)`. */
 function callerErrors(): { code: string; errno: string; message: string }[] {
   const project = new Project({ compilerOptions: { allowJs: false } });
   project.addSourceFilesAtPaths([
@@ -54,9 +57,10 @@ function callerErrors(): { code: string; errno: string; message: string }[] {
       const [first, second, third] = call.getArguments();
       if (!first || !Node.isStringLiteral(first) || !/^[A-Z][A-Z0-9_]+$/.test(first.getLiteralText())) continue;
       const errno = /Errno\.(\w+)/.exec(second?.getText() ?? '')?.[1];
-      const usage = call.getExpression().getText() === 'UsageError';
-      if (errno === undefined && !usage) continue;
-      const message = messageOf(errno === undefined ? second : third);
+      const callee = call.getExpression().getText();
+      const fit = callee === 'requireFit';
+      if (errno === undefined && !fit && callee !== 'UsageError') continue;
+      const message = fit ? FIT : messageOf(errno === undefined ? second : third);
       const code = first.getLiteralText();
       const key = `${code} ${errno ?? 'usage'}`;
       if (!found.has(key) || (found.get(key)?.message ?? '') === '')
