@@ -69,13 +69,14 @@ export function addCpusCommand(program: Command): void {
     .addHelpText(
       'after',
       `
-The model decides the guest's CPUID. Its features are those of the real processor
-that tskvm has; Linux's and QEMU's spellings of names are understood, too.
+The model decides the guest's CPUID. Its features are those of the real
+processor that tskvm has; Linux's and QEMU's spellings of names are understood,
+too.
 
 Examples:
   tskvm cpus
   tskvm run --cpu qemu64 boot.bin
-  tskvm run --backend vmx --cpu epyc,-sha,+umip boot.bin   (an AMD guest on VT-x)`,
+  tskvm run --backend vmx --cpu epyc,-sha,+umip boot.bin   (AMD guest on VT-x)`,
     )
     .action((flags: { json?: boolean }) => {
       if (flags.json) process.stdout.write(`${JSON.stringify({ models: models(), features: features() })}\n`);
