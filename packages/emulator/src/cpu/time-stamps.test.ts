@@ -2,8 +2,8 @@
 import { describe, expect, it } from 'vitest';
 import type { DirectExits, GuestMode } from '../guest-mode.ts';
 import { INTERCEPT_ID, INTERCEPTS, type Intercept } from '../intercepts.ts';
-import { CR4, S } from '../state-layout.ts';
-import { TestMachine, type TestMode } from '../testing/index.ts';
+import { CR4, S, Seg } from '../state-layout.ts';
+import { TestMachine, type TestMode, TestSelector } from '../testing/index.ts';
 
 const RDTSC = [0x0f, 0x31];
 const RDTSCP = [0x0f, 0x01, 0xf9];
@@ -78,16 +78,32 @@ describe.each(['real', 'prot32', 'long'] as const)('%s', (mode) => {
   });
 });
 
-it('the time of user code is kept by the kernel', () => {
-  for (const engine of ENGINES) {
-    const machine = new TestMachine({ engine });
-    machine.setHandler(13, 0x2_0100, 'prot32');
-    machine.memory.writeBytes(0x2_0100, Uint8Array.of(0xf4));
-    machine.load([...RDTSC, 0xf4], 'prot32');
-    machine.state.cr4 |= CR4.TSD;
-    machine.state.cpl = 3;
-    machine.cpu.stateReplaced('test');
-    machine.go();
-    expect(machine.state.rip).not.toBe(BigInt(0x1_0003));
-  }
+/** User code that reads the time 200 times and then halts, which user code may not: [instruction at fault, turns left, EAX]. */
+function readInUserMode(machine: TestMachine, tsd: boolean): [number, bigint, bigint] {
+  const { state, memory, cpu } = machine;
+  machine.load([...RDTSC, 0x4b, 0x75, 0xfb, 0xf4], 'prot32');
+  machine.setSegment(Seg.CS, TestSelector.userCode32, 0xcfb, 0xffffffff);
+  machine.setSegment(Seg.SS, TestSelector.userData, 0xcf3, 0xffffffff);
+  if (tsd) state.cr4 |= CR4.TSD;
+  else state.cr4 &= ~CR4.TSD;
+  state.cpl = 3;
+  state.activity = 0;
+  state.gpr[0] = 0xffff_1234n;
+  state.gpr[3] = 200n;
+  cpu.stateReplaced('test');
+  expect(machine.go()).toBe('halt');
+  expect(state.rip).toBe(0x2_0101n);
+  return [memory.read32(Number(state.gpr[4]) + 4), state.gpr[3], state.gpr[0]];
+}
+
+it.each(ENGINES)('%s: CR4.TSD keeps the time from user code', (engine) => {
+  const machine = new TestMachine({ engine });
+  machine.setHandler(13, 0x2_0100, 'prot32');
+  machine.memory.writeBytes(0x2_0100, Uint8Array.of(0xf4));
+  expect(readInUserMode(machine, true)).toEqual([0x1_0000, 200n, 0xffff_1234n]);
+  const [at, left, low] = readInUserMode(machine, false);
+  expect([at, left]).toEqual([0x1_0005, 0n]);
+  expect(low).not.toBe(0xffff_1234n);
+  // What was generated meanwhile looks again.
+  expect(readInUserMode(machine, true)).toEqual([0x1_0000, 200n, 0xffff_1234n]);
 });
