@@ -1,5 +1,8 @@
 import { describe, expect, it } from 'vitest';
-import { CheckContext, CONTROL_ROWS, failures, GUEST_ROWS, HOST_ROWS } from './entry-checks.ts';
+import { CheckContext, failures } from './entry-checks.ts';
+import { CONTROL_ROWS } from './entry-controls.ts';
+import { GUEST_ROWS } from './entry-guest.ts';
+import { HOST_ROWS } from './entry-host.ts';
 import { realModeGuest, type SilVm } from './testing.ts';
 import type { FieldName } from './vmcs.ts';
 

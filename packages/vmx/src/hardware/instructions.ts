@@ -27,16 +27,10 @@ import {
 } from './bits.ts';
 import { readCapabilities, type VmxCapabilities } from './capabilities.ts';
 import { VmxGuest } from './controls.ts';
-import {
-  CheckContext,
-  CONTROL_ROWS,
-  type FailedCheck,
-  failures,
-  firstQualification,
-  GUEST_ROWS,
-  HOST_ROWS,
-  RowSet,
-} from './entry-checks.ts';
+import { CheckContext, type FailedCheck, failures, firstQualification, RowSet } from './entry-checks.ts';
+import { CONTROL_ROWS } from './entry-controls.ts';
+import { GUEST_ROWS } from './entry-guest.ts';
+import { HOST_ROWS } from './entry-host.ts';
 import { clearRegion, Dirty, F, fieldExists, fieldReadOnly, regionRevision, Vmcs, Word as vmcsWords } from './vmcs.ts';
 import { hostImage, WorldSwitch } from './world-switch.ts';
 
@@ -293,7 +287,7 @@ export class VmxSilicon {
       this.guest.asid !== 0
     );
   }
-  /** CR0 and its shadow are all that was written, and no rule that reads CR0 is broken. Shortcut for the rows of entry-checks.ts. */
+  /** CR0 and its shadow are all that was written, and no rule that reads CR0 is broken. Shortcut for the rows of entry-guest.ts. */
   #cr0Holds(): boolean {
     const { guest, vmcs } = this;
     const { block, dirty } = vmcs;
