@@ -1,4 +1,5 @@
 /** Exits that are handled right behind the entry: nobody can tell from the outside. */
+import { createHash } from 'node:crypto';
 import { type Backend, defineBackend, type KvmX86Ops } from '@tskvm/core';
 import { svm } from '@tskvm/svm';
 import { vmx } from '@tskvm/vmx';
@@ -83,7 +84,11 @@ async function run(backend: Backend, slice: number, traced: boolean): Promise<un
   const [vcpu] = machine.vm.vcpus;
   const refused = machine.vm.readGuestValue(0x7000, 2);
   expect(machine.vm.readGuestValue(0x7004, 4)).toBe(BigInt(LOOPS));
-  return { stop, tick: machine.kvm.now(), refused, regs: vcpu.getRegs(), sregs: vcpu.getSregs() };
+  const { kvm } = machine;
+  // When the run loop last looked at the clock is its own business.
+  const { progress: _, ...saved } = vcpu.save();
+  const memory = createHash('sha256').update(kvm.memory.readBytes(0, kvm.memory.size)).digest('hex');
+  return { stop, tick: kvm.now(), refused, regs: vcpu.getRegs(), sregs: vcpu.getSregs(), saved, memory };
 }
 
 describe.each([
@@ -123,6 +128,20 @@ describe.each([
     while (stop === null || stop.reason === 'budget') stop = machine.runSlice(1_000_000);
     expect(switches).toHaveLength(2 * LOOPS);
     expect(new Set(switches)).toEqual(new Set(['real protected16 1', 'protected16 real 1']));
+  });
+  test('a wrapper of vcpuRun gets every entry to see, and the machine ends as it does without one, its control block included', async () => {
+    let seen = 0;
+    const ops = (base: KvmX86Ops): Partial<KvmX86Ops> => ({
+      vcpuRun: (vcpu, flags) => {
+        seen++;
+        return base.vcpuRun(vcpu, flags);
+      },
+    });
+    const plain = await run(vendor(), 1_000_000, false);
+    expect(
+      await run(defineBackend({ name: 'wrapped', apiVersion: 1, extends: vendor(), ops }), 1_000_000, false),
+    ).toEqual(plain);
+    expect(seen).toBeGreaterThanOrEqual(7 * LOOPS);
   });
   test('a wrapper of handleExit gets every exit to see', async () => {
     let seen = 0;

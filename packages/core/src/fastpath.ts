@@ -8,10 +8,12 @@
  * listens to the trace, every exit takes the full way. CPUID, and a MOV to CR0 from which little follows, have a way of their own that comes
  * to the same as the handler.
  */
-import { CR0, CR4 } from '@tskvm/emulator';
+import { CR0, CR4, type ProcessorApi } from '@tskvm/emulator';
 import { cr0Low, cr4Low, isGuestMode, isLongMode } from './kvm-cache-regs.ts';
 import { lowWord } from './low-word.ts';
 import { kvmUpdateCpuRoleWp } from './mmu/mmu.ts';
+import type { KvmX86Ops } from './ops-table.ts';
+import { isAbsentOp } from './static-calls.ts';
 import { FastPath, MpState } from './types.ts';
 import type { Vcpu } from './vcpu.ts';
 
@@ -39,6 +41,25 @@ export function kvmMayUseFastpath(vcpu: Vcpu, handleExit: unknown, skip: unknown
     kvm.calls.skipEmulatedInstruction === skip
   );
 }
+
+/**
+ * May a vendor's stub answer exits inside its `vcpuRun` until the next one that it has no answer to? Asked right before the entry; but for
+ * `kvmStubMayAnswer`, nothing of it changes while the guest runs.
+ */
+export function kvmMayUseStub(
+  vcpu: Vcpu,
+  ops: Pick<KvmX86Ops, 'vcpuRun' | 'handleExit' | 'skipEmulatedInstruction'>,
+): boolean {
+  const { calls, processor } = vcpu.kvm;
+  return (
+    kvmMayUseFastpath(vcpu, ops.handleExit, ops.skipEmulatedInstruction) &&
+    calls.vcpuRun === ops.vcpuRun &&
+    isAbsentOp(calls.syncPirToIrr) &&
+    processor.onModeChange === null
+  );
+}
+/** The instruction is going to retire before anything is due. */
+export const kvmStubMayAnswer = ({ tick, deadline }: ProcessorApi): boolean => tick + 1 < deadline;
 
 /** What becomes of an exit whose handler has run for a fastpath. @param outcome the handler's: > 0 go on, 0 to user space */
 export function kvmFastpathOutcome(vcpu: Vcpu, outcome: number): FastPath {

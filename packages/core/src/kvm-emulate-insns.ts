@@ -47,10 +47,10 @@ function answerCpuid(regs32: Uint32Array, entry: CpuidEntry): void {
 }
 /**
  * A fastpath's part of {@link kvmEmulateCpuid}: the registers, while nobody traces; the skip is the vendor's.
+ * @param regs32 halves of the general registers, where the guest's are now
  * @returns false: the guest's CPUID has no such entry, and nothing has happened
  */
-export function kvmFastCpuid(vcpu: Vcpu): boolean {
-  const { regs32 } = vcpu.arch;
+export function kvmFastCpuid(vcpu: Vcpu, regs32: Uint32Array): boolean {
   const entry = kvmFindCpuidEntry(vcpu, regs32[RAX * 2], regs32[RCX * 2]);
   if (entry === undefined) return false;
   answerCpuid(regs32, entry);

@@ -14,6 +14,8 @@ const OP_NAMES = Object.keys(KVM_X86_OPS) as OpName[];
 
 const returnZero = (): number => 0;
 const doNothing = (): void => undefined;
+/** Does nobody fill this optional op? */
+export const isAbsentOp = (call: unknown): boolean => call === doNothing || call === returnZero;
 
 /** Errors that already say what they are. */
 const isDescribed = (error: unknown): boolean =>

@@ -152,6 +152,16 @@ export interface ProcessorApi {
    * @param cr0Written but for MP, EM, TS, NE, WP or AM of CR0, or PE while PG is clear. Default false.
    */
   resumeGuest(guest: GuestMode, cr0Written?: boolean): void;
+  /**
+   * May an exit of the guest that runs and the entry right behind it be one step (`reenterGuest`)? False also while somebody listens to modes,
+   * breakpoints are armed or a trap waits.
+   */
+  mayReenterGuest(): boolean;
+  /**
+   * What `leaveGuest` and `resumeGuest` come to where nobody has written in between but general registers, RIP, RFLAGS' plain bits, the
+   * status bytes, and what `cr0Written` is about.
+   */
+  reenterGuest(cr0Written: boolean): void;
   /** Delivers an event through the IDT as VM entry injection does (APM 15.20); faults on the way become exceptions. False: it exited. */
   injectEvent(event: PendingEvent): boolean;
   /** RESET (false) or INIT (true) values (APM vol. 2 table 14-1). */

@@ -8,6 +8,7 @@ import {
   kvmFastCpuid,
   kvmFastpathOutcome,
   kvmMayUseFastpath,
+  kvmMayUseStub,
   kvmSetCr8,
   ownFrame,
   RegBit as regBits,
@@ -73,8 +74,9 @@ function syncCr8ToLapic(vcpu: Vcpu, { vmcb }: VcpuSvm): void {
 
 /** VMLOAD, VMRUN; VMSAVE comes when it is needed. A protected guest's registers stay in its VMSA. KVM: svm_vcpu_enter_exit. */
 function enterExit(vcpu: Vcpu, svm: VcpuSvm): void {
-  const { hw } = svmModule(vcpu);
-  const { quads, pa } = svm.vmcb;
+  const { hw, params } = svmModule(vcpu);
+  const { vmcb } = svm;
+  const { quads, pa } = vmcb;
   const { regs, cr2 } = vcpu.arch;
   if (svm.sev !== null) {
     hw.vmrun(pa, regs);
@@ -86,7 +88,9 @@ function enterExit(vcpu: Vcpu, svm: VcpuSvm): void {
   quads[Q.cr2] = cr2[0];
   if (svm.vmloadDue) hw.vmload(pa);
   svm.vmloadDue = false;
-  hw.vmrun(pa, regs);
+  // An event that goes with this entry is completed by the exit behind it.
+  const may = params.nrips && !svm.awaitingIret && vmcb.words[W.eventInj] >= 0 && kvmMayUseStub(vcpu, OPS);
+  hw.vmrun(pa, regs, may ? svm.stub : null);
   // RAX, RSP and RIP come back in the array as they stand in the VMCB.
   svm.vmsaveDue = true;
   cr2[0] = quads[Q.cr2];
@@ -142,6 +146,11 @@ export function svmVcpuRun(vcpu: Vcpu, runFlags: number): FastPath {
   return svmExitHandlersFastpath(vcpu, svm);
 }
 ownFrame('svmVcpuRun', svmVcpuRun);
+const OPS = {
+  vcpuRun: svmVcpuRun,
+  handleExit: svmHandleExit,
+  skipEmulatedInstruction: svmSkipEmulatedInstruction,
+};
 /** KVM: svm_exit_handlers_fastpath. */
 function svmExitHandlersFastpath(vcpu: Vcpu, svm: VcpuSvm): FastPath {
   const { words } = svm.vmcb;
@@ -150,11 +159,11 @@ function svmExitHandlersFastpath(vcpu: Vcpu, svm: VcpuSvm): FastPath {
   if (!kvmMayUseFastpath(vcpu, svmHandleExit, svmSkipEmulatedInstruction)) return FastPath.NONE;
   svmReadGuestOwnedCr(vcpu, svm);
   if (!svmMaySkip(vcpu)) return FastPath.NONE;
-  if (code === SvmExit.CPUID && kvmFastCpuid(vcpu)) {
+  if (code === SvmExit.CPUID && kvmFastCpuid(vcpu, vcpu.arch.regs32)) {
     svmSkip(vcpu);
     return FastPath.REENTER_GUEST;
   }
-  if ((code === CR0_SEL_WRITE || code === WRITE_CR0) && svmFastSetCr0(vcpu, svm)) {
+  if ((code === CR0_SEL_WRITE || code === WRITE_CR0) && svmFastSetCr0(vcpu, svm, vcpu.arch.regs32)) {
     svmSkip(vcpu);
     return FastPath.REENTER_GUEST;
   }

@@ -2,8 +2,10 @@
  * Loading the driver, and making VMs and vCPUs. KVM: svm.c (svm_hardware_setup, svm_enable_virtualization_cpu, init_vmcb,
  * svm_vcpu_create, svm_vcpu_reset).
  */
+
 import { Errno, type Kvm, kvmConfigureMmu, kvmCpuCapClear, type Vcpu, type Vm } from '@tskvm/core';
 import { EFER, Seg } from '@tskvm/emulator';
+import { SvmExitStub } from './exit-stub.ts';
 import {
   Clean,
   IntCtl,
@@ -157,6 +159,7 @@ export function svmVcpuCreate(vcpu: Vcpu): number {
     softInt: { injected: false, csBase: 0n, oldRip: 0n, nextRip: 0n },
     msrs: new Map(),
     sev: null,
+    stub: new SvmExitStub(vcpu),
   };
   vcpu.vendor = svm;
   if (vcpu.vm.vmType === 'sev-es') svm.sev = sevVcpuCreate(vcpu);

@@ -5,6 +5,7 @@
 import { guestCpuidHas, kvmMakeRequest, kvmSetCr8, Req, type Vcpu, type Vm } from '@tskvm/core';
 import { CR0, Seg } from '@tskvm/emulator';
 import { vmxUpdateExceptionBitmap } from './events.ts';
+import { VmxExitStub } from './exit-stub.ts';
 import { EntryCtl, ExitCtl, Pin, Primary, Secondary } from './hardware/bits.ts';
 import { F, type Vmcs } from './hardware/vmcs.ts';
 import { vmxFlushTlbGuest } from './mmu.ts';
@@ -28,7 +29,7 @@ export function vmxVmDestroy(vm: Vm): void {
 /** KVM: vmx_vcpu_create. @returns 0 */
 export function vmxVcpuCreate(vcpu: Vcpu): number {
   const module = vmxModule(vcpu.kvm);
-  const vmx = new VcpuVmx(vcpu, module);
+  const vmx = new VcpuVmx(vcpu, module, new VmxExitStub(vcpu, module));
   vmx.vmcsPa = vcpu.kvm.allocPage();
   vmx.msrBitmap = vcpu.kvm.allocPage();
   vmx.vpid = module.params.vpid ? allocVpid(module.vpids) : 0;

@@ -93,15 +93,15 @@ ownFrame('vmxSetCr0', vmxSetCr0);
 /**
  * A fastpath's part of handleCr, kvmSetCr0 and vmxSetCr0: a MOV to CR0 from which little follows, under ops that nobody has wrapped.
  * @param qual exit qualification of a control-register access
+ * @param regs32 halves of the general registers, where the guest's are now
  * @returns false: it is more than that, and nothing has happened
  */
-export function vmxFastSetCr0(vcpu: Vcpu, qual: number): boolean {
+export function vmxFastSetCr0(vcpu: Vcpu, qual: number, regs32: Uint32Array): boolean {
   const { arch, kvm } = vcpu;
   const gpr = (qual >> 8) & 15;
   // Bits 3:0 number the register, 5:4 are 0 for a MOV to it; RSP is read late.
   if ((qual & 0x3f) !== 0 || gpr === RSP || !isUnrestrictedGuest(vcpu)) return false;
-  const { regs32 } = toVmx(vcpu);
-  const low = regs32[gpr * 2];
+  const low = regs32[gpr * 2] | 0;
   const changed = low ^ cr0Low(vcpu, -1);
   if (regs32[gpr * 2 + 1] !== 0 || !kvmMayFastSetCr0(vcpu, changed, low)) return false;
   if (kvm.calls.setCr0 !== vmxSetCr0 || kvm.calls.isValidCr0 !== vmxIsValidCr0) return false;

@@ -13,6 +13,7 @@ import {
   kvmFastCpuid,
   kvmFastpathOutcome,
   kvmMayUseFastpath,
+  kvmMayUseStub,
   kvmRipRead,
   kvmRipWrite,
   ownFrame,
@@ -129,7 +130,10 @@ function enter(vcpu: Vcpu, vmx: VcpuVmx): void {
   vmxLoadGuestMsrs(vcpu);
   copyRegisters(silicon.gprs, regs);
   silicon.cr2[0] = cr2[0];
-  vmx.fail = vmx.launched ? silicon.vmresume() : silicon.vmlaunch();
+  // An event that goes with this entry is completed by the exit behind it.
+  const may = !vmx.rmode.vm86Active && words[Word.entryIntrInfo] >= 0 && kvmMayUseStub(vcpu, OPS);
+  const stub = may ? vmx.stub : null;
+  vmx.fail = vmx.launched ? silicon.vmresume(stub) : silicon.vmlaunch(stub);
   if (vmx.fail !== 0) {
     vmx.failures = silicon.failures;
     vmx.exitReason = 0xdead;
@@ -157,17 +161,22 @@ function afterExit(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
   vmxCompleteInterrupts(vcpu);
   return vmxExitHandlersFastpath(vcpu, vmx);
 }
+const OPS = {
+  vcpuRun: vmxVcpuRun,
+  handleExit: vmxHandleExit,
+  skipEmulatedInstruction: vmxSkipEmulatedInstruction,
+};
 /** KVM: vmx_exit_handlers_fastpath. */
 function vmxExitHandlersFastpath(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
   const { exitReason } = vmx;
   if (!isFast(exitReason) || !maySkip(vcpu, vmx)) return FastPath.NONE;
   if (!kvmMayUseFastpath(vcpu, vmxHandleExit, vmxSkipEmulatedInstruction)) return FastPath.NONE;
-  if (exitReason === Reason.CPUID && kvmFastCpuid(vcpu)) {
+  if (exitReason === Reason.CPUID && kvmFastCpuid(vcpu, vcpu.arch.regs32)) {
     vmxSkipEmulatedInstruction(vcpu);
     vcpu.kvm.processor.tick++;
     return FastPath.REENTER_GUEST;
   }
-  if (exitReason === CR_ACCESS && vmxFastSetCr0(vcpu, vmcsOf(vcpu).words[Word.exitQualification])) {
+  if (exitReason === CR_ACCESS && vmxFastSetCr0(vcpu, vmcsOf(vcpu).words[Word.exitQualification], vcpu.arch.regs32)) {
     vmxSkipEmulatedInstruction(vcpu);
     vcpu.kvm.processor.tick++;
     return FastPath.REENTER_GUEST;

@@ -4,7 +4,7 @@
  */
 import type { Kvm, KvmSegment, Vcpu, Vm } from '@tskvm/core';
 import type { FailedCheck } from './hardware/entry-checks.ts';
-import type { VmxSilicon } from './hardware/instructions.ts';
+import type { ExitStub, VmxSilicon } from './hardware/instructions.ts';
 import type { Vmcs } from './hardware/vmcs.ts';
 
 /** Module parameters, KVM's names in camel case. */
@@ -97,8 +97,10 @@ export class VcpuVmx {
   readonly regs32: Int32Array;
   readonly silicon: VmxSilicon;
   readonly module: VmxModule;
+  readonly stub: ExitStub;
 
-  constructor(vcpu: Vcpu, module: VmxModule) {
+  constructor(vcpu: Vcpu, module: VmxModule, stub: ExitStub) {
+    this.stub = stub;
     this.module = module;
     this.silicon = module.silicon;
     const { regs } = vcpu.arch;

@@ -192,6 +192,15 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     this.armBreakpoints();
     this.noticeMode('vmentry');
   }
+  mayReenterGuest(): boolean {
+    const { state } = this;
+    // Generated code loads segments in real mode without a word: the next exit has to know.
+    if ((state.words[S.cr0 >> 2] & PE) === 0) state.moved = true;
+    return state.isSettled && this.#armed.length === 0 && this.events.waiting === 0 && this.#watch.listener === null;
+  }
+  reenterGuest(cr0Written: boolean): void {
+    if (cr0Written) this.state.touchRights();
+  }
 
   /** Does the model have a feature? Static: dynamic CPUID bits don't count. */
   has(feature: FeatureName): boolean {

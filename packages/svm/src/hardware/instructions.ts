@@ -79,6 +79,20 @@ const MODE_FLAGS = Flag.VM | Flag.AC;
 
 const INTEGRITY_SECTION = 'APM vol. 2 15.35.2';
 
+/**
+ * Host code right behind VMRUN, which finds the guest's general registers where the guest left them, in the processor. Of the VMCB it finds
+ * CR0 and what an exit says about itself; all else is saved by an exit that it has no answer to.
+ */
+export interface ExitStub {
+  /**
+   * Asked only about exits of plain instructions whose next RIP is known, without a trap flag, with DR6 and V_TPR as the VMCB has them.
+   * @param gprs halves of the processor's general registers
+   * @returns true: VMRUN again, behind the instruction and out of its shadow. Nothing was written but general registers, and of the VMCB bits
+   * of CR0 that no rule of VMRUN reads and neither paging nor caching follows.
+   */
+  answer(code: number, gprs: Uint32Array): boolean;
+}
+
 /** One processor's AMD-V. */
 export class SvmHardware {
   readonly features: SvmSiliconFeatures;
@@ -93,6 +107,8 @@ export class SvmHardware {
   readonly #memory: PhysicalMemory;
   /** The state block. */
   readonly #words: Int32Array;
+  readonly #gprs: Uint32Array;
+  #stub: ExitStub | null = null;
   readonly #switch: WorldSwitch;
   readonly #fused: FusedLimits;
   readonly #view: EntryView;
@@ -118,6 +134,7 @@ export class SvmHardware {
     this.#memory = memory;
     this.#maxphyaddr = model.maxphyaddr;
     this.#words = new Int32Array(memory.memory.buffer, processor.state.base, S.size / 4);
+    this.#gprs = new Uint32Array(memory.memory.buffer, processor.state.base + S.gpr, 32);
     this.features = siliconFeatures(processor, without);
     this.limits = entryLimits(processor, model.maxphyaddr, this.features);
     this.#fused = fuseLimits(this.limits);
@@ -237,9 +254,11 @@ export class SvmHardware {
    * VMRUN to #VMEXIT. The exit stands in the VMCB; a refused entry has EXITCODE -1 and the broken rules in `failures`.
    * @param pa host physical address of the VMCB
    * @param gprs RAX..R15 and RIP. At entry RAX, RSP and RIP are the VMCB's; at the exit all of them are given back. A SEV-ES guest's stand in its VMSA and this array is left alone.
+   * @param stub looks at exits before they are complete, and may have the guest go on. Default: none
    */
-  vmrun(pa: number, gprs: BigUint64Array): void {
+  vmrun(pa: number, gprs: BigUint64Array, stub: ExitStub | null = null): void {
     this.#needSvme('VMRUN');
+    this.#stub = stub;
     const vmcb = this.#vmcbAt(pa);
     const { words } = vmcb;
     const { guest } = this;
@@ -367,9 +386,35 @@ export class SvmHardware {
   }
   #run(): void {
     const { guest } = this;
-    const stop = this.#processor.run();
-    // Without the matching intercept a host would stop too: give the processor back to it.
-    if (!guest.exited) guest.record(stop === 'shutdown' ? SvmExit.SHUTDOWN : SvmExit.INTR, 0n);
+    const stub = this.#stub;
+    for (;;) {
+      const stop = this.#processor.run();
+      // Without the matching intercept a host would stop too: give the processor back to it.
+      if (!guest.exited) guest.record(stop === 'shutdown' ? SvmExit.SHUTDOWN : SvmExit.INTR, 0n);
+      if (stub === null || !this.#reenters(stub)) return;
+    }
+  }
+  /** #VMEXIT and VMRUN in one step, if the stub has an answer and nothing would be saved or loaded but what it is about. */
+  #reenters(stub: ExitStub): boolean {
+    const { guest } = this;
+    const block = this.#words;
+    const { words } = this.#vmcb!;
+    const nextRip = words[W.nextRip];
+    const nextHigh = words[W.nextRip + 1];
+    const same =
+      block[S.dr6 >> 2] === words[W.dr6] && ((block[S.cr8 >> 2] ^ words[W.intCtl]) & IntCtl.V_TPR_MASK) === 0;
+    const plain = same && (nextRip | nextHigh) !== 0 && (block[S.rflags >> 2] & Flag.TF) === 0 && guest.isPlainExit;
+    if (!plain || !this.#processor.mayReenterGuest()) return false;
+    const cr0 = block[S.cr0 >> 2];
+    words[W.cr0] = cr0;
+    if (!stub.answer(words[W.exitCode], this.#gprs)) return false;
+    block[S.cr0 >> 2] = words[W.cr0];
+    block[S.rip >> 2] = nextRip;
+    block[(S.rip >> 2) + 1] = nextHigh;
+    block[S.cpl >> 2] &= 0xff;
+    guest.reenter();
+    this.#processor.reenterGuest(words[W.cr0] !== cr0);
+    return true;
   }
 
   #injectedEvent(vmcb: Vmcb, info: number): PendingEvent {

@@ -179,15 +179,21 @@ export class SvmGuest implements GuestMode {
   }
   /** What no clean bit keeps from being loaded. */
   resume(): void {
-    const { words } = this.#vmcb;
-    const intCtl = words[W.intCtl];
-    this.#state[PAUSES] = ((words[W.pauseFilter] >>> 16) & this.#pauseMask) | this.#pausesFree;
+    const intCtl = this.#vmcb.words[W.intCtl];
     this.intCtl = intCtl;
     this.boundaryWork = (intCtl & IntCtl.V_IRQ) !== 0;
-    this.exited = false;
     this.bytesDue = false;
+    this.reenter();
     if (this.advanceTo !== undefined) this.advanceTo = undefined;
     if (this.exitEvent !== undefined) this.exitEvent = undefined;
+  }
+  /** The same where int_ctl is as the guest left it, and its exit was that of an instruction and nothing more. */
+  reenter(): void {
+    this.#state[PAUSES] = ((this.#vmcb.words[W.pauseFilter] >>> 16) & this.#pauseMask) | this.#pausesFree;
+    this.exited = false;
+  }
+  get isPlainExit(): boolean {
+    return this.exitEvent === undefined && this.advanceTo === undefined && !this.bytesDue;
   }
 
   #loadGroups(vmcb: Vmcb): void {

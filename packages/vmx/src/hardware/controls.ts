@@ -242,6 +242,10 @@ export class VmxGuest implements GuestMode {
     }
     this.#arm(armed);
   }
+  /** Neither a trap nor the preemption timer, which an exit would save. */
+  get armsNothing(): boolean {
+    return this.trapAfter < 0 && this.deadline === Number.POSITIVE_INFINITY;
+  }
   #arm(armed: number): void {
     this.trapAfter = this.primary & Primary.monitorTrap ? this.#processor.tick : -1;
     this.deadline = Number.POSITIVE_INFINITY;

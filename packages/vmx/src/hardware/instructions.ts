@@ -42,6 +42,10 @@ const Interruptibility = interruptibilityBits;
 
 const CR4_VMXE = 1n << 13n;
 /** With these the page tables' entries come from the VMCS, and the TLB keeps the guest apart. */
+/** CPL and NMI blocking of the status bytes. */
+const STATUS_KEPT = 0xff_00ff;
+/** Of SS's slot's first word. */
+const SS_LEVEL = 16 + Attrib.dplShift;
 const PLAIN_SECONDARY = Secondary.ept | Secondary.vpid;
 const NO_FAILURES: readonly FailedCheck[] = [];
 /** What a driver writes to change CR0. */
@@ -56,6 +60,20 @@ const INJECTED: Readonly<Record<number, PendingEvent['kind']>> = {
   [IntrType.privilegedSoftException]: 'icebp',
   [IntrType.softException]: 'softexception',
 };
+
+/**
+ * Host code right behind the entry, which finds the guest's general registers where the guest left them, in the processor. Of the VMCS it
+ * finds what an exit says about itself; the rest of the guest's state is saved by an exit that it has no answer to.
+ */
+export interface ExitStub {
+  /**
+   * Asked only about exits of plain instructions, without a trap flag or a pending trap.
+   * @param gprs halves of the processor's general registers
+   * @returns true: VMRESUME behind the instruction, out of its shadow. Nothing was written but general registers, and of the VMCS CR0 and its
+   * read shadow, as a resuming entry takes them.
+   */
+  answer(reason: number, gprs: Uint32Array): boolean;
+}
 
 /** VT-x of one logical processor. */
 export class VmxSilicon {
@@ -80,6 +98,8 @@ export class VmxSilicon {
   readonly #controls = { secondary: 0, exit: 0, entry: 0 };
   /** Address of the VMXON region, -1 outside VMX operation. */
   #vmxon = -1;
+  readonly #halves: Uint32Array;
+  #stub: ExitStub | null = null;
   /** An exit has happened since the current VMCS became current: the host's registers follow its host fields. */
   #exited = false;
 
@@ -88,6 +108,7 @@ export class VmxSilicon {
     this.memory = memory;
     this.#model = model;
     this.gprs = new BigUint64Array(memory.memory.buffer, processor.state.base + S.gpr, 16);
+    this.#halves = new Uint32Array(memory.memory.buffer, processor.state.base + S.gpr, 32);
     this.cr2 = new BigUint64Array(memory.memory.buffer, processor.state.base + S.cr2, 1);
     this.caps = readCapabilities(model);
     this.vmcs = new Vmcs(memory, processor.state.base);
@@ -214,10 +235,14 @@ export class VmxSilicon {
     return 0;
   }
 
-  vmlaunch(): number {
+  /** @param stub looks at exits before they are complete, and may have the guest go on. Default: none */
+  vmlaunch(stub: ExitStub | null = null): number {
+    this.#stub = stub;
     return this.#enter(true);
   }
-  vmresume(): number {
+  /** @param stub as of VMLAUNCH */
+  vmresume(stub: ExitStub | null = null): number {
+    this.#stub = stub;
     return this.#enter(false);
   }
 
@@ -300,7 +325,7 @@ export class VmxSilicon {
   /** Paging is off, and what PE decides is plain: no virtual-8086 mode, SS of level 0. */
   #unpagedHolds(cr0: number): boolean {
     const { block } = this.vmcs;
-    const level = (block[(S.segments >> 2) + Seg.SS * 4] >> (16 + Attrib.dplShift)) & 3;
+    const level = (block[(S.segments >> 2) + Seg.SS * 4] >> SS_LEVEL) & 3;
     return (
       cr0 >= 0 && (this.#controls.entry & EntryCtl.ia32e) === 0 && (block[S.rflags >> 2] & Flag.VM) === 0 && level === 0
     );
@@ -334,8 +359,43 @@ export class VmxSilicon {
     this.#exit();
   }
   #execute(): void {
-    const stop = this.processor.run();
-    if (stop !== 'guest-exit') throw new AssertionError(`the processor left guest mode by '${stop}'`);
+    const stub = this.#stub;
+    for (;;) {
+      const stop = this.processor.run();
+      if (stop !== 'guest-exit') throw new AssertionError(`the processor left guest mode by '${stop}'`);
+      if (stub === null || !this.#reenters(stub)) return;
+    }
+  }
+  /** Exit and VMRESUME in one step, if the stub has an answer and nothing would be saved or loaded but what it is about. */
+  #reenters(stub: ExitStub): boolean {
+    const { guest, vmcs, processor } = this;
+    const { block, words } = vmcs;
+    const length = words[Word.exitInstructionLen];
+    const rip = block[S.rip >> 2];
+    const next = (rip + length) | 0;
+    const plain = length !== 0 && (rip ^ next) >= 0 && (block[S.rflags >> 2] & Flag.TF) === 0;
+    if (!plain || words[Word.idtVectoringInfo] < 0 || !guest.armsNothing || !this.#savesNothing()) return false;
+    if (!processor.mayReenterGuest() || !stub.answer(words[Word.exitReason], this.#halves)) return false;
+    block[S.rip >> 2] = next;
+    block[S.cpl >> 2] &= STATUS_KEPT;
+    if (vmcs.dirty !== 0) this.#takeCr0();
+    else processor.reenterGuest(false);
+    return true;
+  }
+  /** The exit leaves nothing in the VMCS that the next entry would look at. */
+  #savesNothing(): boolean {
+    const { dirty, words } = this.vmcs;
+    return dirty === 0 && this.#isPlain() && (words[Word.exitMsrStoreCount] | words[Word.exitMsrLoadCount]) === 0;
+  }
+  #takeCr0(): void {
+    const { vmcs, processor } = this;
+    const { block } = vmcs;
+    // As an exit saves it: the level of SS is CPL.
+    const ss = (S.segments >> 2) + Seg.SS * 4;
+    block[ss] = (block[ss] & ~(3 << SS_LEVEL)) | ((block[S.cpl >> 2] & 3) << SS_LEVEL);
+    if ((vmcs.dirty & ~CR0_GROUPS) !== 0 || !this.#cr0Holds()) throw new AssertionError('CR0 of a stub does not hold');
+    vmcs.dirty = 0;
+    processor.reenterGuest(true);
   }
 
   /** Injects the event of the entry (26.6) and pending debug exceptions (26.7.3). False: the delivery exited. */
