@@ -11,7 +11,7 @@
 import { CR0, CR4, type ProcessorApi } from '@tskvm/emulator';
 import { cr0Low, cr4Low, isGuestMode, isLongMode } from './kvm-cache-regs.ts';
 import { lowWord } from './low-word.ts';
-import { kvmUpdateCpuRoleWp } from './mmu/mmu.ts';
+import { kvmUpdateCpuRoleWp, Role } from './mmu/mmu.ts';
 import type { KvmX86Ops } from './ops-table.ts';
 import { isAbsentOp } from './static-calls.ts';
 import { FastPath, MpState } from './types.ts';
@@ -87,14 +87,25 @@ const PCIDE = lowWord(CR4.PCIDE);
  * veto is the caller's business.
  * @param low the value's low half; the upper one is 0
  */
-export function kvmMayFastSetCr0(vcpu: Vcpu, changed: number, low: number): boolean {
-  const paging = low < 0;
-  if ((changed & ~(paging ? PLAIN_CR0 : PLAIN_CR0 | PE)) !== 0) return false;
-  if (!paging && (isLongMode(vcpu) || cr4Low(vcpu, PCIDE) !== 0)) return false;
-  return (changed & WP) === 0 || (changed === WP && vcpu.kvm.caps.tdpEnabled && cr4Low(vcpu, CET) === 0);
+export const kvmMayFastSetCr0 = (vcpu: Vcpu, changed: number, low: number): boolean =>
+  kvmIsPlainCr0(changed, kvmPlainCr0Bits(vcpu, low < 0));
+/** The bits that may change so, by whether the guest pages; they follow from CR4 and EFER. */
+export function kvmPlainCr0Bits(vcpu: Vcpu, paging: boolean): number {
+  if (!paging && (isLongMode(vcpu) || cr4Low(vcpu, PCIDE) !== 0)) return 0;
+  const wp = vcpu.kvm.caps.tdpEnabled && cr4Low(vcpu, CET) === 0 ? WP : 0;
+  return (PLAIN_CR0 & ~WP) | wp | (paging ? 0 : PE);
 }
+/** WP goes by itself. */
+export const kvmIsPlainCr0 = (changed: number, bits: number): boolean =>
+  (changed & ~bits) === 0 && ((changed & WP) === 0 || changed === WP);
 /** Of kvm_post_set_cr0, then. */
 export function kvmFastPostSetCr0(vcpu: Vcpu, changed: number): void {
   if ((changed & WP) === 0 || cr0Low(vcpu, PG) === 0) return;
   kvmUpdateCpuRoleWp(vcpu, cr0Low(vcpu, WP) !== 0);
+}
+/** Of kvm_post_set_cr0 for several such writes at once. */
+export function kvmFollowPlainCr0(vcpu: Vcpu): void {
+  if (cr0Low(vcpu, PG) === 0) return;
+  const wp = cr0Low(vcpu, WP) !== 0;
+  if (((vcpu.arch.cpuRole & Role.cr0Wp) !== 0) !== wp) kvmUpdateCpuRoleWp(vcpu, wp);
 }

@@ -44,7 +44,7 @@ const WP = lowWord(CR0.WP);
 const LME = lowWord(EFER.LME);
 const CR_GROUP = 1 << Clean.CR;
 /** KVM_X86_QUIRK_CD_NW_CLEARED, on by default: firmware that leaves the caches off would run uncached. */
-const CD_NW = lowWord(CR0.CD | CR0.NW);
+export const CD_NW = lowWord(CR0.CD | CR0.NW);
 
 /** EFER.LMA follows CR0.PG while LME is set; a protected guest's processor does that itself. */
 function updateLongMode(vcpu: Vcpu, wasPaging: boolean, paging: boolean): void {
@@ -96,18 +96,17 @@ ownFrame('svmSetCr0', svmSetCr0);
 
 /**
  * A fastpath's part of crInterception, kvmSetCr0 and svmSetCr0: a MOV from which little follows, under ops that nobody has wrapped.
- * @param regs32 halves of the general registers, where the guest's are now
  * @returns false: it is more than that, and nothing has happened
  */
-export function svmFastSetCr0(vcpu: Vcpu, svm: VcpuSvm, regs32: Uint32Array): boolean {
-  const { vmcb, seen } = svm;
+export function svmFastSetCr0(vcpu: Vcpu, svm: VcpuSvm): boolean {
+  const { vmcb, regWords, seen } = svm;
   const { words } = vmcb;
   const { calls } = vcpu.kvm;
   const gpr = (words[W.exitInfo1] & 15) * 2;
-  const low = regs32[gpr] | 0;
+  const low = regWords[gpr];
   const changed = low ^ lowWord(vcpu.arch.cr0);
   // EXITINFO1 bit 63: a decoded MOV.
-  if (words[W.exitInfo1 + 1] >= 0 || regs32[gpr + 1] !== 0 || !kvmMayFastSetCr0(vcpu, changed, low)) return false;
+  if (words[W.exitInfo1 + 1] >= 0 || regWords[gpr + 1] !== 0 || !kvmMayFastSetCr0(vcpu, changed, low)) return false;
   if (calls.setCr0 !== svmSetCr0 || calls.isValidCr0 !== svmIsValidCr0 || !svmModule(vcpu).params.npt) return false;
   // The hardware's CR0 lacks CD and NW, which stay.
   const hardware = words[W.cr0] ^ changed;

@@ -90,7 +90,9 @@ function enterExit(vcpu: Vcpu, svm: VcpuSvm): void {
   svm.vmloadDue = false;
   // An event that goes with this entry is completed by the exit behind it.
   const may = params.nrips && !svm.awaitingIret && vmcb.words[W.eventInj] >= 0 && kvmMayUseStub(vcpu, OPS);
+  if (may) svm.stub.arm();
   hw.vmrun(pa, regs, may ? svm.stub : null);
+  if (may) svm.stub.settle();
   // RAX, RSP and RIP come back in the array as they stand in the VMCB.
   svm.vmsaveDue = true;
   cr2[0] = quads[Q.cr2];
@@ -163,7 +165,7 @@ function svmExitHandlersFastpath(vcpu: Vcpu, svm: VcpuSvm): FastPath {
     svmSkip(vcpu);
     return FastPath.REENTER_GUEST;
   }
-  if ((code === CR0_SEL_WRITE || code === WRITE_CR0) && svmFastSetCr0(vcpu, svm, vcpu.arch.regs32)) {
+  if ((code === CR0_SEL_WRITE || code === WRITE_CR0) && svmFastSetCr0(vcpu, svm)) {
     svmSkip(vcpu);
     return FastPath.REENTER_GUEST;
   }

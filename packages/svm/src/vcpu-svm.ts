@@ -1,6 +1,7 @@
 /** What the driver keeps per vCPU, per VM and per kernel. KVM: svm.h (struct vcpu_svm, struct kvm_svm, struct svm_cpu_data). */
 import type { Kvm, Vcpu, Vm } from '@tskvm/core';
-import type { ExitStub, OptionalFeature, SvmHardware, Vmcb } from './hardware/index.ts';
+import type { SvmExitStub } from './exit-stub.ts';
+import type { OptionalFeature, SvmHardware, Vmcb } from './hardware/index.ts';
 import type { GhcbState } from './sev.ts';
 
 /** KVM's module parameters of kvm_amd, in camel case. */
@@ -78,7 +79,7 @@ export interface VcpuSvm {
   /** MSRs that only this driver knows. */
   msrs: Map<number, bigint>;
   sev: GhcbState | null;
-  readonly stub: ExitStub;
+  readonly stub: SvmExitStub;
 }
 
 /** Words in `VcpuSvm.seen`. */

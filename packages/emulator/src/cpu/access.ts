@@ -49,6 +49,10 @@ const ALL_ONES = 0xffffffff;
 /** Alignment checks alone follow it: no context, no walk. */
 const AM = Number(CR0.AM);
 
+/** CPL, RFLAGS.AC and CR0.AM. */
+const rightsOf = (words: Int32Array): number =>
+  (words[S.cpl >> 2] & 0xff) | (words[S.rflags >> 2] & Flag.AC) | ((words[S.cr0 >> 2] & AM) << 1);
+
 /** The access of a nested translation, reused; its linear address becomes a bigint only where a fault is reported. */
 class Walked implements GuestPhysicalAccess {
   write = false;
@@ -85,6 +89,8 @@ export class MemoryAccess implements WalkMemory {
   readonly #walk: WalkState;
   /** What rights were last derived from: CPL, RFLAGS.AC and CR0.AM. */
   #seenRights = -1;
+  /** The place of the context among the space's. */
+  #place = 0;
   /** False while PDPTEs are loaded: no linear address belongs to that. */
   #walking = true;
   #walkLow = 0;
@@ -133,13 +139,14 @@ export class MemoryAccess implements WalkMemory {
     state.derivedStale = false;
     state.rightsStale = true;
     state.touched = true;
+    if (!state.spaceStale && !state.keysStale && this.#enterTwin()) return;
     if (state.keysStale) this.#spaces.forget();
     state.keysStale = false;
     const toggled = state.spaceStale ? undefined : this.#toggle();
     state.spaceStale = false;
     const changed = toggled ?? this.#follow(guest);
     const { words } = state;
-    const rights = (words[S.cpl >> 2] & 0xff) | (words[S.rflags >> 2] & Flag.AC) | ((words[S.cr0 >> 2] & AM) << 1);
+    const rights = rightsOf(words);
     if (!changed && rights === this.#seenRights) return;
     this.#seenRights = rights;
     const space = this.#space;
@@ -147,9 +154,23 @@ export class MemoryAccess implements WalkMemory {
     this.#smap = isSmapActive(state);
     this.#alignment = isAlignmentChecked(state);
     const place = (state.cpl === 3 ? 1 : 0) | ((words[S.rflags >> 2] & Flag.AC) !== 0 ? 2 : 0);
+    this.#place = place;
     if (space.contexts[place] === 0) this.#internAt(space, place);
     this.dataContext = space.contexts[place];
     this.#walk.enter(space.walk, this.#user, this.#smap, this.dataContext);
+  }
+  /** All of `refresh` where CR0.WP alone has changed, and both spaces have been in force with these rights. */
+  #enterTwin(): boolean {
+    const space = this.#space;
+    const { twin } = space;
+    const { words } = this.#state;
+    if (twin === null || twin.twin !== space || !twin.holds(words[S.cr0 >> 2], this.tlb.generation)) return false;
+    const context = twin.contexts[this.#place];
+    if (context === 0 || rightsOf(words) !== this.#seenRights) return false;
+    this.#space = twin;
+    this.dataContext = context;
+    this.#walk.enter(twin.walk, this.#user, this.#smap, context);
+    return true;
   }
   #internAt(space: AddressSpace, place: number): void {
     const { generation } = this.tlb;
@@ -184,7 +205,6 @@ export class MemoryAccess implements WalkMemory {
   }
   #enter(space: AddressSpace): void {
     this.#space = space;
-    this.walker.configure(space.config);
     this.#tables.belongTo(space.asid, space.nestedRoot, this.tlb.nestedEpoch);
   }
   /** As `#follow` where of all that a space follows from only CR0 may have changed; undefined: the space is not at hand. */
@@ -265,6 +285,7 @@ export class MemoryAccess implements WalkMemory {
     this.#walkLow = low;
     this.#walkHigh = high;
     this.#nested.user = user;
+    this.walker.configure(this.#space.config);
     if (!this.walker.walk(low, high, kind, user, smap)) {
       throw this.#host.exception.set(Vector.PF, this.walker.errorCode, linearOf(low, high));
     }
