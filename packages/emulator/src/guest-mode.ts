@@ -98,6 +98,8 @@ export interface DirectExits {
    * -1: there may be one whatever is written. Absent: -1.
    */
   cr0Owned?(): number;
+  /** May MOV to CR0 change CR0.WP without an exit, and is that the register's own bit? Absent: no. */
+  yieldsWp?(): boolean;
   /**
    * Low half of what MOV to CR0 really writes if its value has this low half and no upper one, as `writeCr`; undefined: `crIllegal`. For
    * owners with `viewCr`.

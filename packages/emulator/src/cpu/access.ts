@@ -159,6 +159,13 @@ export class MemoryAccess implements WalkMemory {
     this.dataContext = space.contexts[place];
     this.#walk.enter(space.walk, this.#user, this.#smap, this.dataContext);
   }
+  /** Context of explicit accesses with CR0.WP the other way, if it is known and nothing else differs for a page walk but WP; else 0. */
+  otherContext(): number {
+    const space = this.#space;
+    const { twin } = space;
+    const known = twin !== null && twin.twin === space && twin.generation === this.tlb.generation;
+    return known && twin.walk.kind === space.walk.kind ? twin.contexts[this.#place] : 0;
+  }
   /** All of `refresh` where CR0.WP alone has changed, and both spaces have been in force with these rights. */
   #enterTwin(): boolean {
     const space = this.#space;

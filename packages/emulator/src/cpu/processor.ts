@@ -61,6 +61,7 @@ const PE = Number(CR0.PE);
 const SMAP = Number(CR4.SMAP);
 const LMA = Number(EFER.LMA);
 const TSD = Number(CR4.TSD);
+const CET = Number(CR4.CET);
 const { rdtsc: RDTSC, rdtscp: RDTSCP } = INTERCEPT_ID;
 /** CPL, shadow, NMI blocking and activity: a byte each. */
 const STATUS = S.cpl >> 2;
@@ -574,6 +575,14 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
     if (this.onModeChange !== null) return -1;
     const { guest } = this;
     return guest === null ? 0 : (guest.direct?.cr0Owned?.() ?? -1);
+  }
+  otherContext(): number {
+    if (this.onModeChange !== null || (this.state.words[S.cr4 >> 2] & CET) !== 0) return 0;
+    const { guest } = this;
+    return guest === null || guest.direct?.yieldsWp?.() === true ? this.access.otherContext() : 0;
+  }
+  contextExchanged(): void {
+    this.state.touchRights();
   }
   tscOffset(): bigint {
     const guest = this.guest;

@@ -53,6 +53,13 @@ export interface EngineHost {
   /** Low half of CR0 as the code sees it. */
   cr0Seen(): number;
   /**
+   * TLB context with CR0.WP the other way where the code may change WP without asking anybody, and nothing else follows from that but a flag
+   * of the page walk (`WalkWords`); 0: every write of WP is the host's. Generated code that exchanges the two says so by `contextExchanged`
+   * before the host is asked for anything that follows from them.
+   */
+  otherContext(): number;
+  contextExchanged(): void;
+  /**
    * 1: outside long mode generated code may load segment registers of level 0 from the GDT by itself, and says so by `segmentsLoaded` when it
    * leaves; 0: it may not.
    */

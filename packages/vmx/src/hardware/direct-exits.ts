@@ -57,6 +57,7 @@ const ALWAYS_ASKED: readonly Intercept[] = ['crWrite', 'lmsw', 'rdmsr', 'wrmsr']
 const WINDOWS = Primary.interruptWindow | Primary.nmiWindow | Primary.monitorTrap;
 
 const TS = Number(CR0.TS);
+const WP = Number(CR0.WP);
 
 export class VmxDirectExits implements DirectExits {
   readonly verdicts = new Uint8Array(INTERCEPTS.length);
@@ -111,6 +112,11 @@ export class VmxDirectExits implements DirectExits {
   cr0Owned(): number {
     const [mask] = this.#guest.cr0Halves;
     return (mask & TS) !== 0 ? -1 : mask;
+  }
+
+  /** No rule of VMX operation fixes it. */
+  yieldsWp(): boolean {
+    return (this.#guest.cr0Halves[0] & WP) === 0;
   }
 
   mergeCr0(low: number): number | undefined {

@@ -360,6 +360,9 @@ export class HandlerEmitter implements VectorEmitter {
       case 'shadowed':
         this.#frame.shadowed(() => this.#value(effect.next));
         return;
+      case 'recontext':
+        this.#frame.recontext(() => this.#value(effect.next));
+        return;
       case 'repeat':
         this.#value(effect.condition);
         this.#code.if();

@@ -60,6 +60,8 @@ export interface Frame {
   handBack(): void;
   /** Leaves behind this instruction; `next` pushes the RIP. */
   shadowed(next: () => void): void;
+  /** Goes on behind this instruction in another TLB context: code is looked up anew. `next` pushes the RIP. */
+  recontext(next: () => void): void;
 }
 
 /** The TLB context from its private slots (for frames without locals for it). */

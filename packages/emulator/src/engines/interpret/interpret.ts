@@ -131,6 +131,7 @@ export interface Instance {
   installed: Uint8Array;
 }
 
+const hashOf = (context: number): number => ((context * 37) % Layout.tlbEntries) * TlbEntry.size;
 const keyId = (key: CodeKey): number =>
   1 + (key.codeSize >> 2) + 3 * (key.stackSize >> 2) + 9 * (key.flat ? 1 : 0) + 18 * (key.flatCode ? 1 : 0);
 const KEY_IDS = 1 + 3 * 3 * 2 * 2;
@@ -213,10 +214,20 @@ export class InterpretEngine implements Engine {
     if (known !== undefined) return known;
     const host = this.#host;
     const imports: Record<HostImport, (...args: number[]) => number | undefined> = {
-      slowRead: (low, high, size) => host.slowRead(low, high, size),
-      slowReadForWrite: (low, high, size) => host.slowReadForWrite(low, high, size),
-      slowProbe: (low, high, size) => host.slowProbe(low, high, size),
+      slowRead: (low, high, size) => {
+        this.#followContext();
+        return host.slowRead(low, high, size);
+      },
+      slowReadForWrite: (low, high, size) => {
+        this.#followContext();
+        return host.slowReadForWrite(low, high, size);
+      },
+      slowProbe: (low, high, size) => {
+        this.#followContext();
+        return host.slowProbe(low, high, size);
+      },
       slowWrite: (low, high, size) => {
+        this.#followContext();
         const result = host.slowWrite(low, high, size);
         if (result === 2) this.#pause();
         return result;
@@ -302,6 +313,7 @@ export class InterpretEngine implements Engine {
       if (shadowed) this.#u8[SHADOW] = 0;
       this.#setSliceEnd(this.#host.tick + ((maxTicks | 0) - left) + slice);
       const status = run(exact ? SCRATCH_RECORDS : at, slice);
+      this.#followContext();
       const used = slice - this.#words[P.remaining >> 2];
       // Nothing retired: RF and the shadow are still in force.
       if (used === 0) {
@@ -409,8 +421,12 @@ export class InterpretEngine implements Engine {
     const words = this.#words;
     const host = this.#host;
     const context = host.tlbContext();
+    this.#context = context;
     words[P.context >> 2] = context;
-    words[P.contextHash >> 2] = ((context * 37) % Layout.tlbEntries) * TlbEntry.size;
+    words[P.contextHash >> 2] = hashOf(context);
+    const other = host.otherContext();
+    words[P.otherContext >> 2] = other;
+    words[P.otherHash >> 2] = hashOf(other);
     const cr0 = words[CR0_WORD];
     const gates = vectorGates(words, cr0 & ~TS);
     words[P.vectors >> 2] = (cr0 & TS) === 0 ? gates : ALL_GATES;
@@ -458,6 +474,16 @@ export class InterpretEngine implements Engine {
     words[(P.tscOffset >> 2) + 1] = this.#tscHigh;
     words[P.tscPerTick >> 2] = host.tscPerTick;
     words[P.tscReaders >> 2] = host.tscReaders();
+  }
+
+  /** As prepared. */
+  #context = 0;
+  /** Generated code may have exchanged it for the other one. */
+  #followContext(): void {
+    const context = this.#words[P.context >> 2];
+    if (context === this.#context) return;
+    this.#context = context;
+    this.#host.contextExchanged();
   }
 
   #entryStop: EngineStop = 'fault';

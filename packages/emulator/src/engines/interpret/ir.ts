@@ -131,6 +131,8 @@ export type EffectBody =
   | { kind: 'handBack'; condition: Node }
   /** Leaves behind the instruction, at `next`; the one after it is in an interrupt shadow. */
   | { kind: 'shadowed'; next: Node }
+  /** Goes on behind the instruction, at `next`, in the TLB context that now stands in the engine's slots. */
+  | { kind: 'recontext'; next: Node }
   /** Go on with the next record (fused handlers, regions). `leaves`: a region may be left there. */
   | { kind: 'advance'; leaves: boolean };
 
@@ -235,6 +237,7 @@ export function effectArgs(effect: Effect): Node[] {
     case 'handBack':
       return [effect.condition];
     case 'shadowed':
+    case 'recontext':
       return [effect.next];
     case 'spend':
       return [effect.ticks];

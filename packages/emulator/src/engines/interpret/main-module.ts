@@ -200,6 +200,23 @@ class RunEmitter implements Frame {
     this.#leftAfter().set(L.budget);
     this.#leaveAtTarget(Status.shadowed);
   }
+  recontext(next: () => void): void {
+    const { code } = this;
+    next();
+    code.set(L.target);
+    this.#leftAfter().set(L.budget);
+    this.#loadContext();
+    this.#leavePage();
+    code.i32(0).set(L.from).br(this.#labels.transfer);
+  }
+  #loadContext(): void {
+    this.code.i32(0).mem(MEM.i64Load, P.context).set(L.context);
+    this.code.i32(0).mem(MEM.i32Load, P.contextHash).set(L.hash);
+  }
+  /** No page is current: RIP, in `target`, lies in none. */
+  #leavePage(): void {
+    this.code.get(L.target).i64(1n).op(OP.i64Add).set(L.pageBase);
+  }
 
   #leaveHere(status: number): void {
     this.code.i32(status).set(L.status).br(this.#labels.leaveHere);
@@ -222,8 +239,7 @@ class RunEmitter implements Frame {
     const { code } = this;
     code.get(L.budget).i32(RECORD_SHIFT).op(OP.i32Shl).get(L.pc).op(OP.i32Add).set(L.budget);
     code.i32(0).mem(MEM.i32Load, P.page).set(L.page);
-    code.i32(0).mem(MEM.i64Load, P.context).set(L.context);
-    code.i32(0).mem(MEM.i32Load, P.contextHash).set(L.hash);
+    this.#loadContext();
     code
       .i32(0)
       .mem(MEM.i64Load, Layout.state + S.rip)
@@ -285,14 +301,11 @@ class RunEmitter implements Frame {
     code.end();
     this.#link();
     code.end();
-    // No page is current: RIP lies in none.
     code
       .i32(0)
       .mem(MEM.i64Load, Layout.state + S.rip)
-      .tee(L.target)
-      .i64(1n)
-      .op(OP.i64Add)
-      .set(L.pageBase);
+      .set(L.target);
+    this.#leavePage();
     this.#left().set(L.budget);
     code.i32(0).set(L.from).br(this.#labels.lookup);
     code.end();
@@ -423,6 +436,9 @@ class RunEmitter implements Frame {
     code.end();
     code.get(status).i32(Outcome.shadowed).op(OP.i32Eq).if();
     this.shadowed(() => code.i32(0).mem(MEM.i64Load, Layout.state + S.rip));
+    code.end();
+    code.get(status).i32(Outcome.recontext).op(OP.i32Eq).if();
+    this.recontext(() => code.i32(0).mem(MEM.i64Load, Layout.state + S.rip));
     code.end();
     code.get(status).i32(RECORD_SHIFT).op(OP.i32ShrU).set(status);
     this.repeatAfter(status);

@@ -61,6 +61,10 @@ export class MiniHost implements EngineHost {
   cr0Seen(): number {
     return 0;
   }
+  otherContext(): number {
+    return 0;
+  }
+  contextExchanged(): void {}
   loadsSegments(): number {
     return 0;
   }

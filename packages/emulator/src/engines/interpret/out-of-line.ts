@@ -92,11 +92,17 @@ class FunctionFrame implements Frame {
     this.code.i32(Outcome.handBack).op(OP.return);
   }
   shadowed(next: () => void): void {
+    this.#leave(next, Outcome.shadowed);
+  }
+  recontext(next: () => void): void {
+    this.#leave(next, Outcome.recontext);
+  }
+  #leave(next: () => void, outcome: number): void {
     this.code.i32(0);
     next();
     this.code
       .mem(MEM.i64Store, Layout.state + S.rip)
-      .i32(Outcome.shadowed)
+      .i32(outcome)
       .op(OP.return);
   }
 }

@@ -357,9 +357,17 @@ export class Recorder extends ValueRecorder implements Builder {
   /** The instruction ends here, and the run with it; often with an interrupt shadow over the next. */
   leaveShadowed(): void {
     this.facts.mayLeave = true;
-    // Going on does not wrap at 64 KiB, whatever the size of the code.
+    this.effect({ kind: 'shadowed', next: this.#next() });
+  }
+  /** The instruction ends here, and what comes next runs in the TLB context that now stands in P.context. */
+  recontext(): void {
+    this.facts.mayLeave = true;
+    this.effect({ kind: 'recontext', next: this.#next() });
+  }
+  /** Going on does not wrap at 64 KiB, whatever the size of the code. */
+  #next(): Node {
     const next = this.record('nextRip');
-    this.effect({ kind: 'shadowed', next: this.codeSize === 8 ? next : this.zextNode(next, 4) });
+    return this.codeSize === 8 ? next : this.zextNode(next, 4);
   }
 
   // ---- endings

@@ -89,6 +89,12 @@ export const P = {
   /** u32: what the host says about loads of segment registers (EngineHost); generated code sets `segmentsLoaded` (u64) to 1 behind one. */
   loadsSegments: slot + 116,
   segmentsLoaded: slot + 120,
+  /**
+   * The context with CR0.WP the other way (u64) and its hash (u32), where the code may change WP without asking anybody; 0: it may not.
+   * Generated code that does exchanges them with the first two.
+   */
+  otherContext: slot + 128,
+  otherHash: slot + 136,
   /** u64: id of the code key, where the jump cache's entries have it. */
   key: slot + 48,
 } as const;
@@ -152,7 +158,7 @@ export const Status = {
 } as const;
 
 /** What an out-of-line handler returns; `repeat` with the ticks that were used in the bits from {@link RECORD_SHIFT} on. */
-export const Outcome = { next: 0, fault: 1, jumped: 2, repeat: 3, handBack: 4, shadowed: 5 } as const;
+export const Outcome = { next: 0, fault: 1, jumped: 2, repeat: 3, handBack: 4, shadowed: 5, recontext: 6 } as const;
 
 /** Host page that the TLB maps a linear page to for fetches in the running context, or -1; nothing is filled in. */
 export function fetchPage(view: DataView, linear: bigint): number {

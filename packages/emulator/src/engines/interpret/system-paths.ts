@@ -6,7 +6,7 @@
  */
 import type { Cond, Operation, Value } from '../../builder/builder.ts';
 import type { Instruction, Row } from '../../decode/instruction.ts';
-import { Layout } from '../../memory/layout.ts';
+import { Layout, WalkFlag, WalkWords } from '../../memory/layout.ts';
 import { loadStack, push, setStackPointer, stackOffset, stackPointer } from '../../semantics/support.ts';
 import { Attrib, Flag, RAX, RCX, RDX, S, Seg } from '../../state-layout.ts';
 import type { Form } from './form.ts';
@@ -109,6 +109,7 @@ const swapgs: SystemPath = {
 };
 
 const TS = 8;
+const WP = 0x1_0000;
 /** CR0.TS is the code's own, and it may execute CLTS and MOV to CR0. */
 function guardTaskSwitched(r: Recorder): Value {
   const owned = r.state(PRIVATE_SLOT(P.cr0Owned), 4);
@@ -130,7 +131,22 @@ const clts: SystemPath = {
   },
 };
 
-/** MOV to CR0 that changes TS alone; kernels that switch their FPU late live on it. */
+/** Exchanges what stands in two places. */
+function exchange(r: Recorder, one: number, other: number, size: 4 | 8): void {
+  const [first, second] = [r.state(PRIVATE_SLOT(one), size), r.state(PRIVATE_SLOT(other), size)];
+  r.setState(PRIVATE_SLOT(one), size, second);
+  r.setState(PRIVATE_SLOT(other), size, first);
+}
+/** The address space with CR0.WP the other way: another TLB context, and a page walk that differs in a flag. */
+function exchangeContexts(r: Recorder): void {
+  const flags = r.state(PRIVATE_SLOT(WalkWords.flags), 4);
+  r.setState(PRIVATE_SLOT(WalkWords.flags), 4, r.xor(flags, r.const(WalkFlag.wp)));
+  r.setState(PRIVATE_SLOT(WalkWords.context), 4, r.state(PRIVATE_SLOT(P.otherContext), 4));
+  exchange(r, P.context, P.otherContext, 8);
+  exchange(r, P.contextHash, P.otherHash, 4);
+}
+
+/** MOV to CR0 that changes TS or WP alone; kernels that switch their FPU late, or write through read-only mappings, live on it. */
 const movcr: SystemPath = {
   accepts: (insn) => insn.opcode === 0x0f22 && insn.reg === 0 && insn.mod === 3 && insn.codeSize !== 2,
   record: (r, op) => {
@@ -140,8 +156,16 @@ const movcr: SystemPath = {
     const seen = r.state(PRIVATE_SLOT(P.cr0Seen), 4);
     // Host-owned bits as they are seen, all others as they are.
     const asSeen = r.or(r.and(seen, owned), r.and(old, r.xor(owned, r.const(0xffffffffn))));
-    r.handBackWhen(r.ne(r.and(r.xor(value, asSeen), r.const(~BigInt(TS))), r.const(0)));
-    setTaskSwitched(r, r.or(r.and(old, r.const(~BigInt(TS))), r.and(value, r.const(TS))));
+    const changed = r.xor(value, asSeen);
+    r.handBackWhen(r.ne(r.and(changed, r.const(~BigInt(TS | WP))), r.const(0)));
+    const toggles = has(r, changed, WP);
+    r.handBackWhen(r.andC(toggles, r.isZero(r.state(PRIVATE_SLOT(P.otherContext), 8))));
+    const cr0 = r.or(r.and(old, r.const(~BigInt(TS))), r.and(value, r.const(TS)));
+    setTaskSwitched(r, r.xor(cr0, r.and(changed, r.const(WP))));
+    r.when(toggles, () => {
+      exchangeContexts(r);
+      r.recontext();
+    });
   },
 };
 
