@@ -93,6 +93,7 @@ async function run(backend: Backend, slice: number, traced: boolean): Promise<un
 
 describe.each([
   ['svm', svm],
+  ['svm without nested paging', () => svm({ npt: false })],
   ['vmx', vmx],
 ] as const)('%s', (_name, vendor) => {
   test('a traced run, a run in small slices and a plain one end alike', async () => {

@@ -56,6 +56,8 @@ export class SvmExitStub implements ExitStub {
   /** The hardware's part of svmSetCr0; the rest waits for `settle`. */
   #setCr0(code: number, gprs: Uint32Array): boolean {
     if (code !== CR0_SEL_WRITE && code !== WRITE_CR0) return false;
+    // Without nested paging the hardware's CR0 is not the guest's, and no bit is plain.
+    if (this.#plain === 0) return false;
     const { words } = toSvm(this.#vcpu).vmcb;
     const gpr = (words[W.exitInfo1] & 15) * 2;
     const changed = gprs[gpr] ^ (words[W.cr0] | this.#kept);
