@@ -95,5 +95,13 @@ export const WalkWords = {
 } as const;
 
 /** How the guest's own tables look. `ask`: only JavaScript knows. */
-export const WalkKind = { ask: 0, off: 1, bits32: 2, paeRegisters: 3, paeMemory: 4, levels4: 5 } as const;
+export const WalkKind = {
+  ask: 0,
+  off: 1,
+  bits32: 2,
+  paeRegisters: 3,
+  paeMemory: 4,
+  levels4: 5,
+  levels5: 6,
+} as const;
 export const WalkFlag = { user: 1, smap: 2, wp: 4, smep: 8, pge: 16, pse: 32, gbPages: 64 } as const;

@@ -26,7 +26,7 @@ function kindOf({ mode, pdpte, pkru, pkrs }: PagingConfig): number {
   if (mode === 'off') return WalkKind.off;
   if (mode === '32-bit') return WalkKind.bits32;
   if (mode === 'PAE') return pdpte === undefined ? WalkKind.paeMemory : WalkKind.paeRegisters;
-  return mode === '4-level' ? WalkKind.levels4 : WalkKind.ask;
+  return mode === '4-level' ? WalkKind.levels4 : WalkKind.levels5;
 }
 
 const flagsOf = ({ wp, smep, pge, pse, gbPages }: PagingConfig): number =>

@@ -241,7 +241,7 @@ export class WalkTrials {
 
   /** What it leaves to JavaScript must have a reason, where nothing about the tables is odd. */
   #checkRefusal(which: number, before: Int32Array): void {
-    if (!this.#plain || this.#mode === '5-level') return;
+    if (!this.#plain) return;
     const { fills } = this.#machine.cpu.access.tlb;
     if (this.#walk(which, true) < 0 || this.#machine.cpu.access.tlb.fills === fills) return;
     const marked = this.#ram.some((word, at) => word !== before[at]);

@@ -1,6 +1,6 @@
 /**
  * The page walk of generated code: fills a TLB entry where nothing is unusual, as memory/paging.ts and cpu/access.ts would. A missing
- * accessed or dirty bit, a fault, a device, protection keys, five levels: JavaScript is asked, before anything was changed.
+ * accessed or dirty bit, a fault, a device, protection keys: JavaScript is asked, before anything was changed.
  * Manual: APM vol. 2 ch. 5 and section 15.25, SDM vol. 3 ch. 4 and section 28.3.
  */
 import { Layout, TlbEntry, TlbLinks, WalkWords as W, WalkFlag, WalkKind } from '../../memory/layout.ts';
@@ -217,6 +217,15 @@ class FillEmitter {
     giveUp(this.#code.get(L.linear).i64(32n).op(OP.i64ShrU).i64(0n).op(OP.i64Ne));
   }
 
+  /** Sign-extended from 9 bits above the place of the top index. */
+  #requireCanonical(): void {
+    const code = this.#code;
+    const unused = (): Code => code.i64(55n).get(L.shift).op(OP.i64Sub);
+    code.get(L.linear);
+    unused().op(OP.i64Shl);
+    giveUp(unused().op(OP.i64ShrS).get(L.linear).op(OP.i64Ne));
+  }
+
   #unpaged(otherwise: Label): void {
     const code = this.#code;
     this.#kindIs(WalkKind.off).op(OP.i32Eqz).brIf(otherwise);
@@ -232,9 +241,11 @@ class FillEmitter {
     this.#kindIs(WalkKind.bits32).if();
     this.#levels32(found);
     code.end();
-    this.#kindIs(WalkKind.levels4).if();
-    giveUp(code.get(L.linear).i64(16n).op(OP.i64Shl).i64(16n).op(OP.i64ShrS).get(L.linear).op(OP.i64Ne));
-    code.i64(39n).set(L.shift).else();
+    word(code, W.kind).i32(WalkKind.levels4).op(OP.i32GeU).if();
+    code.i64(48n).i64(39n);
+    this.#kindIs(WalkKind.levels5).op(OP.select).set(L.shift);
+    this.#requireCanonical();
+    code.else();
     this.#pdpte();
     code.i64(21n).set(L.shift).end();
     this.#levels64(found);
