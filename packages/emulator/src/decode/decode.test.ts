@@ -135,6 +135,11 @@ describe('LOCK', () => {
     expect(run('f0 0f 22 c0', { codeSize: 4, intel: true }).result).toBe('undefined-opcode');
     expect(run('f0 0f 22 c0', without(modes[32])).result).toBe('undefined-opcode');
   });
+  it('before VERW of memory is nothing on AMD, as captured, and undefined on Intel', () => {
+    expect(ok('f0 0f 00 28', modes[32])).toMatchObject({ lock: true, row: { mnemonic: 'verw' } });
+    expect(run('f0 0f 00 28', { codeSize: 4, intel: true }).result).toBe('undefined-opcode');
+    for (const hex of ['f0 0f 00 20', 'f0 0f 00 e8']) expect(run(hex, modes[32]).result).toBe('undefined-opcode');
+  });
 });
 
 describe('undefined opcodes', () => {

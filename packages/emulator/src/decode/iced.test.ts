@@ -40,6 +40,8 @@ const ABSENT = new RegExp(
 );
 /** AMD's PREFETCH needs memory (APM vol. 3 PREFETCH); iced has no option for it. */
 const AMD_ABSENT = /^Reservednop_\w+_0F0D/;
+/** LOCK VERW of memory, which the captured AMD processor executes against its manual. */
+const isLockedVerw = (mode: DecodeMode): boolean => !mode.intel && insn.lock && insn.row.mnemonic === 'verw';
 
 const GPR8 = Register.AL;
 /** Number of a register among its kind as iced counts it: AH..BH are 4..7, as without REX. */
@@ -167,6 +169,7 @@ function difference(bytes: Uint8Array, mode: DecodeMode, operands: boolean): str
   if (valid !== (result === 'ok')) {
     if (valid && result === 'undefined-opcode' && (ABSENT.test(name) || (!mode.intel && AMD_ABSENT.test(name))))
       return '';
+    if (result === 'ok' && isLockedVerw(mode)) return '';
     return `${valid ? name : 'INVALID'} in iced, ${result} ${result === 'ok' ? insn.row.mnemonic : ''}`;
   }
   if (!valid) return '';
