@@ -6,11 +6,10 @@ import { existsSync, readFileSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { type Backend, KvmError } from '@tskvm/core';
+import { type Backend, KvmError, nearest } from '@tskvm/core';
 import { svm } from '@tskvm/svm';
 import { vmx } from '@tskvm/vmx';
 import { UsageError } from './machine/errors.ts';
-import { nearest } from './nearest.ts';
 
 /** A backend's factory takes module parameters. */
 export type BackendFactory = (params?: Record<string, unknown>) => Backend;

@@ -2,6 +2,7 @@
 import type { CpuModel, PhysicalMemory, ProcessorApi } from '@tskvm/emulator';
 import { KvmError } from './diagnostics.ts';
 import type { Kvm } from './kvm.ts';
+import { nearest } from './nearest.ts';
 import { KVM_X86_OPS, type KvmX86Ops } from './ops-table.ts';
 import { MODE_SETTER_OPS, named, type Tracer } from './trace.ts';
 import { type CallerErrno, Errno } from './types.ts';
@@ -31,34 +32,6 @@ export interface Backend extends Readonly<BackendDefinition> {
   readonly kind: 'tskvm-backend';
 }
 
-const plainName = (name: string): string => name.toLowerCase().replaceAll('_', '');
-/**
- * The name that was most likely meant: the only one that begins like that, else that of the smallest edit distance; undefined beyond a third
- * of the given one's length (beyond half of it, at most 3, for short ones).
- */
-function nearestName(given: string, names: readonly string[]): string | undefined {
-  const longer = given.length < 3 ? [] : names.filter((name) => plainName(name).startsWith(plainName(given)));
-  if (longer.length === 1) return longer[0];
-  let best: string | undefined;
-  let bestDistance = Math.max(Math.min(3, (given.length + 1) >> 1), Math.floor(given.length / 3)) + 1;
-  for (const name of names) {
-    const distance = editDistance(plainName(given), plainName(name));
-    if (distance < bestDistance) [best, bestDistance] = [name, distance];
-  }
-  return best;
-}
-function editDistance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) {
-      next[j] = Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1));
-    }
-    row = next;
-  }
-  return row[b.length];
-}
-
 const refuse = (code: string, message: string): never => {
   throw new KvmError(code, Errno.EINVAL, message);
 };
@@ -76,7 +49,7 @@ export function checkModuleParams(backend: string, given: object, known: Readonl
   for (const [name, value] of Object.entries(given)) {
     if (value === undefined) continue;
     if (!Object.hasOwn(known, name)) {
-      const near = nearestName(name, names);
+      const [near] = nearest(name, names, 1);
       const hint = near ? `; did you mean '${near}'?` : '.';
       const message = `${backend} has no parameter '${name}'${hint} It has ${names.join(', ')}`;
       throw new KvmError('UNKNOWN_PARAM', Errno.EINVAL, message, PARAM_RULE);
@@ -92,7 +65,7 @@ export function checkModuleParams(backend: string, given: object, known: Readonl
 function checkOps(name: string, ops: Partial<KvmX86Ops>): void {
   for (const [op, fn] of Object.entries(ops)) {
     if (!Object.hasOwn(KVM_X86_OPS, op)) {
-      const near = nearestName(op, Object.keys(KVM_X86_OPS));
+      const [near] = nearest(op, Object.keys(KVM_X86_OPS), 1);
       const hint = near ? `did you mean '${near}'?` : 'see KVM_X86_OPS for the list';
       refuse('BACKEND_UNKNOWN_OP', `backend '${name}': there is no op '${op}'; ${hint}`);
     }

@@ -13,6 +13,7 @@ export { highWord, lowWord } from './low-word.ts';
 export * from './memslots.ts';
 export * from './mmu/mmu.ts';
 export { noteEmulatedSwitch, traceTrappedSwitch } from './mode-switch.ts';
+export { nearest } from './nearest.ts';
 export * from './ops-table.ts';
 export { RegBit, type RegName, RegSet } from './reg-set.ts';
 export { fromSegment, toSegment } from './segments.ts';

@@ -1,10 +1,9 @@
 /** `tskvm callers`: who can call a function, and who did in a run; the butterfly of a setter. */
 import { writeFileSync } from 'node:fs';
-import type { CallerEdge } from '@tskvm/core';
+import { type CallerEdge, nearest } from '@tskvm/core';
 import type { Command } from 'commander';
 import pc from 'picocolors';
 import { UsageError } from '../machine/errors.ts';
-import { nearest } from '../nearest.ts';
 import {
   type CallerNode,
   callerDot,

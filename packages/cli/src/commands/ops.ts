@@ -1,8 +1,7 @@
 /** `tskvm ops`: the symbol that can't be grepped: an operation's kind, and what it is bound to under each backend. */
-import { KVM_X86_OPS, type OpName } from '@tskvm/core';
+import { KVM_X86_OPS, nearest, type OpName } from '@tskvm/core';
 import type { Command } from 'commander';
 import { UsageError } from '../machine/errors.ts';
-import { nearest } from '../nearest.ts';
 import { camelCase, graphRow } from '../report/call-graph.ts';
 import { textTable } from '../report/text-table.ts';
 

@@ -12,6 +12,7 @@ import {
   cpuidOfModel,
   getSupportedCpuid,
   type Kvm,
+  nearest,
   resolveBackend,
 } from '@tskvm/core';
 import {
@@ -30,7 +31,6 @@ import {
   NOT_IMPLEMENTED,
   VENDOR_ONLY,
 } from '@tskvm/emulator';
-import { nearest } from '../nearest.ts';
 import { UsageError } from './errors.ts';
 
 /** Names that stand for no model of their own: the backend's processor, and that with everything that can be had. */

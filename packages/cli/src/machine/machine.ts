@@ -2,9 +2,8 @@
  * The PC: memory map, chipset and devices around a VM, and the loop that answers KVM's exits.
  * Free of Node: this is what an embedder gets from `import { createMachine } from 'tskvm'`.
  */
-import { type Backend, Kvm, KvmError, type KvmExit, shape, type Vcpu, type Vm, vmIsDead } from '@tskvm/core';
+import { type Backend, Kvm, KvmError, type KvmExit, nearest, shape, type Vcpu, type Vm, vmIsDead } from '@tskvm/core';
 import { type CpuModel, NotImplementedError } from '@tskvm/emulator';
-import { nearest } from '../nearest.ts';
 import { type Device, type DeviceHost, type DeviceState, IoBus } from './bus.ts';
 import { chooseProcessors, cpuName } from './cpu.ts';
 import { withTopology } from './cpu-topology.ts';

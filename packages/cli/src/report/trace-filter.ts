@@ -1,7 +1,6 @@
 /** Which events `tskvm trace` prints: names with wildcards, and a filter on fields in trace-cmd's form (`-f 'reason == 28'`) or on text. */
-import { TRACE_FIELDS, type TraceEvents, type TraceName } from '@tskvm/core';
+import { nearest, TRACE_FIELDS, type TraceEvents, type TraceName } from '@tskvm/core';
 import { UsageError } from '../machine/errors.ts';
-import { nearest } from '../nearest.ts';
 import { camelCase } from './call-graph.ts';
 
 const NAMES = Object.keys(TRACE_FIELDS) as TraceName[];
