@@ -176,13 +176,16 @@ describe('anything for anything', () => {
     }
   });
 
-  test.each(['memory', 'nsPerTick', 'shuffleFrames', 'engine', 'processor'])('option %s of a kernel', async (field) => {
-    for (const v of JUNK) {
-      if (field === 'processor' && typeof v === 'function') continue;
-      const made = Kvm.create(idleBackend(), any({ memory: 1 << 20, [field]: v }));
-      await made.catch((error) => expect(error).toBeInstanceOf(KvmError));
-    }
-  });
+  test.each(['memory', 'nsPerTick', 'bootTime', 'shuffleFrames', 'engine', 'processor'])(
+    'option %s of a kernel',
+    async (field) => {
+      for (const v of JUNK) {
+        if (field === 'processor' && typeof v === 'function') continue;
+        const made = Kvm.create(idleBackend(), any({ memory: 1 << 20, [field]: v }));
+        await made.catch((error) => expect(error).toBeInstanceOf(KvmError));
+      }
+    },
+  );
   test('a kernel without a backend, or with something else', async () => {
     for (const v of JUNK) await expect(Kvm.create(any(v))).rejects.toMatchObject({ code: 'BACKEND', errno: 22 });
   });

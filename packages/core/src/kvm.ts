@@ -16,7 +16,7 @@ import { HostMemory } from './host-memory.ts';
 import { newMmuConfig } from './mmu/config.ts';
 import { joinModeChanges } from './mode-switch.ts';
 import type { KvmX86Calls } from './ops-table.ts';
-import { callback, i32, MAX_TICK, oneOf, optional, requireShape, type Shape, struct, u64 } from './shape.ts';
+import { callback, i32, MAX_TICK, oneOf, optional, requireShape, type Shape, struct, u32, u64 } from './shape.ts';
 import { kvmState } from './state-shapes.ts';
 import { unloadedCalls } from './static-calls.ts';
 import { type TraceListener, type TraceName, Tracer } from './trace.ts';
@@ -42,6 +42,8 @@ export interface KvmOptions {
   shuffleFrames?: number;
   /** Nanoseconds per tick (default 1). */
   nsPerTick?: number;
+  /** Time of power-on in seconds since 1970, as kvmclock's wall clock tells it (default 0). */
+  bootTime?: number;
   /** Where RDRAND's and RDSEED's numbers start, 64 bits (default 0): the same seed gives the same numbers. */
   seed?: bigint;
   /** Engine that runs guests' code (default: the emulator's). */
@@ -85,6 +87,7 @@ const KVM_OPTIONS = struct({
   memory: optional(memorySize),
   shuffleFrames: optional(i32),
   nsPerTick: optional(nsPerTick),
+  bootTime: optional(u32),
   seed: optional(u64),
   engine: optional(oneOf('translate', 'interpret', 'evaluate')),
   processor: callback,
@@ -105,6 +108,8 @@ export class Kvm {
   readonly model: CpuModel;
   readonly hostMemory: HostMemory;
   readonly nsPerTick: number;
+  /** Seconds since 1970 at tick 0. */
+  readonly bootTime: number;
   /** The host's TSC counts nanoseconds where that makes whole ticks: 1 GHz, as fast as the APIC bus, which no processor's TSC falls below. */
   readonly tscPerTick: number;
   /** The loaded vendor; null before load and after unload. */
@@ -138,6 +143,7 @@ export class Kvm {
     this.processor = processor;
     this.model = model;
     this.nsPerTick = options.nsPerTick ?? 1;
+    this.bootTime = options.bootTime ?? 0;
     this.tscPerTick = tscPerTickOf(this.nsPerTick);
     this.hostMemory = new HostMemory(memory, options.shuffleFrames);
   }

@@ -17,13 +17,15 @@ export function kvmWriteSystemTime(vcpu: Vcpu, msr: MsrData): number {
   return 0;
 }
 
-/** MSR_KVM_WALL_CLOCK: writes {version, seconds, nanoseconds} of power-on. Time starts at zero: nothing here reads a wall clock. */
+/** MSR_KVM_WALL_CLOCK: writes {version, seconds, nanoseconds} of power-on, which is an option: nothing here reads a wall clock. */
 export function kvmWriteWallClock(vcpu: Vcpu, msr: MsrData): number {
   vcpu.arch.msrs.set(msr.index, msr.data);
   const gpa = Number(msr.data);
   if (gpa === 0 || !vcpu.vm.isWritable(gpa, 12)) return 0;
   const bytes = new Uint8Array(12);
-  new DataView(bytes.buffer).setUint32(0, 2, true);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, 2, true);
+  view.setUint32(4, vcpu.kvm.bootTime, true);
   vcpu.vm.writeGuest(gpa, bytes);
   return 0;
 }

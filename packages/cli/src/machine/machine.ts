@@ -8,6 +8,7 @@ import { type Device, type DeviceHost, type DeviceState, IoBus } from './bus.ts'
 import { chooseProcessors, cpuName } from './cpu.ts';
 import { withTopology } from './cpu-topology.ts';
 import type { BlockImage } from './devices/ide.ts';
+import { DEFAULT_START } from './devices/rtc.ts';
 import { UsageError } from './errors.ts';
 import type { LoadPlan } from './loaders/image.ts';
 import { addPcDevices, type PcDevices } from './pc.ts';
@@ -138,6 +139,7 @@ export class Machine {
       seed: options.seed,
       engine: options.engine,
       nsPerTick: options.nsPerTick ?? NS_PER_TICK,
+      bootTime: DEFAULT_START,
     });
     const vm = kvm.createVm({
       type: options.backend.params?.sevEs === true ? 'sev-es' : 'default',
