@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { svmHardware } from '@tskvm/svm';
 import { vmxHardware } from '@tskvm/vmx';
-import { Node, Project, SyntaxKind } from 'ts-morph';
+import { callerErrors } from './caller-errors.ts';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const output = join(root, 'docs/errors.md');
@@ -23,54 +23,7 @@ const checkTable = (rows: readonly CheckRow[]): string =>
     ...rows.map((r) => `| \`${r.code}\` | ${r.field} | ${cell(r.rule)} | ${r.section} |`),
   ].join('\n');
 
-/** Literal text of a message; what is filled in stands in angle brackets. */
-function messageOf(node: Node | undefined): string {
-  if (!node) return '';
-  if (Node.isStringLiteral(node) || Node.isNoSubstitutionTemplateLiteral(node)) return node.getLiteralText();
-  if (!Node.isTemplateExpression(node)) return '';
-  return (
-    node.getHead().getLiteralText() +
-    node
-      .getTemplateSpans()
-      .map((span) => `…${span.getLiteral().getLiteralText()}`)
-      .join('')
-  );
-}
-
-/** What shapes say of a value that does not fit. */
-const FIT = '… is …: give …';
-
-/** Every `new KvmError('CODE', Errno.X, message)` and `refuse('CODE', Errno.X, message)`; `new UsageError('CODE', message)` and `requireFit('CODE', …)`. */
-function callerErrors(): { code: string; errno: string; message: string }[] {
-  const project = new Project({ compilerOptions: { allowJs: false } });
-  project.addSourceFilesAtPaths([
-    join(root, 'packages/{core,svm,vmx,cli}/src/**/*.ts'),
-    `!${join(root, 'packages/**/*.test.ts')}`,
-  ]);
-  const found = new Map<string, { code: string; errno: string; message: string }>();
-  for (const file of project.getSourceFiles()) {
-    const calls = [
-      ...file.getDescendantsOfKind(SyntaxKind.NewExpression),
-      ...file.getDescendantsOfKind(SyntaxKind.CallExpression),
-    ];
-    for (const call of calls) {
-      const [first, second, third] = call.getArguments();
-      if (!first || !Node.isStringLiteral(first) || !/^[A-Z][A-Z0-9_]+$/.test(first.getLiteralText())) continue;
-      const errno = /Errno\.(\w+)/.exec(second?.getText() ?? '')?.[1];
-      const callee = call.getExpression().getText();
-      const fit = callee === 'requireFit';
-      if (errno === undefined && !fit && callee !== 'UsageError') continue;
-      const message = fit ? FIT : messageOf(errno === undefined ? second : third);
-      const code = first.getLiteralText();
-      const key = `${code} ${errno ?? 'usage'}`;
-      if (!found.has(key) || (found.get(key)?.message ?? '') === '')
-        found.set(key, { code, errno: errno ?? 'exit status 2', message });
-    }
-  }
-  return [...found.values()].sort((a, b) => (a.code + a.errno < b.code + b.errno ? -1 : 1));
-}
-
-const errors = callerErrors();
+const errors = callerErrors(root);
 const text = `# Refusals
 
 Made by \`pnpm exec tsx --conditions=@tskvm/source scripts/errors.ts\` from the tables and the source; don't edit.
