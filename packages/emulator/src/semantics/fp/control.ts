@@ -199,9 +199,13 @@ export const CONTROL: Readonly<Record<string, FpFunction>> = {
     fpu.top = fpu.top - 1;
     fpu.sw &= ~0x200;
   }),
-  ffree: waiting((fpu, ctx) => fpu.free(ctx.insn.rm & 7)),
+  ffree: waiting((fpu, ctx) => {
+    fpu.free(ctx.insn.rm & 7);
+    fpu.sw &= ~0x200;
+  }),
   ffreep: waiting((fpu, ctx) => {
     fpu.free(ctx.insn.rm & 7);
+    fpu.sw &= ~0x200;
     fpu.pop();
   }),
   emms: waiting((fpu) => {

@@ -185,6 +185,16 @@ describe("KVM's emulator", () => {
   });
 });
 
+it('ffree and ffreep clear C1', () => {
+  for (const opcode of [0xdd, 0xdf]) {
+    const { m, fpu } = machine();
+    fpu.sw |= 0x200;
+    expect(m.run(opcode, 0xc3).code).toBe(X86Emul.CONTINUE);
+    expect(fpu.sw & 0x200).toBe(0);
+    expect(fpu.isEmpty(opcode === 0xdf ? 2 : 3)).toBe(true);
+  }
+});
+
 describe('hostile operands end', () => {
   it.each([
     ['fyl2xp1 of -1 + 2^-64', [0xd9, 0xf9], (0xbffen << 64n) | ((1n << 64n) - 1n)],

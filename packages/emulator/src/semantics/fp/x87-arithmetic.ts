@@ -239,8 +239,17 @@ const fscale = withSecond((x, y) => {
   if (x.kind !== 'finite') return x;
   const { value } = toInteger(y, TRUNCATE);
   const by = value > 65536n ? 65536 : value < -65536n ? -65536 : Number(value);
-  return x87.round(F80, x.sign, x.sig, x.exp + by);
+  return withinRange(x87.round(F80, x.sign, x.sig, x.exp + by));
 });
+
+/** What is out of range even with the exponent of an unmasked exception is infinity or zero, and inexact. */
+function withinRange(x: Unpacked): Unpacked {
+  const lead = x.exp + bitLength(x.sig) - 1;
+  if (x.kind !== 'finite' || (lead <= F80.emax && (lead >= F80.emin || x.denormal))) return x;
+  x87.flags |= PE;
+  x87.up = lead > 0;
+  return lead > 0 ? infinity(x.sign) : zero(x.sign);
+}
 
 /** The exponent goes to ST(0), the significand is pushed. */
 const fxtract = onData((_ctx, fpu) => {

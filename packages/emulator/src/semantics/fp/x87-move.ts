@@ -31,7 +31,7 @@ const clearC1 = (fpu: FpuArea): void => {
   fpu.sw &= ~C1;
 };
 
-/** FLD m32, m64 and FILD: a signalling NaN or a denormal is noticed. */
+/** FLD m32, m64 and FILD: a signalling NaN or a denormal is noticed. AMD's processors load a denormal even if that is unmasked. */
 const load = (format: MemoryFormat): FpFunction =>
   onData((ctx, fpu) => {
     const x = readOperand(ctx, format);
@@ -43,7 +43,7 @@ const load = (format: MemoryFormat): FpFunction =>
     x87.start(fpu.cw);
     if (x.kind === 'snan') x87.flags |= IE;
     if (x.denormal) x87.flags |= DE;
-    if (!isBlocked(fpu)) push(fpu, pack80(isNan(x) ? quiet(x) : x));
+    if (!isBlocked(fpu) || (x.denormal && ctx.vendor === 'amd')) push(fpu, pack80(isNan(x) ? quiet(x) : x));
     signal(fpu, x87.flags);
   });
 
@@ -190,7 +190,7 @@ function invalidDecimal(): bigint {
 }
 
 const fbld = onData((ctx, fpu) => {
-  const image = readTen(ctx);
+  const image = readTen(ctx, true);
   clearC1(fpu);
   let value = 0n;
   for (let digit = 17n; digit >= 0n; digit--) value = value * 10n + ((image >> (digit * 4n)) & 15n);

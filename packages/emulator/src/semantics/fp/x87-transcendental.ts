@@ -128,6 +128,8 @@ function fyl2x(x: Unpacked, y: Unpacked): Unpacked {
   const e = lead(x);
   const exactLog = (x.sig & (x.sig - 1n)) === 0n;
   if (exactLog && y.kind === 'finite') {
+    // Reported as inexact though it is not.
+    x87.flags |= PE;
     return x87.round(F80, y.sign !== e < 0, y.sig * BigInt(Math.abs(e)), y.exp);
   }
   return scaled(y, { value: log2Fixed(x), exp: -W });
@@ -150,8 +152,12 @@ function fyl2xp1(x: Unpacked, y: Unpacked): Unpacked {
     const { sig, exp } = divideExact(x, finite(false, ln2(), -W), 200);
     return scaled(y, { value: x.sign ? -sig : sig, exp });
   }
-  // Undefined at -1 and below: the operand is the result. Away from 0 there is no cancellation, and near -1 no convergence.
-  if (lead(x) >= 0 && x.sign) return outOfRange(x);
+  // Undefined at -1 and below: the operand is the result, but for factors of 0 and infinity. Away from 0 there is no cancellation, and near -1
+  // no convergence.
+  if (lead(x) >= 0 && x.sign) {
+    if (y.kind === 'finite') return outOfRange(x);
+    return y.kind === 'zero' ? zero(!y.sign) : infinity(!y.sign);
+  }
   if (lead(x) >= -2) return scaled(y, { value: log2Fixed(plusOne(x)), exp: -W });
   const v = toFixed(x);
   const z = divideFixed(v, 2n * FIXED_ONE + v);

@@ -149,11 +149,13 @@ export function readOperand(ctx: FpContext, format: MemoryFormat): Unpacked {
 }
 
 /** 80 bits, in two pieces; the limit is checked for the whole. */
-export function readTen(ctx: FpContext): bigint {
+/** @param parted the end of the operand is checked behind the access to its first part */
+export function readTen(ctx: FpContext, parted = false): bigint {
   const { seg } = ctx.insn;
   const offset = ctx.effectiveAddress();
-  ctx.linearize(seg, offset, 10, false);
+  if (!parted) ctx.linearize(seg, offset, 10, false);
   const low = ctx.read(seg, offset, 8);
+  if (parted) ctx.linearize(seg, offset, 10, false);
   return (ctx.read(seg, second(ctx, offset), 2) << 64n) | low;
 }
 export function writeTen(ctx: FpContext, value: bigint): void {
@@ -166,8 +168,8 @@ export function writeTen(ctx: FpContext, value: bigint): void {
 export function probeTen(ctx: FpContext): void {
   const { seg } = ctx.insn;
   const offset = ctx.effectiveAddress();
-  ctx.linearize(seg, offset, 10, true);
   ctx.probeWrite(seg, offset, 8);
+  ctx.linearize(seg, offset, 10, true);
   ctx.probeWrite(seg, second(ctx, offset), 2);
 }
 const second = (ctx: FpContext, offset: bigint): bigint => BigInt.asUintN(ctx.insn.addrSize * 8, offset + 8n);

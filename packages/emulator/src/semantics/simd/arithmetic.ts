@@ -67,6 +67,8 @@ export class SseEnvironment {
   control: RoundControl = { rounding: 0, masks: 0x3f, flushToZero: false, wrap: 0 };
   daz = false;
   flags = 0;
+  /** Flags of an operation's steps, one after the other: an unmasked one ends it there. */
+  readonly steps = [0, 0, 0];
   /** Everything masked, nearest, no DAZ or FTZ: the host computes the same, but for flags. */
   plain = false;
   /** As `plain`, and PE is set already. */
@@ -74,6 +76,7 @@ export class SseEnvironment {
 
   begin(mxcsr: number): void {
     this.flags = 0;
+    this.steps.fill(0);
     this.daz = (mxcsr & DAZ) !== 0;
     const { control } = this;
     control.rounding = ((mxcsr >> 13) & 3) as Rounding;
@@ -81,6 +84,12 @@ export class SseEnvironment {
     control.flushToZero = (mxcsr & FTZ) !== 0;
     this.plain = (mxcsr & 0xffc0) === 0x1f80;
     this.fast = this.plain && (mxcsr & PE) !== 0;
+  }
+
+  /** The flags so far are those of a step. */
+  endStep(step: number): void {
+    this.steps[step]! |= this.flags;
+    this.flags = 0;
   }
 
   /** A source: denormals are zeros under DAZ. */

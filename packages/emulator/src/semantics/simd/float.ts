@@ -6,7 +6,7 @@ import type { Row } from '../../decode/instruction.ts';
 import { Flag } from '../../state-layout.ts';
 import type { FpuArea } from '../fp/area.ts';
 import { done, type FpContext, type FpFunction, fpuOf, raiseSimdException } from '../fp/context.ts';
-import { quiet, type Unpacked, zero } from '../fp/float.ts';
+import { quiet, zero } from '../fp/float.ts';
 import {
   add,
   DOUBLE,
@@ -46,6 +46,17 @@ export function settleFlags(ctx: FpContext, fpu: FpuArea): void {
 export const UNDER_MXCSR: Around = {
   begin: (ctx) => env.begin(fpuOf(ctx).mxcsr),
   end: (ctx) => settleFlags(ctx, fpuOf(ctx)),
+};
+
+/** As `UNDER_MXCSR`, step by step. */
+const BY_STEPS: Around = {
+  begin: UNDER_MXCSR.begin,
+  end: (ctx) => {
+    for (const flags of env.steps) {
+      env.flags = flags;
+      settleFlags(ctx, fpuOf(ctx));
+    }
+  },
 };
 
 /** What the host computes for a lane, where that is the same. */
@@ -172,17 +183,23 @@ const addsub: KernelMaker = (type, count) => (r, a, b) => {
   }
 };
 
-/** Dot product: products chosen by imm[7:4], summed in pairs, stored to lanes of imm[3:0]. DAZ applies to intermediate results too. */
+/**
+ * Dot product: products chosen by imm[7:4], summed in pairs, stored to lanes of imm[3:0]. DAZ applies to intermediate results too, and each
+ * step has its exceptions.
+ */
 const dotProduct: KernelMaker = (type, count) => (r, a, b, imm) => {
-  const sum = (from: number, lanes: number): Unpacked => {
-    if (lanes > 1) {
-      const half = lanes / 2;
-      return add(env, type.format, env.source(sum(from, half)), env.source(sum(from + half, half)));
-    }
-    if (((imm >> (4 + from)) & 1) === 0) return zero(false);
-    return multiply(env, type.format, env.source(type.read(a, from)), env.source(type.read(b, from)));
-  };
-  const result = sum(0, count);
+  let values = Array.from({ length: count }, (_, i) => {
+    if (((imm >> (4 + i)) & 1) === 0) return zero(false);
+    return multiply(env, type.format, env.source(type.read(a, i)), env.source(type.read(b, i)));
+  });
+  env.endStep(0);
+  for (let step = 1; values.length > 1; step++) {
+    values = Array.from({ length: values.length / 2 }, (_, i) =>
+      add(env, type.format, env.source(values[2 * i]!), env.source(values[2 * i + 1]!)),
+    );
+    env.endStep(step);
+  }
+  const result = values[0]!;
   for (let i = 0; i < count; i++) type.write(r, i, ((imm >> i) & 1) !== 0 ? result : zero(false));
 };
 
@@ -245,5 +262,5 @@ export function floatFunction(row: Row): FpFunction | undefined {
   const maker = row.mnemonic.startsWith('vcmp') ? MAKERS['vcmp'] : MAKERS[name];
   if (maker === undefined) return undefined;
   const { type, scalar } = formOf(row.mnemonic);
-  return packed(row, maker(type, scalar ? 1 : 16 / type.bytes), UNDER_MXCSR);
+  return packed(row, maker(type, scalar ? 1 : 16 / type.bytes), maker === dotProduct ? BY_STEPS : UNDER_MXCSR);
 }

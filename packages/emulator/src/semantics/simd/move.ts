@@ -149,9 +149,12 @@ function maskedMove(row: Row): FpFunction {
     // MMX mode is entered even if the store faults.
     if (bytes === 8) fpu.enterMmx();
     const selected = Array.from({ length: bytes }, (_, i) => i).filter((i) => old.i8[i]! < 0);
-    // With a selected byte anywhere the page of the first one is accessed.
-    if (selected.length > 0) probeMasked(ctx, at, 0);
-    for (const i of selected) probeMasked(ctx, at, i);
+    // All of the operand is accessed, whatever is selected, eight bytes at a time.
+    for (let i = 0; i < bytes; i += 8) {
+      ctx.linearize(ctx.insn.seg, at(i), 8, true);
+      probeMasked(ctx, at, i);
+      probeMasked(ctx, at, i + 7);
+    }
     for (const i of selected) ctx.write(ctx.insn.seg, at(i), BigInt(v.u8[i]!), 1);
     return done();
   });

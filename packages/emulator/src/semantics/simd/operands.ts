@@ -3,7 +3,7 @@
  * Manual: APM vol. 4 section 1.2 (alignment and exceptions), APM vol. 3 appendix A (the letters).
  */
 import type { OperandSpec, Row } from '../../decode/instruction.ts';
-import { Seg, Vector } from '../../state-layout.ts';
+import { Seg, type SegmentIndex, Vector } from '../../state-layout.ts';
 import type { FpuArea } from '../fp/area.ts';
 import { checkPending, type FpContext, type FpFunction, fpuOf } from '../fp/context.ts';
 import { Lanes } from './lanes.ts';
@@ -104,9 +104,10 @@ function linearOf(ctx: FpContext, size: number, aligned: boolean, write: boolean
   const { seg } = ctx.insn;
   const offset = ctx.effectiveAddress();
   const mask = BigInt(size - 1);
-  // In 64-bit mode misalignment comes before the canonical check (#GP, not #SS).
-  if (aligned && ctx.mode === 'prot64') {
-    const base = seg === Seg.FS || seg === Seg.GS ? ctx.ops.getCachedSegmentBase(seg) : 0n;
+  // Misalignment comes before the check of limit or canonical form (#GP, not #SS).
+  if (aligned) {
+    const based = ctx.mode !== 'prot64' || seg === Seg.FS || seg === Seg.GS;
+    const base = based ? ctx.ops.getCachedSegmentBase(seg as SegmentIndex) : 0n;
     if (((base + offset) & mask) !== 0n) ctx.raise(Vector.GP, 0);
   }
   const linear = ctx.linearize(seg, offset, size, write);
