@@ -89,8 +89,11 @@ const cmps: Semantics = (b, op) =>
     b,
     op,
     () => {
+      // AMD's processors read the destination first, but for REPE CMPSB.
+      const reversed = b.vendor === 'amd' && !(op.size === 1 && op.rep === 0xf3);
+      const early = reversed ? destination(b, op) : undefined;
       const x = source(b, op);
-      const y = destination(b, op);
+      const y = early ?? destination(b, op);
       const step = b.stringStep(op.size);
       advance(b, op, 'rsi', step);
       advance(b, op, 'rdi', step);

@@ -184,6 +184,15 @@ describe('retf', () => {
   });
 });
 
+it.each([
+  ['amd', Vector.SS, 0],
+  ['intel', Vector.GP, Sel.code0],
+] as const)('retf to an inner level with nothing above the frame, %s', (vendor, vector, errorCode) => {
+  const m = new TestMachine('prot32', vendor).setLevel(3).stack(4, Sel.code0, 0x2_0000);
+  m.segments[Seg.SS] = { ...m.segments[Seg.SS]!, limit: Number(m.gpr[RSP]) + 7 };
+  expect(m.run(0xcb).exception).toMatchObject({ vector, errorCode });
+});
+
 describe('tasks', () => {
   it('jmp to a TSS switches tasks', () => {
     const m = new TestMachine('prot32');

@@ -226,12 +226,30 @@ export const commitReturn = (ctx: EmulateContext, cs: Segment, offset: bigint, s
   return commitCode(ctx, cs, offset);
 };
 
+/** AMD's processors read the outer stack's pointer before they look at the code segment. */
+export const probeOuterStack = (ctx: EmulateContext, stack: StackReader, distance: number): void => {
+  if (ctx.vendor === 'amd') stack.probe(distance, 2, ctx.insn.opSize);
+};
+
+/** SS of an outer return, and the check of its target: AMD's processors check the target first (APM vol. 3 IRET), Intel's last. */
+export const checkedReturn = (
+  ctx: EmulateContext,
+  cs: Segment,
+  offset: bigint,
+  selector: number,
+  rpl: number,
+): Segment => {
+  if (ctx.vendor === 'amd') checkTarget(ctx, cs, offset);
+  const ss = returnStackSegment(ctx, selector, rpl, cs);
+  checkTarget(ctx, cs, offset);
+  return ss;
+};
+
 const outerReturn = (ctx: EmulateContext, cs: Segment, offset: bigint, stack: StackReader, extra: number): X86Emul => {
   const size = ctx.insn.opSize;
   const sp = stack.pop(size);
   const selector = Number(stack.pop(size) & 0xffffn);
-  const ss = returnStackSegment(ctx, selector, rplOf(cs.selector), cs);
-  checkTarget(ctx, cs, offset);
+  const ss = checkedReturn(ctx, cs, offset, selector, rplOf(cs.selector));
   const result = commitReturn(ctx, cs, offset, ss, sp + BigInt(extra));
   dropInnerSegments(ctx, rplOf(cs.selector));
   return result;
@@ -241,6 +259,7 @@ const protectedReturn = (ctx: EmulateContext, stack: StackReader, p: FarPointer,
   const cpl = ctx.ops.cpl();
   const rpl = rplOf(p.selector);
   if (ctx.subset === 'kvm' && rpl > cpl) return X86Emul.UNHANDLEABLE;
+  if (rpl !== cpl) probeOuterStack(ctx, stack, extra);
   const d = fetchNonNull(ctx, p.selector, GP_FAULT);
   checkReturn(ctx, d, p.selector, cpl);
   const cs = codeSegment(ctx, d, p.selector, rpl);

@@ -8,7 +8,7 @@ import { checkReturn, checkTarget, codeSegment, fetchNonNull } from './code-tran
 import { cplOf, inLongMode, iopl, setStackPointer } from './common.ts';
 import type { EmulateContext, SystemFunction } from './context.ts';
 import { GP_FAULT, rplOf } from './descriptors.ts';
-import { commitReturn, returnStackSegment } from './far-transfer.ts';
+import { checkedReturn, commitReturn, probeOuterStack } from './far-transfer.ts';
 import { dropInnerSegments, realModeSegment } from './segments.ts';
 import { StackReader } from './stack.ts';
 import { returnToPreviousTask } from './task-switch.ts';
@@ -98,9 +98,10 @@ const iretToVm86 = (ctx: EmulateContext, stack: StackReader, f: Frame): X86Emul 
 const protectedIret = (ctx: EmulateContext, stack: StackReader, f: Frame): X86Emul => {
   const size = ctx.insn.opSize;
   const cpl = ctx.ops.cpl();
+  const rpl = rplOf(f.selector);
+  if (ctx.mode === 'prot64' || rpl !== cpl) probeOuterStack(ctx, stack, 0);
   const d = fetchNonNull(ctx, f.selector, GP_FAULT);
   checkReturn(ctx, d, f.selector, cpl);
-  const rpl = rplOf(f.selector);
   const cs = codeSegment(ctx, d, f.selector, rpl);
   const rflags = mergeFlags(ctx.rflags, f.flags, iretMask(ctx, size, cpl));
   if (ctx.mode !== 'prot64' && rpl === cpl) {
@@ -110,8 +111,8 @@ const protectedIret = (ctx: EmulateContext, stack: StackReader, f: Frame): X86Em
     return finish(ctx, f.eip, rflags);
   }
   const sp = stack.pop(size);
-  const ss = returnStackSegment(ctx, Number(stack.pop(size) & 0xffffn), rpl, cs);
-  checkTarget(ctx, cs, f.eip);
+  const selector = Number(stack.pop(size) & 0xffffn);
+  const ss = checkedReturn(ctx, cs, f.eip, selector, rpl);
   commitReturn(ctx, cs, f.eip, ss, sp);
   if (rpl !== cpl) dropInnerSegments(ctx, rpl);
   return finish(ctx, f.eip, rflags);

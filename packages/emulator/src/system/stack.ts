@@ -122,6 +122,13 @@ export class StackReader {
     return values;
   }
 
+  /** Reads `count` items from `distance` bytes further up on, topmost first, and leaves them there. */
+  probe(distance: number, count: number, size: number): void {
+    for (let n = count - 1; n >= 0; n--) {
+      this.ctx.read(Seg.SS, (this.sp + BigInt(distance + n * size)) & maskOf(this.width), size);
+    }
+  }
+
   skip(bytes: number): void {
     this.sp = (this.sp + BigInt(bytes)) & maskOf(this.width);
   }

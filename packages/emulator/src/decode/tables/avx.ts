@@ -33,7 +33,14 @@ const vex = (
   mnemonic: string,
   operands: string,
   feature: FeatureName = 'avx',
-): RowText => [`VEX.${l}.${where}`, mnemonic, operands, `?${feature}`];
+  ...flags: RowFlag[]
+): RowText => [`VEX.${l}.${where}`, mnemonic, operands, `?${feature}`, ...flags];
+/** W is the size of a general register, which AMD's processors refuse outside 64-bit code. */
+const bySize = (where: string, mnemonic: string, operands: string): RowText[] => [
+  vex('128', `66.0F3A.W0 ${where} /r`, mnemonic, operands),
+  vex('128', `66.0F3A.W1 ${where} /r`, mnemonic, operands, 'avx', 'only64'),
+  vex('128', `66.0F3A.W1 ${where} /r`, mnemonic, operands, 'avx', 'no64', 'intel'),
+];
 
 const FLOAT: RowText[] = FLOATING.flatMap(({ opcode, name, forms, unary }) =>
   forms.flatMap((form): RowText[] => {
@@ -262,7 +269,9 @@ const MAP_0F38: RowText[] = [
 
 const MAP_0F3A: RowText[] = [
   vex('256', '66.0F3A.W1 00 /r', 'vpermq', 'Vx Wx Ib', 'avx2'),
+  vex('256', '66.0F3A.W0 00 /r', 'vpermq', 'Vx Wx Ib', 'avx2', 'amd'),
   vex('256', '66.0F3A.W1 01 /r', 'vpermpd', 'Vx Wx Ib', 'avx2'),
+  vex('256', '66.0F3A.W0 01 /r', 'vpermpd', 'Vx Wx Ib', 'avx2', 'amd'),
   ...both('66.0F3A.W0 02', 'vpblendd', 'Vx Hx Wx Ib', 'avx2', 'avx2'),
   ...both('66.0F3A.W0 04', 'vpermilps', 'Vx Wx Ib'),
   ...both('66.0F3A.W0 05', 'vpermilpd', 'Vx Wx Ib'),
@@ -277,7 +286,7 @@ const MAP_0F3A: RowText[] = [
   ...both('66.0F3A.WIG 0F', 'vpalignr', 'Vx Hx Wx Ib', 'avx', 'avx2'),
   vex('128', '66.0F3A.WIG 14 /r', 'vpextrb', 'Ry/Mb Vdq Ib'),
   vex('128', '66.0F3A.WIG 15 /r', 'vpextrw', 'Ry/Mw Vdq Ib'),
-  vex('128', '66.0F3A.WIG 16 /r', 'vpextrd', 'Ey Vdq Ib'),
+  ...bySize('16', 'vpextrd', 'Ey Vdq Ib'),
   vex('128', '66.0F3A.WIG 17 /r', 'vextractps', 'Ry/Md Vdq Ib'),
   vex('256', '66.0F3A.W0 18 /r', 'vinsertf128', 'Vx Hx Wdq Ib'),
   vex('256', '66.0F3A.W0 19 /r', 'vextractf128', 'Wdq Vx Ib'),
@@ -285,7 +294,7 @@ const MAP_0F3A: RowText[] = [
   vex('256', '66.0F3A.W0 1D /r', 'vcvtps2ph', 'Wdq Vx Ib', 'f16c'),
   vex('128', '66.0F3A.WIG 20 /r', 'vpinsrb', 'Vdq Hdq Ry/Mb Ib'),
   vex('128', '66.0F3A.WIG 21 /r', 'vinsertps', 'Vdq Hdq Wss Ib'),
-  vex('128', '66.0F3A.WIG 22 /r', 'vpinsrd', 'Vdq Hdq Ey Ib'),
+  ...bySize('22', 'vpinsrd', 'Vdq Hdq Ey Ib'),
   vex('256', '66.0F3A.W0 38 /r', 'vinserti128', 'Vx Hx Wdq Ib', 'avx2'),
   vex('256', '66.0F3A.W0 39 /r', 'vextracti128', 'Wdq Vx Ib', 'avx2'),
   ...both('66.0F3A.WIG 40', 'vdpps', 'Vx Hx Wx Ib'),
