@@ -45,11 +45,11 @@ export interface VectorBuilder extends Builder {
   setRegister(number: number, half: 0 | 1, value: V128): void;
   /** #GP(0) if the linear address of the memory operand is not a multiple of `align`. */
   checkAligned(align: 16 | 32): void;
-  /** 16 bytes at the effective address plus `at`. */
-  loadVector(at: number): V128;
+  /** 16 bytes at the effective address plus `at`; `span` bytes from there to the end of the operand are checked at once (default: 16). */
+  loadVector(at: number, span?: number): V128;
   storeVector(at: number, value: V128): void;
   /** Faults as a store of 16 bytes there would. */
-  probeVector(at: number): void;
+  probeVector(at: number, span?: number): void;
 
   /** MXCSR. */
   mxcsr(): Value;

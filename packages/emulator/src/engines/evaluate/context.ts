@@ -197,10 +197,14 @@ export class EvaluateContext implements EmulateContext {
     const expandDown = (attrib & (Attrib.typeMask & 0xc)) === 0x4;
     const bad = expandDown
       ? first <= segment.limit || last > ((attrib & Attrib.DB) !== 0 ? 0xffffffff : 0xffff)
-      : // An access over the end of a 4 GiB segment wraps (SDM vol. 3 section 5.3 leaves it open; KVM's __linearize lets it pass).
-        last > segment.limit && segment.limit !== 0xffffffff;
+      : last > segment.limit && (segment.limit !== 0xffffffff || this.endsAt4G);
     if (bad) this.segmentFault(seg);
     return (segment.base + BigInt(first)) & 0xffffffffn;
+  }
+
+  /** Does an access over the end of a 4 GiB segment fault? AMD's processors do that; SDM vol. 3 section 5.3 leaves it open, and KVM's __linearize wraps. */
+  private get endsAt4G(): boolean {
+    return this.subset === 'x86' && this.vendor === 'amd';
   }
 
   /** #SS(0) for the stack segment, #GP(0) for the others. */

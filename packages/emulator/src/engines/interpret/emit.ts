@@ -110,14 +110,15 @@ export class HandlerEmitter implements VectorEmitter {
     return local;
   }
 
-  /** size | segment << 8, for the helpers. */
-  sizeAndSegment(access: MemoryAccess, size: number = access.size): void {
+  /** size | segment << 8 | (span - size) << 16, for the helpers. */
+  sizeAndSegment(access: MemoryAccess, size: number = access.size, span = access.span ?? size): void {
+    const flags = size | ((span - size) << 16);
     if (access.seg !== 'operand') {
-      this.#code.i32(size | (access.seg << 8));
+      this.#code.i32(flags | (access.seg << 8));
       return;
     }
     this.field(MEM.i32Load8U, R.seg);
-    this.#code.i32(8).op(OP.i32Shl).i32(size).op(OP.i32Or);
+    this.#code.i32(8).op(OP.i32Shl).i32(flags).op(OP.i32Or);
   }
 
   /** Leaves on the stack whether the TLB has the linear address; `entry` gets the entry's offset. */

@@ -6,11 +6,11 @@ import { P } from './records.ts';
 
 /** Functions that handlers call; the same names serve as imports of out-of-line modules. */
 export const HELPERS = [
-  /** (linear, size | segment << 8) → 0 (value in S.scratch) or 1. */
+  /** (linear, size | segment << 8 | (span - size) << 16) → 0 (value in S.scratch) or 1. */
   'missRead',
   'missReadForWrite',
   'missProbe',
-  /** (linear, value, size | segment << 8) → 0 or 1. */
+  /** (linear, value, size | segment << 8 | (span - size) << 16) → 0 or 1. */
   'missWrite',
   /** (segment, offset, size | write << 4) → linear, or -1 after a fault. */
   'checkedLinear',

@@ -141,15 +141,47 @@ function untag(): FuncBody {
   return { type: type([I64], [I64]), locals: [I64], code };
 }
 
-/** (linear, size | segment << 8) → 1 with #SS(0) or #GP(0) recorded if a part of the access is not canonical. */
+/**
+ * (linear, size | segment << 8 | (span - size) << 16) → 1 with #SS(0) or #GP(0) recorded if a part of the access is not canonical, or lies behind the end of a segment
+ * of 4 GiB that begins at 0: all others have been checked.
+ */
 function refused(): FuncBody {
   const code = new Code();
   const last = (): Code =>
-    code.get(0).get(1).i32(0xff).op(OP.i32And).op(OP.i64ExtendI32U).op(OP.i64Add).i64(1n).op(OP.i64Sub);
+    code
+      .get(0)
+      .get(1)
+      .i32(0xff)
+      .op(OP.i32And)
+      .get(1)
+      .i32(16)
+      .op(OP.i32ShrU)
+      .op(OP.i32Add)
+      .op(OP.i64ExtendI32U)
+      .op(OP.i64Add)
+      .i64(1n)
+      .op(OP.i64Sub);
   code.get(0).call(CANONICAL);
   last().call(CANONICAL).op(OP.i32And).if();
-  code.i32(0).op(OP.return).end();
-  code.i32(Vector.SS).i32(Vector.GP).get(1).i32(8).op(OP.i32ShrU).i32(2).op(OP.i32Eq).op(OP.select);
+  last().i64(32n).op(OP.i64ShrU).op(OP.i64Eqz);
+  code
+    .i32(0)
+    .mem(MEM.i32Load, P.linearMask + 4)
+    .op(OP.i32Or);
+  code.i32(0).mem(MEM.i32Load, P.endsAt4G).op(OP.i32Eqz).op(OP.i32Or);
+  code
+    .get(1)
+    .i32(4)
+    .op(OP.i32ShrU)
+    .i32(0x70)
+    .op(OP.i32And)
+    .mem(MEM.i64Load, Layout.state + S.segments + 8)
+    .op(OP.i64Eqz)
+    .op(OP.i32Eqz)
+    .op(OP.i32Or)
+    .if();
+  code.i32(0).op(OP.return).end().end();
+  code.i32(Vector.SS).i32(Vector.GP).get(1).i32(0x700).op(OP.i32And).i32(0x200).op(OP.i32Eq).op(OP.select);
   code.i32(1).i32(0).call(host('hostException')).i32(1);
   return { type: type([I64, I32], [I32]), locals: [], code };
 }
@@ -169,7 +201,7 @@ const MAY_WRITE = 8;
 
 /**
  * `inside` for an access within a page of RAM that may be written but holds code; it has the entry's offset in `entry`. Falls out otherwise.
- * @param flags local: size | segment << 8
+ * @param flags local: size | segment << 8 | (span - size) << 16
  */
 function onCodePage(code: Code, flags: number, entry: number, inside: () => void): void {
   const out = code.block();

@@ -168,6 +168,7 @@ export class InterpretEngine implements Engine {
     this.#view = host.memory.view;
     this.#u8 = host.memory.u8;
     this.#words = new Int32Array(host.memory.memory.buffer, 0, RECORDS_END >> 2);
+    this.#words[P.endsAt4G >> 2] = options.vendor === 'amd' ? 1 : 0;
     const install = (handlers: HandlerSet, info: FormInfo): void => this.#install(handlers, info);
     this.#forms = new ColdForms(options.forms ?? AT_ONCE, this.watch, (ticks) => this.#hot?.made(ticks));
     this.#predecoder = new Predecoder(host.memory, install, this.#forms, this.watch);

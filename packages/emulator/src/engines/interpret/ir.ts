@@ -80,6 +80,8 @@ export interface MemoryAccess {
   /** Static segment number, or 'operand': the record's. */
   seg: number | 'operand';
   forWrite: boolean;
+  /** Bytes from here to the end of the operand that this is a part of: checked at once. Default: `size`. */
+  span?: number;
 }
 
 export class Node {

@@ -95,6 +95,8 @@ export const P = {
    */
   otherContext: slot + 128,
   otherHash: slot + 136,
+  /** u32: an access over the end of a 4 GiB segment faults. */
+  endsAt4G: slot + 140,
   /** u64: id of the code key, where the jump cache's entries have it. */
   key: slot + 48,
 } as const;

@@ -21,8 +21,8 @@ export interface VectorEmitter {
   probeTlb(linear: number, entry: number, size: number, tag: number): void;
   /** Pushes the host offset of a TLB hit. */
   hostAddress(linear: number, entry: number): void;
-  /** Pushes size | segment << 8, for the helpers. */
-  sizeAndSegment(access: MemoryAccess, size?: number): void;
+  /** Pushes size | segment << 8 | (span - size) << 16, for the helpers. */
+  sizeAndSegment(access: MemoryAccess, size?: number, span?: number): void;
 }
 
 const SCRATCH = Layout.state + S.scratch;
@@ -60,7 +60,7 @@ function missLoad(e: VectorEmitter, linear: number, access: MemoryAccess): void 
   const low = frame.acquire(I64);
   for (const upper of [false, true]) {
     half(code, linear, upper);
-    e.sizeAndSegment(access, 8);
+    e.sizeAndSegment(access, 8, upper ? 8 : (access.span ?? 16));
     code.call(frame.helper('missRead')).brIf(frame.fault);
     if (!upper) code.i32(0).mem(MEM.i64Load, SCRATCH).set(low);
   }
@@ -96,7 +96,7 @@ function missStore(e: VectorEmitter, linear: number, value: number, access: Memo
   for (const lane of [0, 1]) {
     half(code, linear, lane === 1);
     vectorOp(code.get(value), simd.SIMD_EXTRACT.i64x2ExtractLane).byte(lane);
-    e.sizeAndSegment(access, 8);
+    e.sizeAndSegment(access, 8, 8);
     code.call(frame.helper('missWrite')).brIf(frame.fault);
   }
 }

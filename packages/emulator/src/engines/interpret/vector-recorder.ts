@@ -108,9 +108,9 @@ export class VectorRecorder extends Recorder implements VectorBuilder, X87Builde
     this.facts.mayLeave = true;
     this.checkAlignment(this.#operand(0, false), align);
   }
-  loadVector(at: number): V128 {
+  loadVector(at: number, span = 16): V128 {
     this.facts.mayLeave = true;
-    const access = { size: 16, seg: 'operand', forWrite: false } as const;
+    const access = { size: 16, seg: 'operand', forWrite: false, span } as const;
     return asVector(this.push('load128', 'v128', [this.#operand(at, false)], 0n, 8, 128, { access }));
   }
   storeVector(at: number, value: V128): void {
@@ -118,9 +118,9 @@ export class VectorRecorder extends Recorder implements VectorBuilder, X87Builde
     const access = { size: 16, seg: 'operand', forWrite: true } as const;
     this.effect({ kind: 'store128', linear: this.#operand(at, true), value: asNode(value), access });
   }
-  probeVector(at: number): void {
+  probeVector(at: number, span = 16): void {
     this.facts.mayLeave = true;
-    const access = { size: 16, seg: 'operand', forWrite: true } as const;
+    const access = { size: 16, seg: 'operand', forWrite: true, span } as const;
     this.effect({ kind: 'probe', linear: this.#operand(at, true), access });
   }
 

@@ -71,7 +71,7 @@ export class Operands {
     const size = sizeOf(spec, this.form.opSize);
     if (size === 16) {
       if (this.#align !== 0) b.checkAligned(this.#align);
-      return wanted.map((half) => b.loadVector(half * 16));
+      return wanted.map((half) => b.loadVector(half * 16, (wanted.length - half) * 16));
     }
     return [this.scalar(spec, size)];
   }
@@ -113,7 +113,7 @@ export class Operands {
     }
     if (this.#align !== 0) b.checkAligned(this.#align);
     // The first half is not stored before the second is known to be writable.
-    if (halves.length > 1) for (const at of [0, 16]) b.probeVector(at);
+    if (halves.length > 1) for (const at of [0, 16]) b.probeVector(at, 32 - at);
     halves.forEach((value, half) => {
       b.storeVector(half * 16, value);
     });
