@@ -19,6 +19,22 @@ it('the sample has all integer groups, and the x87, MMX, SSE and AVX groups of 6
   expect(groups.filter((group) => !INTEGER.test(group))).toHaveLength(23);
 });
 
+/** Rare conditions of some instructions. */
+const EDGES = new URL('./edges/', import.meta.url).pathname;
+
+describe.each(['evaluate', 'processor', 'interpret', 'translate'])(
+  '%s does what a real processor did where',
+  (name) => {
+    it.each(readdirSync(EDGES))('%s looks', async (file) => {
+      const { header, cases } = readVectors(`${EDGES}${file}`);
+      const machine = await (await vectorEngine(name)).create(header);
+      const differing = cases.filter((test) => runCase(machine, header, test).length > 0);
+      expect(differing.map((test) => header.templates[test.t]!.name)).toEqual([]);
+      expect(cases.length).toBeGreaterThan(3);
+    });
+  },
+);
+
 /** Translate makes a module for each case: it gets every third one. */
 const STRIDE: Readonly<Record<string, number>> = { translate: 3 };
 
