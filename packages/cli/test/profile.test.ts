@@ -57,7 +57,8 @@ describe.each(['svm', 'vmx'])('under %s', (backend) => {
     expect(data.engines[0].share).toBeGreaterThan(0.5);
     const [hot] = data.regions;
     expect(hot).toMatchObject({ start: '0x7c00', end: '0x7c10', by: 'translated', mode: 'real' });
-    expect(hot.region).toMatchObject({ instructions: 5, translations: 1 });
+    const pieces = [{ start: '0x7c00', end: '0x7c10' }];
+    expect(hot.region).toMatchObject({ instructions: 5, translations: 1, pieces });
     expect(hot.region!.entered).toBeGreaterThan(0);
     expect(hot.instructions.map(({ text }) => text)).toEqual([
       'add eax,ecx',
@@ -71,6 +72,26 @@ describe.each(['svm', 'vmx'])('under %s', (backend) => {
     expect(data.tlb.fills).toBeGreaterThan(0);
     expect(data.translations).toMatchObject({ regions: data.translations!.live, evicted: 0 });
   });
+});
+
+test('a region with a gap is named by its pieces, and percentages stand below one another', async () => {
+  const file = join(dir, 'gap.bin');
+  const bytes = new Uint8Array(512);
+  // mov ecx, 300000; jmp 7C20h; …; 7C20h: dec ecx; jz 7C60h; jmp 7C40h; …; 7C40h: add eax, ecx; jmp 7C20h; …; 7C60h: out F4h, al
+  bytes.set([0x66, 0xb9, 0xe0, 0x93, 4, 0, 0xeb, 0x18]);
+  bytes.set([0x66, 0x49, 0x74, 0x3c, 0xeb, 0x1a], 0x20);
+  bytes.set([0x66, 0x01, 0xc8, 0xeb, 0xdb], 0x40);
+  bytes.set([0xe6, 0xf4], 0x60);
+  bytes.set([0x55, 0xaa], 510);
+  writeFileSync(file, bytes);
+  const [hot] = (await profileOf([file])).regions;
+  expect(hot.region?.pieces).toEqual([
+    { start: '0x7c20', end: '0x7c26' },
+    { start: '0x7c40', end: '0x7c45' },
+  ]);
+  const { stderr } = await tskvm(['run', '--profile', file]);
+  expect(stderr).toContain('0x7c20-0x7c26, 0x7c40-0x7c45');
+  expect(stderr).toMatch(/^ {3}[ \d]\d\.\d % {2}0x7c20 {2}dec ecx$/m);
 });
 
 test('is the same in each run, but for the host', async () => {

@@ -21,6 +21,11 @@ export interface HotInstruction {
   share: number;
   text: string;
 }
+/** Code without a gap: linear addresses, first, and behind the last. */
+export interface Piece {
+  start: string;
+  end: string;
+}
 /** A translated region, or other code: a symbol's, or 64 bytes. */
 export interface HotPlace extends Share {
   by: By;
@@ -29,8 +34,8 @@ export interface HotPlace extends Share {
   start: string;
   end: string;
   symbol?: string;
-  /** Of a region: how often it was entered, its instructions, bytes of wasm, and how often it was translated. */
-  region?: { entered: number; instructions: number; bytes: number; translations: number };
+  /** Of a region: how often it was entered, its instructions, bytes of wasm, how often it was translated, and where its code lies. */
+  region?: { entered: number; instructions: number; bytes: number; translations: number; pieces: Piece[] };
   /** Why it is in no region, by most of its samples. */
   why?: string;
   instructions: HotInstruction[];
@@ -245,6 +250,18 @@ function spanOf(region: RegionFacts, base: bigint): { start: bigint; end: bigint
 }
 const SPANS = new WeakMap<RegionFacts, readonly [number, number]>();
 
+/** Its instructions, those that follow one another as one piece. @param start linear address of the lowest */
+function piecesOf({ instructions }: RegionFacts, start: bigint): Piece[] {
+  const spans: [number, number][] = [];
+  for (const [from, to] of [...instructions].sort(([a], [b]) => a - b)) {
+    const last = spans.at(-1);
+    if (last !== undefined && from <= last[1]) last[1] = Math.max(last[1], to);
+    else spans.push([from, to]);
+  }
+  const at = (offset: number): string => hex(start + BigInt(offset - spans[0][0]));
+  return spans.map(([from, to]) => ({ start: at(from), end: at(to) }));
+}
+
 function hotPlace(place: Place, share: (ticks: number) => number): HotPlace {
   const { by, mode, label, start, end, ticks, symbol, regions, why, at } = place;
   const facts = [...regions];
@@ -272,6 +289,7 @@ function hotPlace(place: Place, share: (ticks: number) => number): HotPlace {
             instructions: facts[facts.length - 1].instructions.size,
             bytes: facts[facts.length - 1].bytes,
             translations: facts.length,
+            pieces: piecesOf(facts[facts.length - 1], start),
           },
     why: descending(why)[0]?.name,
     instructions,

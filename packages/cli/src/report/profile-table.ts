@@ -5,6 +5,8 @@ import { type Row, textTable, wrapText } from './text-table.ts';
 /** Places of each kind that are printed, the share that they need, and instructions of one; `--json` has more. */
 const PLACES = 8;
 const LEAST = 0.001;
+/** Pieces of a region that are named. */
+const PIECES = 3;
 const INSTRUCTIONS = { region: 6, other: 3 } as const;
 /** What is rarer is left out of lists. */
 const LISTED = 8;
@@ -43,9 +45,20 @@ function hottest({ instructions, region }: HotPlace): string[] {
     .slice(0, most)
     .map(({ address, share, text }) => `${percent(share).padStart(7)}  ${address}  ${text}`);
 }
+/** A region's pieces, or the whole. */
+function addresses({ start, end, region }: HotPlace): string {
+  const pieces = region?.pieces ?? [{ start, end }];
+  const more = pieces.length > PIECES ? `, ${pieces.length - PIECES} more` : '';
+  return (
+    pieces
+      .slice(0, PIECES)
+      .map((piece) => `${piece.start}-${piece.end}`)
+      .join(', ') + more
+  );
+}
 function placeRow(place: HotPlace): Row {
-  const { share, start, end, mode, symbol, region, why } = place;
-  const first = [percent(share), `${start}-${end}${symbol ? ` ${symbol}` : ''}`, mode];
+  const { share, mode, symbol, region, why } = place;
+  const first = [percent(share), `${addresses(place)}${symbol ? ` ${symbol}` : ''}`, mode];
   return {
     cells: region
       ? [...first, String(region.instructions), `${count(region.entered)} times`]

@@ -30,8 +30,9 @@ function cutAt(word: string, width: number): number {
   return part > 0 && part <= width ? part : width;
 }
 
-/** Lines of at most `width` characters; an arrow stays behind what it follows, a word that is too long is cut. */
+/** Lines of at most `width` characters; an arrow stays behind what it follows, a word that is too long is cut. One line that fits stays as it is. */
 export function wrapText(text: string, width: number): string[] {
+  if (text.length <= width && !/[\t\r\n]/.test(text)) return [text];
   const lines: string[] = [];
   let line = '';
   for (const [word] of text.matchAll(/\S+(?: →)?/g)) {
