@@ -1,5 +1,6 @@
 // Runs a root task on a machine that has only Node and npm: finds or fetches the pinned pnpm, installs, builds, runs.
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
@@ -32,23 +33,38 @@ if (stale) {
   process.stderr.write('tskvm: installing dependencies (once)\n');
   run([...pnpm, 'install', '--frozen-lockfile', '--prefer-offline'], true);
 }
-const build = () => {
-  process.stderr.write('tskvm: bringing the build up to date\n');
-  run([...pnpm, 'exec', 'turbo', 'run', 'build'], true);
+/** Turbo knows what is up to date; only work is worth a word. */
+const build = async () => {
+  const [command, ...rest] = [...pnpm, 'exec', 'turbo', 'run', 'build'];
+  const child = spawn(command, rest, { stdio: ['ignore', 'pipe', 'pipe'], shell: process.platform === 'win32' });
+  const output = [];
+  let silent = true;
+  const hear = (chunk) => {
+    output.push(chunk);
+    if (!silent || !chunk.includes('cache miss')) return;
+    silent = false;
+    process.stderr.write('tskvm: building what has changed\n');
+  };
+  child.stdout.on('data', hear);
+  child.stderr.on('data', hear);
+  const [status] = await once(child, 'close').catch((error) => [1, output.push(Buffer.from(`${error.message}\n`))]);
+  if (status === 0) return;
+  process.stderr.write(Buffer.concat(output));
+  process.exit(status ?? 1);
 };
 const tasks = {
-  start: () => {
-    build();
+  start: async () => {
+    await build();
     run(['node', 'packages/cli/dist/cli.js', ...(args.length > 0 ? args : ['tour', '--all'])]);
   },
-  test: () => {
-    build();
+  test: async () => {
+    await build();
     run([...pnpm, 'exec', 'biome', 'check', '.'], true);
     run([...pnpm, 'exec', 'tsc', '-p', 'tsconfig.json']);
     run([...pnpm, 'exec', 'vitest', 'run', ...args]);
   },
-  bench: () => {
-    build();
+  bench: async () => {
+    await build();
     run([...pnpm, 'exec', 'tsx', 'bench/main.ts', ...args]);
   },
   vectors: () => run([...pnpm, 'exec', 'tsx', '--conditions=@tskvm/source', 'scripts/vectors.ts', ...args]),
@@ -58,4 +74,4 @@ if (!(task in tasks)) {
   process.stderr.write(`usage: node scripts/pm.mjs ${Object.keys(tasks).join('|')} [ARG...]\n`);
   process.exit(2);
 }
-tasks[task]();
+await tasks[task]();
