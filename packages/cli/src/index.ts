@@ -8,3 +8,4 @@ export { UsageError } from './machine/errors.ts';
 export * from './machine/loaders/image.ts';
 export { isMultiboot, type MultibootOptions, multiboot } from './machine/loaders/multiboot.ts';
 export * from './machine/machine.ts';
+export type { MachineOptions } from './machine/machine-options.ts';

@@ -4,7 +4,8 @@ import { findBackend } from '../src/backends.ts';
 import { expandImage } from '../src/guests/image.ts';
 import { GUEST_IMAGES } from '../src/guests/images.ts';
 import { bootSector, firmware } from '../src/machine/loaders/image.ts';
-import { createMachine, type Machine, type MachineOptions } from '../src/machine/machine.ts';
+import { createMachine, type Machine } from '../src/machine/machine.ts';
+import type { MachineOptions } from '../src/machine/machine-options.ts';
 import { jsonSafe } from '../src/report/trace-text.ts';
 
 export interface TracedOptions {

@@ -12,7 +12,7 @@ import { UsageError } from '../machine/errors.ts';
 import { bootSector, firmware, flatBinary, type LoadPlan } from '../machine/loaders/image.ts';
 import { isLinux, LINUX_DEFAULT_MEMORY, linux } from '../machine/loaders/linux.ts';
 import { multiboot } from '../machine/loaders/multiboot.ts';
-import type { MachineOptions } from '../machine/machine.ts';
+import type { MachineOptions } from '../machine/machine-options.ts';
 
 /** Where Debian's package seabios puts its image. */
 export const SEABIOS = '/usr/share/seabios/bios.bin';

@@ -2,15 +2,15 @@
  * The PC: memory map, chipset and devices around a VM, and the loop that answers KVM's exits.
  * Free of Node: this is what an embedder gets from `import { createMachine } from 'tskvm'`.
  */
-import { type Backend, Kvm, KvmError, type KvmExit, nearest, shape, type Vcpu, type Vm, vmIsDead } from '@tskvm/core';
-import { type CpuModel, NotImplementedError } from '@tskvm/emulator';
+import { Kvm, KvmError, type KvmExit, shape, type Vcpu, type Vm, vmIsDead } from '@tskvm/core';
+import { NotImplementedError } from '@tskvm/emulator';
 import { type Device, type DeviceHost, type DeviceState, IoBus } from './bus.ts';
 import { chooseProcessors, cpuName } from './cpu.ts';
 import { withTopology } from './cpu-topology.ts';
-import type { BlockImage } from './devices/ide.ts';
 import { DEFAULT_START } from './devices/rtc.ts';
 import { UsageError } from './errors.ts';
 import type { LoadPlan } from './loaders/image.ts';
+import { checkOptions, LOW_RAM_LIMIT, type MachineOptions, requireFit } from './machine-options.ts';
 import { addPcDevices, type PcDevices } from './pc.ts';
 import { applyFirmwareMsrs, applyPowerOnMsrs } from './power-on-msrs.ts';
 import { shutdownCause } from './shutdown.ts';
@@ -19,42 +19,8 @@ import { turn } from './turn.ts';
 
 const MIB = 2 ** 20;
 const HIGH_MEMORY = 0x100000;
-/** RAM ends here; PCI, APICs and firmware lie above. */
-const LOW_RAM_LIMIT = 0xe0000000;
 const ROM_TOP = 0x100000000;
 const NS_PER_TICK = 10;
-
-export interface MachineOptions {
-  backend: Backend;
-  /** What to start: see loaders/image.ts and loaders/multiboot.ts. */
-  image: LoadPlan;
-  /** Guest RAM in bytes, 1 MiB to 3.5 GiB, a multiple of 64 KiB (default 64 MiB). */
-  memory?: number;
-  /** Virtual processors (default 1, at most 8). */
-  cpus?: number;
-  /** Instructions that a processor runs before the next gets its turn (default 20,000); less: they answer each other sooner, at a price. */
-  quantum?: number;
-  /**
-   * What the guest's CPUID says: `MODEL,+feature,-feature`, MODEL a name of CPU_MODELS, `host` or `max`. Default: `host`, all that KVM can pass
-   * on of the processor below it.
-   */
-  cpu?: string;
-  /** The processor below KVM; default: the backend's, or the model of `cpu` if it can run the backend. */
-  model?: CpuModel;
-  disks?: BlockImage[];
-  cdrom?: BlockImage;
-  /** Text of INT 10h on COM1 (SeaBIOS), default true. */
-  serialConsole?: boolean;
-  onSerial?: (byte: number) => void;
-  onDebug?: (byte: number) => void;
-  /** Hand out host frames shuffled by this seed. */
-  shuffleFrames?: number;
-  /** Where RDRAND's and RDSEED's numbers start (default 0): runs with the same seed repeat. */
-  seed?: bigint;
-  engine?: 'translate' | 'interpret' | 'evaluate';
-  /** Guest nanoseconds an instruction takes (default 10: a 100 MHz machine; loops that poll a timer end sooner). */
-  nsPerTick?: number;
-}
 
 /** Why a machine stopped. */
 export type MachineStop =
@@ -451,11 +417,6 @@ export const createMachine = (options: MachineOptions): Promise<Machine> => Mach
 
 const roundUp = (value: number, unit: number): number => Math.ceil(value / unit) * unit;
 
-/** Throws UsageError with this code if the value hasn't the shape. */
-function requireFit(code: string, value: unknown, at: string, wanted: shape.Shape, hint = ''): void {
-  const problem = wanted(value, at);
-  if (problem !== undefined) throw new UsageError(code, problem + hint);
-}
 const LIMITS = shape.struct({
   maxInstructions: shape.optional(shape.limit(0)),
   slice: shape.optional(shape.limit(1)),
@@ -468,59 +429,6 @@ const STATE = {
   vm: shape.anything,
   timers: shape.list(shape.tuple(shape.text, shape.time), 64),
 };
-const isMedium: shape.Shape = (value, at) =>
-  shape.struct({ size: shape.address })(value, at) ??
-  (typeof (value as BlockImage).read === 'function' ? undefined : `${at}.read is missing: give a BlockImage`);
-const START = shape.union('kind', {
-  reset: shape.struct({}),
-  real: shape.struct({ cs: shape.u16, ip: shape.u16, dl: shape.u8 }),
-  protected32: shape.struct({ eip: shape.u32, eax: shape.u32, ebx: shape.u32 }),
-  long64: shape.struct({ rip: shape.address, rsi: shape.address, cr3: shape.address }),
-});
-const OPTIONS = shape.struct({
-  backend: shape.struct({ kind: shape.oneOf('tskvm-backend') }),
-  image: shape.struct({
-    segments: shape.list(shape.struct({ at: shape.address, bytes: shape.bytes() })),
-    rom: shape.optional(shape.bytes(1)),
-    start: START,
-  }),
-  disks: shape.optional(shape.list(isMedium)),
-  cdrom: shape.optional(isMedium),
-  cpu: shape.optional(shape.text),
-  serialConsole: shape.optional(shape.flag),
-  onSerial: shape.callback,
-  onDebug: shape.callback,
-});
-
-const NAMES = Object.keys({
-  ...{ backend: 1, image: 1, memory: 1, cpus: 1, quantum: 1, cpu: 1, model: 1, disks: 1, cdrom: 1, serialConsole: 1 },
-  ...{ onSerial: 1, onDebug: 1, shuffleFrames: 1, seed: 1, engine: 1, nsPerTick: 1 },
-} satisfies Record<keyof MachineOptions, 1>);
-
-/** A misspelt option would be a machine other than the one that was asked for. */
-function checkNames(options: MachineOptions): void {
-  const name = Object.keys(options).find((key) => !NAMES.includes(key));
-  if (name === undefined) return;
-  const near = nearest(name, NAMES, 1);
-  const hint = near.length > 0 ? `did you mean ${near[0]}?` : `there are ${NAMES.join(', ')}`;
-  throw new UsageError('BAD_OPTION', `createMachine has no option ${name}: ${hint}`);
-}
-
-function checkOptions(options: MachineOptions, memory: number): void {
-  requireFit('BAD_OPTION', options, 'options', OPTIONS);
-  checkNames(options);
-  if (!Number.isInteger(memory) || memory < MIB || memory > LOW_RAM_LIMIT || memory % 65536 !== 0) {
-    throw new UsageError(
-      'BAD_MEMORY',
-      `memory of ${String(memory)} bytes: give 1 MiB to 3584 MiB, a multiple of 64 KiB`,
-    );
-  }
-  const cpus = options.cpus ?? 1;
-  if (!Number.isInteger(cpus) || cpus < 1 || cpus > 8)
-    throw new UsageError('BAD_CPUS', `${String(cpus)} processors: give 1 to 8`);
-  if ((options.disks?.length ?? 0) > 1) throw new UsageError('TOO_MANY_DISKS', 'one disk and one CD-ROM at most');
-}
-
 /** CS:RIP of a processor for messages. */
 function describePlace(vcpu: Vcpu, at?: { cs: number; rip: bigint; cr0: bigint }): string {
   try {
