@@ -88,6 +88,13 @@ export const kvmTaskSwitch = frame(
   },
 );
 
+/** From the second delivery without an instruction between, one takes a tick, as the processor's own do. */
+function countDelivery({ kvm }: Vcpu): void {
+  const { processor } = kvm;
+  if (processor.deliveredAt === processor.tick) processor.tick++;
+  processor.deliveredAt = processor.tick;
+}
+
 /**
  * Delivers an event through the real-mode IVT: pushes FLAGS, CS, IP and loads the vector. Failure is a triple fault.
  * @param incEip bytes by which IP is moved first (soft events). KVM: kvm_inject_realmode_interrupt
@@ -105,6 +112,7 @@ export const kvmInjectRealmodeInterrupt = frame(
       kvmSetRflags(vcpu, context.rflags);
       // A soft event ends its INT here; the exit that interrupted the delivery took no tick.
       if (incEip !== 0) vcpu.kvm.processor.tick++;
+      else countDelivery(vcpu);
     } catch (error) {
       if (!(error instanceof GuestException) && !(error instanceof Unwind)) throw error;
       kvmClearExceptionQueue(vcpu);

@@ -168,7 +168,7 @@ function budgetUsed(vcpu: Vcpu): boolean {
   progress.tick = kvm.now();
   const stuck = progress.fruitless > 0 && progress.fruitless % MAX_FRUITLESS_ENTRIES === 0;
   if (progress.tick < vcpu.runDeadline) return stuck;
-  if (stuck || isBetweenInstructions(vcpu)) return true;
+  if (stuck || progress.fruitless > FREE_FRUITLESS_ENTRIES || isBetweenInstructions(vcpu)) return true;
   if (vcpu.graceEnds === Number.POSITIVE_INFINITY) vcpu.graceEnds = progress.tick + GRACE;
   return progress.tick >= vcpu.graceEnds;
 }

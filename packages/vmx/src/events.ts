@@ -137,6 +137,12 @@ function completeInterrupts(vcpu: Vcpu, info: number, lengthField: number, error
 export function vmxCompleteInterrupts(vcpu: Vcpu): void {
   completeInterrupts(vcpu, toVmx(vcpu).idtVectoringInfo, F.VM_EXIT_INSTRUCTION_LEN, F.IDT_VECTORING_ERROR_CODE);
 }
+/** What the emulator has delivered is delivered, although no exit says so; KVM leaves it marked as injected until the next one. */
+export function vmxCompleteRealmodeEvents({ arch }: Vcpu): void {
+  arch.nmiInjected = false;
+  arch.exception.injected = false;
+  arch.interrupt.injected = false;
+}
 /** The entry was called off. KVM: vmx_cancel_injection. */
 export function vmxCancelInjection(vcpu: Vcpu): void {
   const v = vmcsOf(vcpu);

@@ -25,7 +25,12 @@ import {
   type Vcpu,
 } from '@tskvm/core';
 import { Flag as flagBits, RSP as rsp, S as stateLayout } from '@tskvm/emulator';
-import { vmxCompleteInterrupts, vmxGetInterruptShadow, vmxSetInterruptShadow } from './events.ts';
+import {
+  vmxCompleteInterrupts,
+  vmxCompleteRealmodeEvents,
+  vmxGetInterruptShadow,
+  vmxSetInterruptShadow,
+} from './events.ts';
 import { kvmVmxExitHandlers, vmxHandleExit } from './exits.ts';
 import { FAILED_VMENTRY, INTR_ERROR_CODE, INTR_VALID, PendingDebug, Reason as reasons } from './hardware/bits.ts';
 import { F, Word as vmcsWords } from './hardware/vmcs.ts';
@@ -109,6 +114,7 @@ export function vmxVcpuRun(vcpu: Vcpu, runFlags: number): FastPath {
     if (tracer !== null) {
       tracer.emulated = { reason: vmx.exitReason, name: 'emulated invalid guest state', vcpuId: vcpu.vcpuId };
     }
+    if (vmx.rmode.vm86Active) vmxCompleteRealmodeEvents(vcpu);
     return FastPath.NONE;
   }
   flushRegisters(vcpu);

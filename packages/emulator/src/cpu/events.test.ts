@@ -44,6 +44,21 @@ const returnTo = (machine: TestMachine, errorCode = false): number =>
 const pushedFlags = (machine: TestMachine, errorCode = false): number =>
   machine.memory.read32(Number(machine.reg(4)) + (errorCode ? 12 : 8));
 
+describe('an injected INT', () => {
+  const int = (vector: number) => ({ kind: 'softint', vector, errorCode: undefined, instructionLength: 2 }) as const;
+  it('takes its tick, also right behind another delivery', () => {
+    const machine = machineWith([NOP], [6, 0x21]);
+    machine.cpu.injectEvent({ kind: 'exception', vector: 6, errorCode: undefined, instructionLength: 0 });
+    expect(machine.cpu.injectEvent(int(0x21))).toBe(true);
+    expect([machine.cpu.tick, Number(machine.state.rip)]).toEqual([1, HANDLER + 0x21 * 16]);
+  });
+  it('takes none where a fault is delivered in its place', () => {
+    const machine = machineWith([NOP], [13]);
+    expect(machine.cpu.injectEvent(int(0x21))).toBe(true);
+    expect([machine.cpu.tick, Number(machine.state.rip)]).toEqual([0, HANDLER + 13 * 16]);
+  });
+});
+
 describe('exceptions while exceptions are delivered', () => {
   const during = (vector: number) => ({ kind: 'exception', vector, errorCode: 0, instructionLength: 0 }) as const;
   const rows: [string, number, number, ReturnType<typeof combine>][] = [

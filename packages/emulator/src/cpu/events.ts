@@ -38,7 +38,7 @@ export function combine(during: PendingEvent | undefined, vector: number): 'alon
   return first === 'page' || second === 'contributory' ? 'double' : 'alone';
 }
 
-export const SOFT: ReadonlySet<PendingEvent['kind']> = new Set(['softint', 'softexception', 'icebp']);
+const SOFT: ReadonlySet<PendingEvent['kind']> = new Set(['softint', 'softexception', 'icebp']);
 const RF = BigInt(Flag.RF);
 const BTF = BigInt(DebugCtl.BTF);
 const MOV_SS = 2;
@@ -145,7 +145,7 @@ export class EventUnit {
       event = next;
       restarts = true;
     }
-    this.#count();
+    this.#count(event);
     cpu.eventInDelivery = undefined;
     cpu.state.activity = 0;
     cpu.state.shadow = 0;
@@ -161,10 +161,15 @@ export class EventUnit {
 
   /**
    * A handler whose first instruction faults again and again would never retire anything: from the second delivery without an
-   * instruction between, a delivery takes a tick, so that every deadline comes.
+   * instruction between, a delivery takes a tick, so that every deadline comes. An INT whose delivery an exit had interrupted retires here;
+   * it took no tick then, and takes none if a fault came instead.
    */
-  #count(): void {
+  #count({ kind }: PendingEvent): void {
     const cpu = this.#cpu;
+    if (SOFT.has(kind)) {
+      cpu.tick++;
+      return;
+    }
     if (this.deliveredAt === cpu.tick) cpu.tick++;
     this.deliveredAt = cpu.tick;
   }

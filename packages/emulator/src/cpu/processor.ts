@@ -22,7 +22,7 @@ import { ControlRegisters } from './control.ts';
 import { type CpuidResult, cpuidNow, modelCpuid } from './cpuid.ts';
 import { armedBreakpoints, type Breakpoint, codeHits, DebugCtl, Dr6, dataHits, ioHits } from './debug.ts';
 import { DirectUnit, Direct as directOutcomes } from './direct.ts';
-import { EventUnit, SOFT } from './events.ts';
+import { EventUnit } from './events.ts';
 import { type CpuidLookup, type FeatureName, hasFeature } from './features.ts';
 import { emulateModeOf, is64BitMode } from './mode.ts';
 import { ModeWatch } from './mode-watch.ts';
@@ -444,11 +444,7 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
 
   injectEvent(event: PendingEvent): boolean {
     if (event.kind === 'nmi') this.state.nmiBlocked = true;
-    if (this.events.deliver(event, false)) {
-      // The INT whose delivery an exit interrupted retires here; it took no tick then.
-      if (SOFT.has(event.kind)) this.tick++;
-      return true;
-    }
+    if (this.events.deliver(event, false)) return true;
     if (this.state.activity === 2) this.#inShutdown();
     return false;
   }
