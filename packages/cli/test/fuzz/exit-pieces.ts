@@ -117,12 +117,36 @@ function other(random: Random): number[] {
 const interrupts = (random: Random): number[] =>
   random.pick([[0xfb], [0xfb, 0x90], [0xfb, 0x90, 0xfa], [0xfa], [0x9c, 0x58]]);
 
+/** MOV EAX, CR0; BTS, BTR or BTC of a bit; MOV CR0, EAX: or of CR4. */
+const flip = (random: Random, mode: FuzzMode, cr: 0 | 4, bit: number): number[] => [
+  ...[0x0f, 0x20, 0xc0 | (cr << 3)],
+  ...(codeBits(mode) === 16 ? [0x66] : []),
+  ...[0x0f, 0xba, random.pick([0xe8, 0xf0, 0xf8, 0xf8]), bit, 0x0f, 0x22, 0xc0 | (cr << 3)],
+];
+/** INC or MOV in a page that is read-only, into one from the page before, or out of one into a page that is absent. */
+function writeReadOnly(random: Random, mode: FuzzMode): number[] {
+  const bits = codeBits(mode);
+  const linear = Place.data + random.pick([0x3000, 0x3010, 0x3ff8, 0x2ffe, 0x2fff, 0x3ffe, 0xf000, 0xefff]);
+  const based = mode === 'prot16-user' || bits === 16;
+  const address = littleEndian(based ? linear - Place.data : linear, bits === 16 ? 2 : 4);
+  const form = bits === 16 ? [6] : bits === 64 ? [4, 0x25] : [5];
+  return [random.pick([0xff, 0xff, 0x89]), ...form, ...address];
+}
+/** CR0.WP changes, and a page for reading is written; sometimes CR4.SMAP with RFLAGS.AC. */
+function writeProtect(random: Random, mode: FuzzMode): number[] {
+  const write = random.chance(80) ? writeReadOnly(random, mode) : [];
+  const more = random.chance(40) ? flip(random, mode, 0, 16) : [];
+  if (mode !== 'long' || random.chance(85)) return [...flip(random, mode, 0, 16), ...write, ...more];
+  return [...flip(random, mode, 4, 21), 0x0f, 0x01, random.pick([0xca, 0xcb]), ...write];
+}
+
 /** A piece of at most 32 bytes. */
 export function exitPiece(random: Random, mode: FuzzMode): number[] {
   const kind = random.below(100);
   if (kind < 22) return port(random);
   if (kind < 38) return msr(random, mode);
-  if (kind < 50) return controls(random);
-  if (kind < 66) return device(random, mode);
-  return kind < 84 ? other(random) : interrupts(random);
+  if (kind < 46) return controls(random);
+  if (kind < 58) return writeProtect(random, mode);
+  if (kind < 70) return device(random, mode);
+  return kind < 86 ? other(random) : interrupts(random);
 }
