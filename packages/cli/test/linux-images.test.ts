@@ -107,6 +107,12 @@ describe('a kernel file', () => {
     ['for RISC-V', new Uint8Array(4096).map((_, i) => [0x52, 0x53, 0x43, 0x05][i - 0x38] ?? 0), /BAD_KERNEL: .*RISC-V/],
     ['that is an ELF file for ARM', elf(183), /BAD_KERNEL: .*64-bit ARM/],
     ['that is a vmlinux', elf(62), /BAD_KERNEL: .*vmlinux.*bzImage/],
+    ['with a length of 0', change(change(bzImage(), 0x1f4, 0), 0x1f5, 0), /BAD_KERNEL: .*no packed kernel.*corrupt/],
+    ['whose payload lies outside', change(bzImage(), 0x24f, 1), /BAD_KERNEL: .*no packed kernel.*corrupt/],
+    ['whose payload is none', change(bzImage(), 0x24c, 1), /BAD_KERNEL: .*no packed kernel.*corrupt/],
+    ['that is a zstd file', Uint8Array.from([0x28, 0xb5, 0x2f, 0xfd, 0, 0]), /BAD_KERNEL: .*zstd.*bzImage/],
+    ['that is a Debian package', new TextEncoder().encode('!<arch>\ndebian-binary'), /BAD_KERNEL: .*Debian package/],
+    ['that is an initramfs', archive, /BAD_KERNEL: .*cpio archive.*--initrd/],
     ['that is compressed', Uint8Array.from(gzipSync(bzImage())), /BAD_KERNEL: .*gzip.*bzImage/],
   ])('%s is refused', (_name, kernel, message) => {
     expect(isLinux(kernel) || kernel.length < 0x220).toBe(true);
@@ -161,6 +167,9 @@ describe('an initramfs', () => {
     ['corrupt in a header', change(archive, 54, 0x7a), /BAD_INITRD: .*corrupt/],
     ['corrupt in a name size, which points back', renamed('fffff000'), /BAD_INITRD: .*corrupt/],
     ['corrupt in a name size, which is huge', renamed('00100000'), /BAD_INITRD: .*corrupt/],
+    ['corrupt in a field that is not asked for', change(archive, 20, 0x7a), /BAD_INITRD: .*corrupt/],
+    ['gzip twice', Uint8Array.from(gzipSync(gzipSync(archive))), /BAD_INITRD: what .* unpacks to .*twice/],
+    ['gzip of nothing', Uint8Array.from(gzipSync(Buffer.alloc(0))), /BAD_INITRD: what .* unpacks to .*empty/],
     ['gzip, truncated', Uint8Array.from(gzipSync(archive)).subarray(0, 100), /BAD_INITRD: .*gzip.*truncated/],
     ['gzip of something else', Uint8Array.from(gzipSync(Buffer.from('nothing'.repeat(40)))), /BAD_INITRD: .*neither/],
   ])('%s is refused', (_name, initrd, message) => {

@@ -150,6 +150,10 @@ describe('module parameters', () => {
       errno: 22,
       message: "svm: 'npt' is a boolean, not 7",
     });
+    for (const pauseFilterCount of [-1, 1.5, 1e99, Number.NaN]) {
+      const message = `svm: 'pauseFilterCount' is a whole number from 0 to 2^32 - 1, not ${pauseFilterCount}`;
+      expect(refusal({ pauseFilterCount })).toMatchObject({ code: 'BAD_PARAM', message });
+    }
   });
   test('undefined counts as not given', () => checkModuleParams('svm', { npt: undefined, ntp: undefined }, known));
 });

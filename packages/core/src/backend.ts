@@ -36,6 +36,9 @@ const refuse = (code: string, message: string): never => {
   throw new KvmError(code, Errno.EINVAL, message);
 };
 
+/** KVM's numbers are unsigned integers. */
+const isParam = (value: unknown): boolean =>
+  typeof value !== 'number' || (Number.isInteger(value) && value >= 0 && value < 2 ** 32);
 /** Rule of the refusals of {@link checkModuleParams}. */
 const PARAM_RULE = 'a module takes its own parameters only, each of its type';
 
@@ -54,8 +57,9 @@ export function checkModuleParams(backend: string, given: object, known: Readonl
       const message = `${backend} has no parameter '${name}'${hint} It has ${names.join(', ')}`;
       throw new KvmError('UNKNOWN_PARAM', Errno.EINVAL, message, PARAM_RULE);
     }
-    if (typeof value !== typeof known[name]) {
-      const message = `${backend}: '${name}' is a ${typeof known[name]}, not ${JSON.stringify(value)}`;
+    if (typeof value !== typeof known[name] || !isParam(value)) {
+      const kind = typeof known[name] === 'number' ? 'whole number from 0 to 2^32 - 1' : typeof known[name];
+      const message = `${backend}: '${name}' is a ${kind}, not ${typeof value === 'number' ? value : JSON.stringify(value)}`;
       throw new KvmError('BAD_PARAM', Errno.EINVAL, message, PARAM_RULE);
     }
   }

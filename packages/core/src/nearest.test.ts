@@ -19,6 +19,7 @@ describe('nearest', () => {
   });
   test('none where none is like it', () => {
     expect(nearest('memory', ops)).toEqual([]);
+    expect(nearest('amd', ['epyc', 'max'])).toEqual([]);
     expect(nearest('', ops)).toEqual([]);
   });
 });

@@ -25,14 +25,14 @@ const BEGINNING = 3;
 
 /**
  * The names that were most likely meant, at most `count`, nearest first: those that begin like that if they are so few, else those within a
- * third of the given one's length (half of it, at most 3, for short ones).
+ * third of the given one's length.
  */
 export function nearest(given: string, names: Iterable<string>, count = 3): string[] {
   const wanted = plainName(given);
   const all = [...names];
   const longer = wanted.length < BEGINNING ? [] : all.filter((name) => plainName(name).startsWith(wanted));
   if (longer.length > 0 && longer.length <= count) return longer;
-  const most = Math.max(Math.min(3, (wanted.length + 1) >> 1), Math.ceil(wanted.length / 3));
+  const most = Math.ceil(wanted.length / 3);
   return all
     .map((name) => ({ name, d: distance(wanted, plainName(name)) }))
     .filter(({ d }) => d <= most)

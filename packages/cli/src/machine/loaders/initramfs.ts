@@ -31,6 +31,8 @@ const NO_TRAILER = 'its cpio archive has no trailer: the file is truncated';
 export interface InitramfsOptions {
   bytes: Uint8Array;
   name: string;
+  /** What came out of a compressed file: Linux unpacks no second time. */
+  isInner?: boolean;
   /** Unpacks gzip and throws for what is damaged (with the code ERR_BUFFER_TOO_LARGE for what is too large); without it the compressed part is believed. */
   gunzip?: (bytes: Uint8Array) => Uint8Array;
 }
@@ -45,15 +47,16 @@ const text = (bytes: Uint8Array, from: number, length: number): string =>
  * @returns the bytes that it unpacks to as far as that is known
  * Throws {@link UsageError} BAD_INITRD.
  */
-export function checkInitramfs({ bytes, name, gunzip }: InitramfsOptions): number {
+export function checkInitramfs({ bytes, name, isInner = false, gunzip }: InitramfsOptions): number {
   const bad = (why: string): UsageError => new UsageError('BAD_INITRD', `${name} is no sound initramfs: ${why}`);
   if (startsWith(bytes, 0, FILE_SYSTEMS)) return bytes.length;
   let unpacked = 0;
   for (let at = 0; at < bytes.length; ) {
     if (bytes[at] === 0) at++;
     else if (startsWith(bytes, at, COMPRESSED)) {
+      if (isInner) throw bad('it is compressed twice, and Linux unpacks once');
       if (bytes[at] !== 0x1f || !gunzip) return unpacked;
-      return unpacked + unzip(bytes.subarray(at), gunzip, bad);
+      return unpacked + unzip(bytes.subarray(at), name, gunzip, bad);
     } else {
       const archive = walkCpio(bytes, at, bad);
       unpacked += archive.unpacked;
@@ -64,7 +67,12 @@ export function checkInitramfs({ bytes, name, gunzip }: InitramfsOptions): numbe
   return unpacked;
 }
 
-function unzip(bytes: Uint8Array, gunzip: (bytes: Uint8Array) => Uint8Array, bad: (why: string) => UsageError): number {
+function unzip(
+  bytes: Uint8Array,
+  name: string,
+  gunzip: (bytes: Uint8Array) => Uint8Array,
+  bad: (why: string) => UsageError,
+): number {
   let plain: Uint8Array;
   try {
     plain = gunzip(bytes);
@@ -75,7 +83,7 @@ function unzip(bytes: Uint8Array, gunzip: (bytes: Uint8Array) => Uint8Array, bad
     }
     throw bad(`its gzip part is truncated or corrupt (${(error as Error).message})`);
   }
-  return checkInitramfs({ bytes: plain, name: 'its gzip part' });
+  return checkInitramfs({ bytes: plain, name: `what ${name} unpacks to`, isInner: true });
 }
 
 /** One archive in format newc, to its trailer. */
@@ -96,6 +104,7 @@ function walkCpio(
       );
     }
     if (at + HEADER > bytes.length) throw bad(NO_TRAILER);
+    if (!/^[\da-f]+$/i.test(text(bytes, at + 6, HEADER - 6))) throw bad(`the cpio header at byte ${at} is corrupt`);
     const size = Number.parseInt(text(bytes, at + FILE_SIZE, 8), 16);
     const nameSize = Number.parseInt(text(bytes, at + NAME_SIZE, 8), 16);
     if (!(nameSize >= 1 && nameSize <= MAX_NAME && size >= 0)) throw bad(`the cpio header at byte ${at} is corrupt`);

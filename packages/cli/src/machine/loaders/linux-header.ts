@@ -50,12 +50,34 @@ export function checkLinux(file: Uint8Array, name: string): SetupHeader {
   if (end > file.length) {
     throw bad(`it has ${file.length} bytes and its header speaks of ${end}: the file is truncated`);
   }
+  if (version >= 0x208 && !holdsPacked(file, view, start, end)) {
+    throw bad('no packed kernel stands where its header says: the file is corrupt');
+  }
   if (version >= 0x208 && !checksumHolds(file, end)) throw bad('its checksum does not hold: the file is corrupt');
   const header = readHeader(file, view, version, file.subarray(start, end));
   if (header.preferred < HIGH_MEMORY) {
     throw bad(`its header wants it at ${hex(header.preferred)}, where the firmware's tables are: the file is corrupt`);
   }
   return header;
+}
+
+/** How packed kernels begin: gzip, bzip2, LZMA, XZ, LZO, LZ4, zstd, or an ELF file that is not packed. */
+const PACKED: readonly (readonly number[])[] = [
+  [0x1f, 0x8b],
+  [0x42, 0x5a, 0x68],
+  [0x5d, 0x00, 0x00],
+  [0xfd, 0x37, 0x7a, 0x58, 0x5a],
+  [0x89, 0x4c, 0x5a, 0x4f],
+  [0x02, 0x21, 0x4c, 0x18],
+  [0x28, 0xb5, 0x2f, 0xfd],
+  [0x7f, 0x45, 0x4c, 0x46],
+];
+/** payload_offset and payload_length lie inside, and begin as they should; a kernel may leave them 0. @param start where the protected-mode part is */
+function holdsPacked(file: Uint8Array, view: DataView, start: number, end: number): boolean {
+  const at = start + view.getUint32(0x248, true);
+  const length = view.getUint32(0x24c, true);
+  if (length === 0) return end > start;
+  return at + length <= end && PACKED.some((magic) => magic.every((byte, i) => file[at + i] === byte));
 }
 
 function readHeader(file: Uint8Array, view: DataView, version: number, payload: Uint8Array): SetupHeader {
@@ -125,6 +147,11 @@ const FOREIGN: readonly (readonly [number, readonly number[], string])[] = [
   [0x04, [0x7a, 0x69, 0x6d, 0x67], 'it is an EFI zboot image, which only UEFI can start'],
   [0x00, [0x1f, 0x8b], 'it is a gzip file; kernels for x86 unpack themselves and come as bzImage'],
   [0x00, [0xfd, 0x37, 0x7a, 0x58, 0x5a], 'it is an xz file; kernels for x86 unpack themselves and come as bzImage'],
+  [0x00, [0x28, 0xb5, 0x2f, 0xfd], 'it is a zstd file; kernels for x86 unpack themselves and come as bzImage'],
+  [0x00, [0x02, 0x21, 0x4c, 0x18], 'it is an lz4 file; kernels for x86 unpack themselves and come as bzImage'],
+  [0x00, [0x42, 0x5a, 0x68], 'it is a bzip2 file; kernels for x86 unpack themselves and come as bzImage'],
+  [0x00, [0x21, 0x3c, 0x61, 0x72, 0x63, 0x68, 0x3e], 'it is an archive, as Debian packages are; the kernel is in it'],
+  [0x00, [0x30, 0x37, 0x30, 0x37, 0x30], 'it is a cpio archive, which --initrd takes'],
   [0x00, [0x27, 0x05, 0x19, 0x56], 'it is a U-Boot image'],
 ];
 /** ELF e_machine values by name. */
