@@ -46,7 +46,9 @@ const linearOf = (ctx: EventContext, t: StackTarget, offset: bigint, size: numbe
     if (!inside) ctx.raise(Vector.SS, t.errorCode);
     return linear;
   }
-  if (!withinLimit(t.ss, Number(offset), size)) ctx.raise(Vector.SS, t.errorCode);
+  // A null SS comes along from 64-bit mode; in real mode there is none.
+  const usable = (t.ss.attrib & Attrib.unusable) === 0 || ctx.mode === 'real' || ctx.mode === 'vm86';
+  if (!usable || !withinLimit(t.ss, Number(offset), size)) ctx.raise(Vector.SS, t.errorCode);
   return (t.ss.base + offset) & 0xffff_ffffn;
 };
 
