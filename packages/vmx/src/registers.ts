@@ -86,6 +86,8 @@ export function vmxSetCr0(vcpu: Vcpu, cr0: bigint): void {
   }
   const { ept, unrestrictedGuest } = toVmx(vcpu).module.params;
   if (ept && !unrestrictedGuest) updatePagingWithoutUrg(vcpu, wasPaging, paging);
+  // SMEP, SMAP and PKE go and come with the guest's paging. KVM leaves them as they were, so that RSM drops them.
+  if (!ept && wasPaging !== paging) vmxSetCr4(vcpu, kvmReadCr4(vcpu));
   vcpu.arch.emulationRequired = vmxEmulationRequired(vcpu);
 }
 ownFrame('vmxSetCr0', vmxSetCr0);

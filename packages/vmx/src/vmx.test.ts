@@ -54,6 +54,17 @@ const field = (m: Machine, name: keyof typeof F): bigint => vmcsOf(m.vcpu).read(
 const hlt = (m: Machine): void => expect(m.run()).toMatchObject({ reason: 'hlt' });
 
 describe('a write of CR0 under vmx', () => {
+  it('without EPT: the hardware has SMAP exactly while the guest pages, whichever was set first', async () => {
+    const set = (cr: number, value: number): number[] => [...MOV_EAX(value), 0x0f, 0x22, 0xc0 | (cr << 3)];
+    const on = [...set(4, 0x200010), ...set(3, 0x2000), ...set(0, 0x80000011), HLT];
+    const m = await machine([...on, ...set(0, 0x11), HLT], { ept: false, unrestrictedGuest: false });
+    m.vm.writeGuestValue(0x2000, 0x87n, 4);
+    hlt(m);
+    expect(field(m, 'GUEST_CR4') & CR4.SMAP).toBe(CR4.SMAP);
+    hlt(m);
+    expect(field(m, 'GUEST_CR4') & CR4.SMAP).toBe(0n);
+    expect(m.vcpu.getSregs().cr4).toBe(0x200010n);
+  });
   it('PE: exits with CR_ACCESS and goes handleCr → handleSetCr0 → kvmSetCr0 → vmxSetCr0', async () => {
     const m = await machine([...MOV_EAX(0x11), ...MOV_CR0_EAX, HLT]);
     hlt(m);
