@@ -132,3 +132,10 @@ export const setStackPointer = (ops: X86EmulateOps, sp: bigint, width: 2 | 4 | 8
   if (width === 2) ops.writeGpr(RSP, (ops.readGpr(RSP) & ~0xffffn) | (sp & 0xffffn));
   else ops.writeGpr(RSP, sp & maskOf(width));
 };
+
+/**
+ * Does an access over the end of a 4 GiB segment fault? AMD's processors do that; SDM vol. 3 section 5.3 leaves it open, and KVM's __linearize
+ * wraps.
+ */
+export const endsAt4G = (ctx: { readonly subset: 'x86' | 'kvm'; readonly vendor: 'amd' | 'intel' }): boolean =>
+  ctx.subset === 'x86' && ctx.vendor === 'amd';

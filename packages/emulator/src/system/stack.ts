@@ -5,19 +5,16 @@
 import type { Segment } from '../state-layout.ts';
 import { Attrib, RSP, Seg, Vector } from '../state-layout.ts';
 import type { EventContext } from './common.ts';
-import { isCanonical, maskOf, untagged } from './common.ts';
+import { endsAt4G, isCanonical, maskOf, untagged } from './common.ts';
 
 /** Address size of a stack: 8 in 64-bit mode, else by SS.B. */
 export const stackWidth = (ss: Segment, is64: boolean): 2 | 4 | 8 => (is64 ? 8 : ss.attrib & Attrib.DB ? 4 : 2);
 
-/**
- * True if `size` bytes at `offset` lie within the limit of a (possibly expand-down) segment. Over the end of a 4 GiB segment they wrap, as
- * everywhere (SDM vol. 3 section 5.3 leaves it open).
- */
-export const withinLimit = (s: Segment, offset: number, size: number): boolean => {
+/** True if `size` bytes at `offset` lie within the limit of a (possibly expand-down) segment. @param wraps over the end of 4 GiB they do, too */
+export const withinLimit = (s: Segment, offset: number, size: number, wraps: boolean): boolean => {
   const last = offset + size - 1;
   const expandDown = (s.attrib & (Attrib.S | 12)) === (Attrib.S | 4);
-  if (!expandDown) return last <= s.limit || s.limit === 0xffff_ffff;
+  if (!expandDown) return last <= s.limit || (wraps && s.limit === 0xffff_ffff);
   return offset > s.limit && last <= (s.attrib & Attrib.DB ? 0xffff_ffff : 0xffff);
 };
 
@@ -48,7 +45,7 @@ const linearOf = (ctx: EventContext, t: StackTarget, offset: bigint, size: numbe
   }
   // A null SS comes along from 64-bit mode; in real mode there is none.
   const usable = (t.ss.attrib & Attrib.unusable) === 0 || ctx.mode === 'real' || ctx.mode === 'vm86';
-  if (!usable || !withinLimit(t.ss, Number(offset), size)) ctx.raise(Vector.SS, t.errorCode);
+  if (!usable || !withinLimit(t.ss, Number(offset), size, !endsAt4G(ctx))) ctx.raise(Vector.SS, t.errorCode);
   return (t.ss.base + offset) & 0xffff_ffffn;
 };
 

@@ -9,7 +9,7 @@ import type { Instruction } from '../../decode/instruction.ts';
 import { GuestException } from '../../exceptions.ts';
 import type { X86EmulateOps } from '../../ops.ts';
 import { Attrib, CR0, CR4, Flag, RDI, RSI, RSP, Seg, type SegmentIndex, Vector } from '../../state-layout.ts';
-import { HIGH_HALF, LOW_HALF_END, untagged } from '../../system/common.ts';
+import { endsAt4G, HIGH_HALF, LOW_HALF_END, untagged } from '../../system/common.ts';
 import type { EmulateContext, EmulateMode } from '../../system/context.ts';
 import { isMemory, type OperandForm, operandSize, registerOf } from './operands.ts';
 import { EmulateSession } from './session.ts';
@@ -197,14 +197,9 @@ export class EvaluateContext implements EmulateContext {
     const expandDown = (attrib & (Attrib.typeMask & 0xc)) === 0x4;
     const bad = expandDown
       ? first <= segment.limit || last > ((attrib & Attrib.DB) !== 0 ? 0xffffffff : 0xffff)
-      : last > segment.limit && (segment.limit !== 0xffffffff || this.endsAt4G);
+      : last > segment.limit && (segment.limit !== 0xffffffff || endsAt4G(this));
     if (bad) this.segmentFault(seg);
     return (segment.base + BigInt(first)) & 0xffffffffn;
-  }
-
-  /** Does an access over the end of a 4 GiB segment fault? AMD's processors do that; SDM vol. 3 section 5.3 leaves it open, and KVM's __linearize wraps. */
-  private get endsAt4G(): boolean {
-    return this.subset === 'x86' && this.vendor === 'amd';
   }
 
   /** #SS(0) for the stack segment, #GP(0) for the others. */

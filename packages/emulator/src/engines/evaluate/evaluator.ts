@@ -63,7 +63,8 @@ export class Evaluator {
     // KVM's decoder treats near branches and far pointers alike for both vendors: as Intel does.
     this.codeMode = { codeSize: 2, intel: vendor === 'intel' || options.subset === 'kvm' };
     this.exception = this.context.exception;
-    this.builder = new EvaluateBuilder(this.context, vendor, options.strict);
+    // Which operand is read first is the same for both vendors there.
+    this.builder = new EvaluateBuilder(this.context, options.subset === 'kvm' ? 'intel' : vendor, options.strict);
     this.operation = new EvaluateOperation(this.context);
     this.builderView = asBuilder(this.builder);
     this.operationView = this.operation as unknown as Operation;

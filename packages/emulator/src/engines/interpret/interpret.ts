@@ -168,7 +168,6 @@ export class InterpretEngine implements Engine {
     this.#view = host.memory.view;
     this.#u8 = host.memory.u8;
     this.#words = new Int32Array(host.memory.memory.buffer, 0, RECORDS_END >> 2);
-    this.#words[P.endsAt4G >> 2] = options.vendor === 'amd' ? 1 : 0;
     const install = (handlers: HandlerSet, info: FormInfo): void => this.#install(handlers, info);
     this.#forms = new ColdForms(options.forms ?? AT_ONCE, this.watch, (ticks) => this.#hot?.made(ticks));
     this.#predecoder = new Predecoder(host.memory, install, this.#forms, this.watch);
@@ -456,6 +455,7 @@ export class InterpretEngine implements Engine {
     words[P.codeLimit >> 2] = long ? -1 : words[CS_LIMIT >> 2];
     words[(P.codeLimit >> 2) + 1] = long ? -1 : 0;
     words[P.key >> 2] = id << Jump.idShift;
+    words[P.endsAt4G >> 2] = this.#options.vendor === 'amd' ? 1 : 0;
   }
 
   /** The TSC's offset, and its halves. */
