@@ -603,8 +603,9 @@ export class Processor implements ProcessorApi, EngineHost, AccessHost {
   /** Implicit reads of the GDT are like any other at level 0, where SMAP does not tell them apart. */
   loadsSegments(): number {
     const { words } = this.state;
-    if (this.onModeChange !== null || (words[S.efer >> 2] & LMA) !== 0 || (words[S.cr4 >> 2] & SMAP) !== 0) return 0;
-    if ((words[S.cr0 >> 2] & PE) === 0 || (words[RFLAGS] & Flag.VM) !== 0) return 0;
+    if (this.onModeChange !== null || (words[S.efer >> 2] & LMA) !== 0) return 0;
+    if ((words[S.cr0 >> 2] & PE) === 0) return 2;
+    if ((words[S.cr4 >> 2] & SMAP) !== 0 || (words[RFLAGS] & Flag.VM) !== 0) return 0;
     return (words[STATUS] & 0xff) === 0 ? 1 : 0;
   }
   segmentsLoaded(): void {

@@ -61,7 +61,7 @@ export interface EngineHost {
   contextExchanged(): void;
   /**
    * 1: outside long mode generated code may load segment registers of level 0 from the GDT by itself, and says so by `segmentsLoaded` when it
-   * leaves; 0: it may not.
+   * leaves; 2: in real mode it may jump to another segment; 0: neither.
    */
   loadsSegments(): number;
   segmentsLoaded(): void;

@@ -60,7 +60,7 @@ export interface Frame {
   handBack(): void;
   /** Leaves behind this instruction; `next` pushes the RIP. */
   shadowed(next: () => void): void;
-  /** Goes on behind this instruction in another TLB context: code is looked up anew. `next` pushes the RIP. */
+  /** Goes on in another TLB context or by another code key: code is looked up anew. `next` pushes the RIP. */
   recontext(next: () => void): void;
 }
 

@@ -24,6 +24,7 @@ import { type CodePage, type KeyState, OutOfRecords, Predecoder } from './predec
 import {
   ENTRY_RECORD as entryRecord,
   fetchPage,
+  KeyPart,
   MAX_RUN as maxRun,
   P as places,
   RECORDS_END,
@@ -133,8 +134,11 @@ export interface Instance {
 
 const hashOf = (context: number): number => ((context * 37) % Layout.tlbEntries) * TlbEntry.size;
 const keyId = (key: CodeKey): number =>
-  1 + (key.codeSize >> 2) + 3 * (key.stackSize >> 2) + 9 * (key.flat ? 1 : 0) + 18 * (key.flatCode ? 1 : 0);
-const KEY_IDS = 1 + 3 * 3 * 2 * 2;
+  KeyPart.first +
+  KeyPart.code * (key.codeSize >> 2) +
+  KeyPart.stack * (key.stackSize >> 2) +
+  (key.flat ? KeyPart.flat : 0) +
+  (key.flatCode ? KeyPart.flatCode : 0);
 
 export class InterpretEngine implements Engine {
   retired = 0;
@@ -147,8 +151,8 @@ export class InterpretEngine implements Engine {
   readonly #forms: ColdForms;
   /** Since forms were told of ticks. */
   #ticks = 0;
-  readonly #keys: (KeyState | undefined)[] = new Array<KeyState | undefined>(KEY_IDS).fill(undefined);
-  readonly #runs: (Run | undefined)[] = new Array<Run | undefined>(KEY_IDS).fill(undefined);
+  readonly #keys: (KeyState | undefined)[] = new Array<KeyState | undefined>(KeyPart.ids).fill(undefined);
+  readonly #runs: (Run | undefined)[] = new Array<Run | undefined>(KeyPart.ids).fill(undefined);
   readonly #instances = new Map<HandlerSet, Instance>();
   readonly #view: DataView;
   readonly #u8: Uint8Array;
@@ -320,6 +324,7 @@ export class InterpretEngine implements Engine {
         this.#words[RFLAGS >> 2] |= resume;
         if (shadowed) this.#u8[SHADOW] = shadow;
       }
+      this.#endShadow(slice - used);
       left -= used;
       stop = this.#after(status);
       const over = shadowed;
@@ -349,6 +354,14 @@ export class InterpretEngine implements Engine {
     this.retired = (maxTicks | 0) - left;
     this.#ticks += this.retired;
     return stop ?? 'budget';
+  }
+
+  /** Behind a load of SS generated code went on: the shadow is over if an instruction has retired since. */
+  #endShadow(left: number): void {
+    const before = this.#words[P.shadowLeft >> 2];
+    if (before === 0) return;
+    this.#words[P.shadowLeft >> 2] = 0;
+    if (left < before - 1) this.#u8[SHADOW] = 0;
   }
 
   /** Generated code has loaded segment registers. */

@@ -133,7 +133,7 @@ export type EffectBody =
   | { kind: 'handBack'; condition: Node }
   /** Leaves behind the instruction, at `next`; the one after it is in an interrupt shadow. */
   | { kind: 'shadowed'; next: Node }
-  /** Goes on behind the instruction, at `next`, in the TLB context that now stands in the engine's slots. */
+  /** Goes on at `next` in the TLB context and by the code key that now stand in the engine's slots. */
   | { kind: 'recontext'; next: Node }
   /** Go on with the next record (fused handlers, regions). `leaves`: a region may be left there. */
   | { kind: 'advance'; leaves: boolean };

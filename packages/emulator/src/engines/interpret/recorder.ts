@@ -359,10 +359,13 @@ export class Recorder extends ValueRecorder implements Builder {
     this.facts.mayLeave = true;
     this.effect({ kind: 'shadowed', next: this.#next() });
   }
-  /** The instruction ends here, and what comes next runs in the TLB context that now stands in P.context. */
-  recontext(): void {
+  /**
+   * The instruction ends here, and what comes next, or stands at `target`, runs in the TLB context and by the code key that now stand in P.context
+   * and P.key.
+   */
+  recontext(target?: Value): void {
     this.facts.mayLeave = true;
-    this.effect({ kind: 'recontext', next: this.#next() });
+    this.effect({ kind: 'recontext', next: target === undefined ? this.#next() : n(target) });
   }
   /** Going on does not wrap at 64 KiB, whatever the size of the code. */
   #next(): Node {

@@ -97,9 +97,14 @@ export const P = {
   otherHash: slot + 136,
   /** u32: an access over the end of a 4 GiB segment faults. */
   endsAt4G: slot + 140,
+  /** u32: the ticks that were left in front of a load of SS behind which the run went on; 0: there was none since STI. Written by generated code. */
+  shadowLeft: slot + 144,
   /** u64: id of the code key, where the jump cache's entries have it. */
   key: slot + 48,
 } as const;
+
+/** What each part of a code key adds to its id (`P.key`): code or a stack of 32 bits (of 64: twice that), flat data, flat code. */
+export const KeyPart = { first: 1, code: 1, stack: 3, flat: 9, flatCode: 18, ids: 1 + 3 * 3 * 2 * 2 } as const;
 
 /** A record that looks up S.rip. */
 export const ENTRY_RECORD = JUMP_END;

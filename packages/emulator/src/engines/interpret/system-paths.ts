@@ -10,8 +10,9 @@ import { Layout, WalkFlag, WalkWords } from '../../memory/layout.ts';
 import { loadStack, push, setStackPointer, stackOffset, stackPointer } from '../../semantics/support.ts';
 import { Attrib, Flag, RAX, RCX, RDX, S, Seg } from '../../state-layout.ts';
 import type { Form } from './form.ts';
+import { Jump } from './jump-cache.ts';
 import type { Recorder } from './recorder.ts';
-import { P } from './records.ts';
+import { KeyPart, P } from './records.ts';
 
 interface SystemPath {
   /** Is there a generated path for this form? */
@@ -60,6 +61,7 @@ const sti: SystemPath = {
     r.setRflags(r.const(Flag.IF), Flag.IF);
     r.when(leaves, () => {
       r.setState(S.shadow, 1, r.const(1));
+      r.setState(PRIVATE_SLOT(P.shadowLeft), 4, r.const(0));
       r.leaveShadowed();
     });
   },
@@ -222,24 +224,29 @@ const isLoadable = (seg: number): boolean => seg === Seg.SS || isPlainSegment(se
 const isStore = (insn: Instruction): boolean => insn.row.operands[0] === 'Rv/Mw';
 
 const GDTR = S.segments + Seg.GDTR * 16;
-/** Accessed writable data that does not expand down, present, of level 0: what is wanted of a descriptor, and of which of its bits. */
-const DESCRIPTOR_MASK = 0xff00n << 32n;
-const DESCRIPTOR = 0x9300n << 32n;
+/** What is wanted of a descriptor, and of which of its bits: accessed writable data that does not expand down, present, of level 0. */
+const DATA_MASK = 0xff00n << 32n;
+const DATA = 0x9300n << 32n;
+/** Accessed code that does not conform, present, of level 0, not of 64 bits. */
+const CODE_MASK = 0x20_fd00n << 32n;
+const CODE = 0x9900n << 32n;
+/** Bits of P.loadsSegments. */
+const PROTECTED = 1;
+const REAL = 2;
+const mayLoad = (r: Recorder, which: number): Cond => has(r, r.state(PRIVATE_SLOT(P.loadsSegments), 4), which);
 
-/** The descriptor of a selector of level 0; anything but plain data is handed back. */
-function plainDescriptor(r: Recorder, selector: Value): Value {
+/** The descriptor of a selector of level 0; anything but plain data or code is handed back. */
+function plainDescriptor(r: Recorder, selector: Value, mask: bigint, wanted: bigint): Value {
   const offset = r.and(selector, r.const(0xfff8));
-  const ours = r.state(PRIVATE_SLOT(P.loadsSegments), 4);
   const odd = r.ne(r.and(selector, r.const(7)), r.const(0));
-  r.handBackWhen(r.orC(r.isZero(ours), r.orC(odd, r.isZero(offset))));
+  r.handBackWhen(r.orC(r.notC(mayLoad(r, PROTECTED)), r.orC(odd, r.isZero(offset))));
   r.handBackWhen(r.ltU(r.state(GDTR + LIMIT, 4), r.add(offset, r.const(7))));
   const found = r.loadLinear(r.zext(r.add(r.state(GDTR + BASE, 8), offset), 4), 8);
-  r.handBackWhen(r.ne(r.and(found, r.const(DESCRIPTOR_MASK)), r.const(DESCRIPTOR)));
+  r.handBackWhen(r.ne(r.and(found, r.const(mask)), r.const(wanted)));
   return found;
 }
-/** A descriptor becomes a segment (APM vol. 2 section 4.7.1). */
-function loadProtected(r: Recorder, selector: Value): void {
-  const found = plainDescriptor(r, selector);
+/** A descriptor's parts (APM vol. 2 section 4.7.1): `head` is a slot's first eight bytes. */
+function segmentOf(r: Recorder, selector: Value, found: Value): { head: Value; limit: Value; base: Value } {
   const high = r.shrU(found, r.const(32));
   const units = r.or(r.and(found, r.const(0xffff)), r.and(high, r.const(0xf_0000)));
   const pages = r.or(r.shl(units, r.const(12)), r.const(0xfff));
@@ -249,7 +256,11 @@ function loadProtected(r: Recorder, selector: Value): void {
     r.or(r.shrU(r.zext(found, 4), r.const(16)), r.shl(r.and(high, r.const(0xff)), r.const(16))),
     r.and(high, r.const(0xff00_0000n)),
   );
-  r.setSlot(SELECTOR, 8, r.or(r.or(selector, r.shl(attrib, r.const(16))), r.shl(limit, r.const(32))));
+  return { head: r.or(r.or(selector, r.shl(attrib, r.const(16))), r.shl(limit, r.const(32))), limit, base };
+}
+function loadProtected(r: Recorder, selector: Value): void {
+  const { head, base } = segmentOf(r, selector, plainDescriptor(r, selector, DATA_MASK, DATA));
+  r.setSlot(SELECTOR, 8, head);
   r.setSlot(BASE, 8, base);
   r.setState(PRIVATE_SLOT(P.segmentsLoaded), 8, r.const(1));
 }
@@ -275,7 +286,49 @@ function changesKey(r: Recorder, { stackSize, segments }: Form): Cond {
   return r.orC(stack, segments === 'flat' ? r.notC(flat) : flat);
 }
 
-/** SS, too: its shadow ends the run. Where the key has become another, what follows is to be found anew. */
+/** What follows from the segments, as the engine prepares it (cpu/code-key.ts): outside long and virtual-8086 mode, at level 0. */
+function followSegments(r: Recorder): void {
+  const part = (cond: Cond, weight: number): Value => r.select(cond, r.const(weight), r.const(0));
+  const isBig = (seg: number): Cond => has(r, r.state(slotOf(seg), 4), Attrib.DB << 16);
+  const sizes = r.add(part(isBig(Seg.CS), KeyPart.code), part(isBig(Seg.SS), KeyPart.stack));
+  const limit = r.state(slotOf(Seg.CS) + LIMIT, 4);
+  const data = r.andC(isFlatData(r, Seg.ES), r.andC(isFlatData(r, Seg.SS), isFlatData(r, Seg.DS)));
+  const flat = part(r.andC(spansAll(r, Seg.CS), data), KeyPart.flat);
+  const whole = part(r.eq(limit, r.const(0xffffffffn)), KeyPart.flatCode);
+  const id = r.add(r.add(sizes, r.const(KeyPart.first)), r.add(flat, whole));
+  r.setState(PRIVATE_SLOT(P.key), 8, r.shl(id, r.const(Jump.idShift)));
+  r.setState(PRIVATE_SLOT(P.codeBase), 8, r.state(slotOf(Seg.CS) + BASE, 8));
+  r.setState(PRIVATE_SLOT(P.codeLimit), 8, limit);
+  r.setState(PRIVATE_SLOT(P.segmentsLoaded), 8, r.const(1));
+}
+
+/** JMP ptr16:16 and ptr16:32 to code of the same level. */
+const jmpfar: SystemPath = {
+  accepts: (insn) => insn.opcode === 0xea,
+  record: (r, op) => {
+    const selector = r.imm2();
+    const offset = r.zext(r.imm(), op.size);
+    const inReal = (): void => {
+      r.handBackWhen(r.notC(mayLoad(r, REAL)));
+      r.handBackWhen(has(r, r.state(slotOf(Seg.CS), 4), Attrib.unusable * 0x10000));
+      r.handBackWhen(r.ne(r.state(slotOf(Seg.CS) + LIMIT, 4), r.const(0xffff)));
+      r.handBackWhen(r.ltU(r.const(0xffff), offset));
+      r.setState(slotOf(Seg.CS), 2, selector);
+      r.setState(slotOf(Seg.CS) + BASE, 8, r.shl(selector, r.const(4)));
+    };
+    const inProtected = (): void => {
+      const { head, limit, base } = segmentOf(r, selector, plainDescriptor(r, selector, CODE_MASK, CODE));
+      r.handBackWhen(r.ltU(limit, offset));
+      r.setState(slotOf(Seg.CS), 8, head);
+      r.setState(slotOf(Seg.CS) + BASE, 8, base);
+    };
+    r.when(has(r, r.state(S.cr0, 8), 1), inProtected, inReal);
+    followSegments(r);
+    r.recontext(offset);
+  },
+};
+
+/** SS, too: where something waits for the end of its shadow, that ends the run. Where the key has become another, what follows is found anew. */
 function loadRegister(r: Recorder, selector: Value, form: Form): void {
   if (form.codeSize === 4) loadProtected(r, selector);
   else {
@@ -287,8 +340,13 @@ function loadRegister(r: Recorder, selector: Value, form: Form): void {
   }
   if (form.shadows) {
     r.setState(S.shadow, 1, r.const(2));
-    r.leaveShadowed();
-  } else r.when(changesKey(r, form), () => r.leaveShadowed());
+    r.setState(PRIVATE_SLOT(P.shadowLeft), 4, r.state(PRIVATE_SLOT(P.left), 4));
+    r.when(awaited(r), () => r.leaveShadowed());
+  }
+  r.when(changesKey(r, form), () => {
+    followSegments(r);
+    r.recontext();
+  });
 }
 
 const movseg: SystemPath = {
@@ -328,7 +386,7 @@ const popseg: SystemPath = {
 
 const PATHS: Readonly<Record<string, SystemPath>> = {
   ...{ cli, sti, pushf, popf, swapgs, clts, movcr, pause, rdtsc, rdtscp },
-  ...{ movseg, pushseg, popseg },
+  ...{ movseg, pushseg, popseg, jmpfar },
 };
 
 const NAMES = ['ES', 'CS', 'SS', 'DS', 'FS', 'GS'];
