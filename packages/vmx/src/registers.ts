@@ -34,8 +34,8 @@ import { HOST } from './setup.ts';
 import { controlsClearBit, controlsGet, controlsSetBit, isUnrestrictedGuest, toVmx, vmcsOf } from './vcpu-vmx.ts';
 
 /** KVM_VM_CR0_ALWAYS_OFF, KVM_VM_CR0_ALWAYS_ON_UNRESTRICTED_GUEST, KVM_VM_CR0_ALWAYS_ON. */
-const CR0_ALWAYS_OFF = lowWord(CR0.NW | CR0.CD);
-const CR0_ALWAYS_ON_UNRESTRICTED = lowWord(CR0.NE);
+export const CR0_ALWAYS_OFF = lowWord(CR0.NW | CR0.CD);
+export const CR0_ALWAYS_ON_UNRESTRICTED = lowWord(CR0.NE);
 const CR0_ALWAYS_ON = lowWord(CR0.NE | CR0.PG | CR0.PE);
 const PE = lowWord(CR0.PE);
 const WP = lowWord(CR0.WP);

@@ -139,6 +139,7 @@ function enter(vcpu: Vcpu, vmx: VcpuVmx): void {
   // An event that goes with this entry is completed by the exit behind it.
   const may = !vmx.rmode.vm86Active && words[Word.entryIntrInfo] >= 0 && kvmMayUseStub(vcpu, OPS);
   const stub = may ? vmx.stub : null;
+  if (may) vmx.stub.arm();
   vmx.fail = vmx.launched ? silicon.vmresume(stub) : silicon.vmlaunch(stub);
   if (vmx.fail !== 0) {
     vmx.failures = silicon.failures;
@@ -157,6 +158,7 @@ function enter(vcpu: Vcpu, vmx: VcpuVmx): void {
 function afterExit(vcpu: Vcpu, vmx: VcpuVmx): FastPath {
   const { arch } = vcpu;
   arch.regsAvail.clear();
+  vmx.stub.settle();
   if (vmx.fail !== 0) return FastPath.NONE;
   if (vcpu.kvm.tracer !== null) traceExit(vcpu);
   if (vmx.exitReason >= FAILED_VMENTRY) {

@@ -3,8 +3,9 @@
  * KVM: arch/x86/kvm/vmx/vmx.h.
  */
 import type { Kvm, KvmSegment, Vcpu, Vm } from '@tskvm/core';
+import type { VmxExitStub } from './exit-stub.ts';
 import type { FailedCheck } from './hardware/entry-checks.ts';
-import type { ExitStub, VmxSilicon } from './hardware/instructions.ts';
+import type { VmxSilicon } from './hardware/instructions.ts';
 import type { Vmcs } from './hardware/vmcs.ts';
 
 /** Module parameters, KVM's names in camel case. */
@@ -97,9 +98,9 @@ export class VcpuVmx {
   readonly regs32: Int32Array;
   readonly silicon: VmxSilicon;
   readonly module: VmxModule;
-  readonly stub: ExitStub;
+  readonly stub: VmxExitStub;
 
-  constructor(vcpu: Vcpu, module: VmxModule, stub: ExitStub) {
+  constructor(vcpu: Vcpu, module: VmxModule, stub: VmxExitStub) {
     this.stub = stub;
     this.module = module;
     this.silicon = module.silicon;

@@ -322,6 +322,17 @@ export class VmxSilicon {
     if ((dirty & Dirty.shadows) !== 0) guest.reloadShadows();
     return true;
   }
+  /** The same where a stub has written it: CR4 and its shadow are as they were. */
+  #stubCr0Holds(): boolean {
+    const { guest, vmcs } = this;
+    const { block, dirty, words } = vmcs;
+    const cr0 = block[S.cr0 >> 2];
+    if (block[(S.cr0 >> 2) + 1] !== 0 || !guest.cr0Holds(cr0)) return false;
+    if ((dirty & Dirty.guestMode) !== 0 && !this.#unpagedHolds(cr0)) return false;
+    guest.cr0Halves[2] = words[Word.cr0ReadShadow];
+    guest.cr0Halves[3] = words[Word.cr0ReadShadow + 1];
+    return true;
+  }
   /** Paging is off, and what PE decides is plain: no virtual-8086 mode, SS of level 0. */
   #unpagedHolds(cr0: number): boolean {
     const { block } = this.vmcs;
@@ -393,7 +404,8 @@ export class VmxSilicon {
     // As an exit saves it: the level of SS is CPL.
     const ss = (S.segments >> 2) + Seg.SS * 4;
     block[ss] = (block[ss] & ~(3 << SS_LEVEL)) | ((block[S.cpl >> 2] & 3) << SS_LEVEL);
-    if ((vmcs.dirty & ~CR0_GROUPS) !== 0 || !this.#cr0Holds()) throw new AssertionError('CR0 of a stub does not hold');
+    if ((vmcs.dirty & ~CR0_GROUPS) !== 0 || !this.#stubCr0Holds())
+      throw new AssertionError('CR0 of a stub does not hold');
     vmcs.dirty = 0;
     processor.reenterGuest(true);
   }

@@ -379,6 +379,8 @@ export const Word = {
   interruptibility: wordAt(F.GUEST_INTERRUPTIBILITY_INFO),
   activity: wordAt(F.GUEST_ACTIVITY_STATE),
   pendingDebug: wordAt(F.GUEST_PENDING_DBG_EXCEPTIONS),
+  cr0Mask: wordAt(F.CR0_GUEST_HOST_MASK),
+  cr0ReadShadow: wordAt(F.CR0_READ_SHADOW),
   dr7: wordAt(F.GUEST_DR7),
   debugctl: wordAt(F.GUEST_IA32_DEBUGCTL),
   pat: wordAt(F.GUEST_IA32_PAT),
@@ -566,6 +568,17 @@ export class Vmcs {
     this.u32[at] = value;
     this.u32[at + 1] = value / 2 ** 32;
     this.dirty |= GROUP[key(encoding)];
+  }
+
+  /** GUEST_CR0 and CR0_READ_SHADOW, whose upper halves become zero. */
+  writeCr0(real: number, shadow: number): void {
+    const { block, words } = this;
+    this.dirty |= Dirty.guestCr0 | Dirty.shadows;
+    if (((block[S.cr0 >> 2] ^ real) & CR0_PE_PG) !== 0) this.dirty |= Dirty.guestMode;
+    block[S.cr0 >> 2] = real;
+    block[(S.cr0 >> 2) + 1] = 0;
+    words[Word.cr0ReadShadow] = shadow;
+    words[Word.cr0ReadShadow + 1] = 0;
   }
 
   /** What the processor saves: words, and no rule to check anew. */
