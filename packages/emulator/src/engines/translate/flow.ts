@@ -8,7 +8,7 @@ export interface Flow {
   readonly order: readonly number[];
   /** Place in `order`, -1 if missing. */
   readonly rank: readonly number[];
-  /** Children in the dominator tree that have several forward predecessors (or are dispatched to), last in order first. */
+  /** Children in the dominator tree that several forward branches reach (or that are dispatched to), last in order first. */
   readonly merges: readonly (readonly number[])[];
   /** Blocks that the dispatcher reaches, by state. */
   readonly targets: readonly number[];
@@ -124,7 +124,10 @@ function reduce(successors: readonly (readonly number[])[], targets: number[], r
   }
 }
 
-/** @param entries blocks that are entered from outside, in the order of their states */
+/**
+ * @param successors of each block, as often as it branches there
+ * @param entries blocks that are entered from outside, in the order of their states
+ */
 export function analyse(successors: readonly (readonly number[])[], entries: readonly number[]): Flow {
   const targets = [...entries];
   const routed = new Set<number>();

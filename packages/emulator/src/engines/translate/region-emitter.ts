@@ -70,8 +70,8 @@ export class RegionEmitter {
     this.#values = new Values(this.#body, this.#frame);
     this.#memory = new RegionMemory(this.#body, this.#frame, this.#values, region, () => this.#sideExit());
     const entries = region.entries.map((at) => region.blockAt.get(at)!.index);
-    const successors = region.blocks.map((b) => b.successors.map((at) => region.blockAt.get(at)!.index));
-    this.#flow = analyse(successors, entries);
+    const branches = region.blocks.map((b) => branchesOf(b, region).map((at) => region.blockAt.get(at)!.index));
+    this.#flow = analyse(branches, entries);
     this.#plan = planFlags({
       bodies,
       count: (block) => region.blocks[block].instructions.length,
@@ -533,6 +533,20 @@ export class RegionEmitter {
       }, 0),
     );
   }
+}
+
+/**
+ * Where a block's code branches to within the region, by offset and as often as it does: a block that is the target of two branches, even of one
+ * block, has to stand where both reach it, or it would be written twice.
+ */
+function branchesOf({ instructions, successors }: Block, { blockAt }: Region): number[] {
+  const found: number[] = [];
+  for (const { ending, target } of instructions)
+    if (ending !== 'next' && ending !== 'ret' && ending !== 'indirect') found.push(target);
+  const last = instructions[instructions.length - 1];
+  if (last.ending === 'next' || last.ending === 'jcc') found.push(last.next);
+  else if (last.ending === 'ret' || last.ending === 'indirect') found.push(...successors);
+  return found.filter((at) => blockAt.has(at));
 }
 
 function recordBlock(block: Block, view: DataView): IrRegion {

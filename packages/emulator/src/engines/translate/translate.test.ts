@@ -61,6 +61,20 @@ describe('what is translated', () => {
     expect(engine.statistics.regions).toBe(1);
   });
 
+  it('a block that two branches of one block reach is written once, however deep they nest', () => {
+    // mov ecx, 1000; L: 12 times: test cl, m; jnz N; test cl, m'; jnz N; jmp E; N: ...; E: dec ecx; jnz L; hlt
+    const levels = 12;
+    const length = 15;
+    const body = Array.from({ length: levels }, (_, k) => [
+      ...[0xf6, 0xc1, 1 << (k & 7), 0x75, 10, 0xf6, 0xc1, 0xff ^ (1 << (k & 7)), 0x75, 5],
+      ...[0xe9, ...le32((levels - k - 1) * length)],
+    ]).flat();
+    const code = [0xb9, ...le32(1000), ...body, 0x49, 0x0f, 0x85, ...le32(-(levels * length + 7)), 0xf4];
+    const { regions, bytes } = compare(code, 'prot32').statistics;
+    expect(regions).toBeGreaterThan(0);
+    expect(bytes / regions).toBeLessThan(12_000);
+  });
+
   it('a loop in the page behind the one that the look-out started in', () => {
     // mov ebp, 200; jmp to the page's end: O: cpuid, 20 times; next page: mov ecx, 3; L: xor esi, ecx; dec ecx; jnz L; dec ebp; jnz O; hlt
     const bytes = new Array<number>(0x1000).fill(0x90);
