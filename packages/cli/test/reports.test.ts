@@ -36,6 +36,20 @@ describe('tables', () => {
       'svmSetCr0',
     ]);
   });
+  test('a note that is too long goes on below its text, and keeps its columns', () => {
+    const notes = [['  3.5 %  0xffffffff9469137f  ', 'mov qword [rel 0FFFFFFFF95A2BF20h],0FFFFFFFFFFFFFFFFh']] as const;
+    expect(lines(textTable([{ head: 'a' }], [{ cells: ['1'], notes }], 66)).slice(3)).toEqual([
+      '    3.5 %  0xffffffff9469137f  mov qword [rel',
+      `${' '.repeat(31)}0FFFFFFFF95A2BF20h],`,
+      `${' '.repeat(31)}0FFFFFFFFFFFFFFFFh`,
+    ]);
+  });
+  test('a range of addresses that is too long is cut behind its hyphen', () => {
+    expect(wrapText('0xffffffff94b69f96-0xffffffff94b6a01b', 30)).toEqual([
+      '0xffffffff94b69f96-',
+      '0xffffffff94b6a01b',
+    ]);
+  });
   test('a name that is too long is cut between its parts', () => {
     expect(wrapText('svmCheckProcessorCompatibility', 20)).toEqual(['svmCheckProcessor', 'Compatibility']);
     expect(wrapText('vmx,unrestrictedGuest=0', 20)).toEqual(['vmx,', 'unrestrictedGuest=0']);

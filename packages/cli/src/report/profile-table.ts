@@ -37,13 +37,13 @@ function counts(list: readonly { name: string; count: number }[]): string {
 }
 
 /** The hottest instructions in the order of their addresses. */
-function hottest({ instructions, region }: HotPlace): string[] {
+function hottest({ instructions, region }: HotPlace): (readonly [string, string])[] {
   const most = region ? INSTRUCTIONS.region : INSTRUCTIONS.other;
   const least = instructions.map(({ share }) => share).sort((a, b) => b - a)[most - 1] ?? 0;
   return instructions
     .filter(({ share }) => share >= least)
     .slice(0, most)
-    .map(({ address, share, text }) => `${percent(share).padStart(7)}  ${address}  ${text}`);
+    .map(({ address, share, text }) => [`${percent(share).padStart(7)}  ${address}  `, text] as const);
 }
 /** A region's pieces, or the whole. */
 function addresses({ start, end, region }: HotPlace): string {

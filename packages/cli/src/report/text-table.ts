@@ -7,8 +7,8 @@ export interface Column {
 }
 export interface Row {
   cells: readonly string[];
-  /** Lines below the row, indented, over the whole width. */
-  notes?: readonly string[];
+  /** Lines below the row, indented, over the whole width; of a pair, what is too long goes on below the second. */
+  notes?: readonly (string | readonly [head: string, text: string])[];
 }
 
 const GAP = 2;
@@ -22,9 +22,10 @@ const LEAST_WIDTH = 60;
 /** Columns of standard output; 100 when it is piped. */
 export const outputWidth = (): number => Math.max(LEAST_WIDTH, process.stdout.columns ?? PIPED_WIDTH);
 
-/** Where a word that is too long for its line is cut: behind punctuation if it has some, else between the parts of a camelCaseName. */
+/** Where a word that is too long for its line is cut: behind punctuation or a range's hyphen if it has some, else between the parts of a camelCaseName. */
 function cutAt(word: string, width: number): number {
-  const punctuation = Math.max(word.lastIndexOf(',', width - 1), word.lastIndexOf('=', width - 1)) + 1;
+  const hyphen = word.lastIndexOf('-0x', width - 1);
+  const punctuation = Math.max(word.lastIndexOf(',', width - 1), word.lastIndexOf('=', width - 1), hyphen) + 1;
   if (punctuation > 0) return punctuation;
   const part = word.slice(0, width + 1).search(/(?<=[a-z])[A-Z][a-z]*$/);
   return part > 0 && part <= width ? part : width;
@@ -56,7 +57,8 @@ export function hanging(first: string, text: string, width: number): string[] {
   return wrapText(text, Math.max(20, width - first.length)).map((line, i) => (i === 0 ? first : indent) + line);
 }
 
-const longestWord = (text: string): number => Math.max(0, ...text.split(/\s+|(?<=[,=])/).map((word) => word.length));
+const longestWord = (text: string): number =>
+  Math.max(0, ...text.split(/\s+|(?<=[,=])|(?<=-)(?=0x)/).map((word) => word.length));
 
 /** Widths of the columns: what they need, the widest cut down until all fit; words are broken only if nothing else helps. */
 function columnWidths(texts: readonly (readonly string[])[], width: number): number[] {
@@ -95,7 +97,10 @@ export function textTable(columns: readonly Column[], rows: readonly Row[], widt
   lines.push(widths.map((w) => '─'.repeat(w)).join(' '.repeat(GAP)));
   for (const { cells, notes = [] } of rows) {
     push(cells, true);
-    for (const note of notes) lines.push(...hanging(' '.repeat(NOTE_INDENT), note, width));
+    for (const note of notes) {
+      const [head, text] = typeof note === 'string' ? ['', note] : note;
+      lines.push(...hanging(' '.repeat(NOTE_INDENT) + head, text, width));
+    }
   }
   return lines.join('\n');
 }
